@@ -1,0 +1,137 @@
+"""A small patient with known truth, and networks small enough for a laptop's lap.
+
+The patient's vertebrae are written as formulas in millimetres, so that a test can ask for the truth at any point of any
+grid. Each has a body in front, a canal, a spinous process behind that points down, and a lateral process that is longer
+on the patient's right: whatever is mirrored, turned or swapped shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from transvert import network, samples
+from transvert.manifest import Subject
+from transvert.samples import Samples
+from transvert.volume import Volume
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+MIDDLES = {20: (15.0, -28.0, 344.0), 21: (12.0, -30.0, 310.0), 22: (8.0, -27.0, 276.0)}
+"""L1, L2 and L3: where each vertebra's own axes cross, RAS mm."""
+
+# Boxes, each as its low and its high corner in mm from the vertebra's middle: pedicles, lamina, spinous process, and the
+# lateral processes, 42 mm to the right and 28 mm to the left.
+_BOXES = (
+    ((9, -9, -6), (17, 6, 8)),
+    ((-17, -9, -6), (-9, 6, 8)),
+    ((-17, -14, -9), (17, -8, 9)),
+    ((-3, -34, -14), (3, -14, 2)),
+    ((16, -12, -4), (42, -6, 4)),
+    ((-28, -12, -4), (-16, -6, 4)),
+)
+
+
+def inside_vertebra(points: np.ndarray, middle: tuple[float, float, float]) -> np.ndarray:
+    """Whether points (..., 3) RAS mm lie in the vertebra at `middle`: (...) bool."""
+    offset = points - np.array(middle)
+    x, y, z = np.moveaxis(offset, -1, 0)
+    found = ((x / 20) ** 2 + ((y - 14) / 15) ** 2 <= 1) & (np.abs(z) <= 12)
+    for low, high in _BOXES:
+        found |= ((offset >= low) & (offset <= high)).all(-1)
+    return found
+
+
+def occupancy(middle: tuple[float, float, float], affine: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, size) float32: the share of each voxel that the vertebra at `middle` fills, from 27 points a voxel."""
+    fine = (np.arange(3 * size) - 1) / 3
+    grid = np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), axis=-1)
+    found = inside_vertebra(grid @ affine[:3, :3].T + affine[:3, 3], middle)
+    return found.reshape(size, 3, size, 3, size, 3).mean((1, 3, 5)).astype(np.float32)
+
+
+def store_as(volume: Volume, axes: str, path: Path) -> Path:
+    """Writes a canonical volume with its axes stored another way, such as "PIR"; by nibabel alone."""
+    image = nibabel.Nifti1Image(volume.data, volume.affine)
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(tuple(axes))
+    )
+    nibabel.save(image.as_reoriented(turn), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The synthetic patient: L1 to L3, whole, on a grid of 1 x 1.2 x 2 mm.
+
+    Attributes:
+        ct: HU, canonical, as it was made and not as it was read.
+        mask: VerSe levels on the same grid.
+        centroids: level to (3,) RAS mm, the centre of mass of the mask's voxels.
+        ct_path: NIfTI, its axes stored as P, I, R.
+        mask_path: NIfTI, likewise.
+    """
+
+    ct: Volume
+    mask: Volume
+    centroids: dict[int, np.ndarray]
+    ct_path: Path
+    mask_path: Path
+
+    @property
+    def subject(self) -> Subject:
+        """As a manifest would give it."""
+        return Subject("sub-box", self.ct_path, self.mask_path, "verse", {}, {})
+
+
+@pytest.fixture(scope="session")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Patient:
+    shape = (170, 126, 66)
+    affine = np.diag([1.0, 1.2, 2.0, 1.0])
+    affine[:3, 3] = (-72.5, -100.0, 245.0)
+    index = np.moveaxis(np.indices(shape), 0, -1).astype(float)
+    points = index @ affine[:3, :3].T + affine[:3, 3]
+    labels = np.zeros(shape, np.uint8)
+    for level, middle in MIDDLES.items():
+        labels[inside_vertebra(points, middle)] = level
+    x, y = points[..., 0] - 12, points[..., 1] + 25
+    hu = np.where((x / 80) ** 2 + (y / 66) ** 2 <= 1, 30.0, -1000.0)
+    hu[((x - 45) / 25) ** 2 + ((y - 25) / 25) ** 2 <= 1] = 70  # a liver: in front, on the right
+    hu[labels > 0] = 600
+    hu += np.random.default_rng(0).normal(0, 15, shape)
+    ct, mask = Volume(np.rint(hu).astype(np.int16), affine), Volume(labels, affine)
+    centroids = {level: points[labels == level].mean(0) for level in MIDDLES}
+    folder = tmp_path_factory.mktemp("patient")
+    return Patient(
+        Volume(ct.data.astype(np.float32), affine),
+        mask,
+        centroids,
+        store_as(ct, "PIR", folder / "sub-box_ct.nii.gz"),
+        store_as(mask, "PIR", folder / "sub-box_seg-vert_msk.nii.gz"),
+    )
+
+
+@pytest.fixture(scope="session")
+def box_samples(patient: Patient) -> Samples:
+    """The patient's samples, parallel: not to be changed."""
+    return samples.cut(patient.ct, patient.mask, "sub-box")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], torch.nn.Module]:
+    """A maker of small networks, equal at each call."""
+
+    def make(name: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return network.build(name, width=8)
+
+    return make

@@ -1,0 +1,340 @@
+"""Films: exposure, files that come back as they went, and patches that are life-sized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+from transvert import drr, film
+from transvert.files import InputError
+from transvert.geometry import VIEW_NAMES, View, named_view
+from transvert.volume import Volume
+
+RNG = np.random.default_rng(0)
+GREY8 = RNG.integers(0, 256, (7, 9), np.uint8)
+GREY16 = RNG.integers(0, 65536, (7, 9), np.uint16)
+
+
+def view(name: str = "ap", shape: tuple[int, int] = (7, 9), **options: object) -> View:
+    return named_view(name, np.zeros(3), shape, (0.7, 0.143), **options)  # type: ignore[arg-type]
+
+
+# Exposure
+
+
+def test_without_scatter_noise_and_blur_a_film_is_its_integral() -> None:
+    integral = RNG.random((20, 30)).astype(np.float32) * 8
+    exposed = film.expose(integral, pixel_mm=1.0, seed=0, photons=0, scatter=0, blur_mm=0)
+    assert_allclose(exposed, integral, atol=1e-5)
+    assert exposed.dtype == np.float32
+
+
+def test_noise_is_seeded_and_has_poisson_s_size() -> None:
+    integral = np.full((200, 200), np.log(20), np.float32)
+    options = {"pixel_mm": 1.0, "photons": 20_000.0, "scatter": 0.0, "blur_mm": 0.0}
+    one, same, other = (film.expose(integral, seed=seed, **options) for seed in (1, 1, 2))  # type: ignore[arg-type]
+    assert_array_equal(one, same)
+    assert (one != other).any()
+    # 1000 photons in each pixel: the logarithm spreads by 1/sqrt(1000).
+    assert one.std() == pytest.approx(1000**-0.5, rel=0.03)
+    assert one.mean() == pytest.approx(np.log(20), abs=1e-3)
+
+
+def test_a_pixel_without_photons_stays_finite() -> None:
+    exposed = film.expose(np.full((5, 5), 200.0), pixel_mm=1.0, seed=0, photons=1000.0, scatter=0, blur_mm=0)
+    assert_allclose(exposed, np.log(2000), rtol=1e-5)
+
+
+def test_scatter_leaves_an_empty_film_empty_and_takes_contrast_from_dense_parts() -> None:
+    assert_allclose(film.add_scatter(np.ones((50, 50), np.float32), 0.1, 1.0), 1, atol=1e-6)
+    integral = np.zeros((60, 60), np.float32)
+    integral[20:40, 20:40] = 8
+    exposed = film.expose(integral, pixel_mm=1.0, seed=0, photons=0, scatter=0.1, blur_mm=0)
+    assert exposed[30, 30] < 5 and abs(exposed[0, 0]) < 0.1
+
+
+def test_blur_is_measured_in_mm_along_rows_and_columns() -> None:
+    point = np.zeros((101, 101), np.float32)
+    point[50, 50] = 1
+    blurred = film.blur(point, 3.0, (1.0, 0.5)).astype(float)
+    rows, columns = np.indices(point.shape) - 50
+    assert blurred.sum() == pytest.approx(1, abs=1e-4)
+    assert np.sqrt((blurred * rows**2).sum()) * 1.0 == pytest.approx(3, rel=0.03)
+    assert np.sqrt((blurred * columns**2).sum()) * 0.5 == pytest.approx(3, rel=0.03)
+
+
+@pytest.mark.parametrize("amounts", [{"photons": -1.0}, {"scatter": -0.1}, {"blur_mm": -1.0}])
+def test_negative_amounts(amounts: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must not be negative"):
+        film.expose(np.ones((3, 3)), pixel_mm=1.0, seed=0, **amounts)  # type: ignore[arg-type]
+
+
+def test_integrals_that_are_not_finite() -> None:
+    with pytest.raises(InputError, match="NaN or infinite"):
+        film.expose(np.array([[np.nan]]), pixel_mm=1.0, seed=0)
+
+
+# Grey values
+
+
+def test_grey_values() -> None:
+    image = np.array([[-1.0, 0, 1, 2, 3]])
+    assert film.to_grey(image, window=(0, 2)).tolist() == [[0, 0, 128, 255, 255]]
+    assert film.to_grey(image, window=(0, 2), inverted=True).tolist() == [[255, 255, 128, 0, 0]]
+    assert film.to_grey(image, bits=16, window=(0, 2)).tolist() == [[0, 0, 32768, 65535, 65535]]
+    assert film.to_grey(image).dtype == np.uint8 and film.to_grey(image, bits=16).dtype == np.uint16
+    assert not film.to_grey(np.full((3, 3), 7.0)).any()
+    ramp = film.to_grey(np.append(np.arange(1000.0), 1e9).reshape(7, 143))
+    assert (ramp == 255).sum() < 10  # One bright pixel does not make the rest black.
+    with pytest.raises(InputError, match="8 or 16 bits, not 12"):
+        film.to_grey(image, bits=12)
+
+
+# Files
+
+
+@pytest.mark.parametrize("grey", [GREY8, GREY16])
+def test_a_png_comes_back_with_its_pixel_size(tmp_path: Path, grey: np.ndarray) -> None:
+    read = film.read(film.write_png(tmp_path / "f.png", grey, (0.7, 0.143)))
+    assert_array_equal(read.pixels, grey)
+    assert read.pixels.dtype == np.float32
+    assert read.pixel_mm == pytest.approx((0.7, 0.143), rel=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
+
+
+@pytest.mark.parametrize("grey", [GREY8, GREY16])
+@pytest.mark.parametrize("cone", [False, True])
+def test_a_dicom_film_comes_back(tmp_path: Path, grey: np.ndarray, cone: bool) -> None:
+    path = film.write_dicom(tmp_path / "f.dcm", grey, view(cone=cone))
+    read = film.read(path)
+    assert_array_equal(read.pixels, grey)
+    assert read.pixel_mm == pytest.approx((0.7, 0.143))
+    first = path.read_bytes()
+    assert film.write_dicom(path, grey, view(cone=cone)).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("name", "turn_deg", "orientation"),
+    [
+        ("ap", 0, ["L", "F"]),
+        ("pa", 0, ["L", "F"]),
+        ("left_lateral", 0, ["P", "F"]),
+        ("right_lateral", 0, ["P", "F"]),
+        ("ap", 10, ["LP", "F"]),
+    ],
+)
+def test_a_dicom_film_says_how_the_patient_stands(
+    tmp_path: Path, name: str, turn_deg: float, orientation: list[str]
+) -> None:
+    v = view(name, cone=True, turn_deg=turn_deg)
+    dataset = pydicom.dcmread(film.write_dicom(tmp_path / "f.dcm", GREY16, v, source_to_patient_mm=1500.0))
+    assert list(dataset.PatientOrientation) == orientation
+    # The letters once more, from points: a step along the row and down the column must raise the pixel's number.
+    ways = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
+    steps = v.project(np.array([ways[way[0]] for way in orientation])) - v.project(np.zeros(3))
+    assert steps[0, 1] > 0 and steps[1, 0] > 0
+    assert dataset.ViewPosition == dict(zip(VIEW_NAMES, ["AP", "PA", "LL", "RL"], strict=True))[name]
+    assert dataset.DistanceSourceToDetector == 1800 and dataset.DistanceSourceToPatient == 1500
+    assert dataset.EstimatedRadiographicMagnificationFactor == pytest.approx(1.2)
+    assert dataset.ImageType[0] == "DERIVED" and dataset.PatientName == "SIMULATED^FILM"
+
+
+def test_a_picture_of_another_shape_is_no_film_of_the_view(tmp_path: Path) -> None:
+    for grey in (GREY8[1:], GREY8.astype(float)):
+        with pytest.raises(InputError, match="is no film of the view 'ap'"):
+            film.write_dicom(tmp_path / "f.dcm", grey, view())
+    assert not list(tmp_path.iterdir())
+
+
+def changed_dicom(path: Path, **changes: object) -> Path:
+    dataset = pydicom.dcmread(film.write_dicom(path, GREY16, view()))
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path
+
+
+def test_monochrome1_is_turned_to_white_bone(tmp_path: Path) -> None:
+    read = film.read(changed_dicom(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1"))
+    assert_array_equal(read.pixels - read.pixels.min(), GREY16.max() - GREY16.astype(np.float32))
+
+
+def test_the_modality_rescale_is_applied(tmp_path: Path) -> None:
+    read = film.read(changed_dicom(tmp_path / "f.dcm", RescaleSlope=0.5, RescaleIntercept=-7))
+    assert_allclose(read.pixels, GREY16 * 0.5 - 7)
+
+
+def test_the_detector_s_pixel_size_goes_before_a_calibrated_one(tmp_path: Path) -> None:
+    path = changed_dicom(tmp_path / "f.dcm", PixelSpacing=[0.5, 0.1])
+    assert film.read(path).pixel_mm == pytest.approx((0.7, 0.143))
+    path = changed_dicom(tmp_path / "f.dcm", PixelSpacing=[0.5, 0.1], ImagerPixelSpacing=None)
+    assert film.read(path).pixel_mm == pytest.approx((0.5, 0.1))
+
+
+@pytest.mark.parametrize("spacing", [None, [0, 0]])
+def test_a_pixel_size_that_no_one_states_is_asked_for(tmp_path: Path, spacing: list[float] | None) -> None:
+    path = changed_dicom(tmp_path / "f.dcm", PixelSpacing=spacing, ImagerPixelSpacing=spacing)
+    with pytest.raises(InputError, match=r"f\.dcm does not say how large its pixels are; give pixel_mm"):
+        film.read(path)
+    assert film.read(path, 0.2).pixel_mm == (0.2, 0.2)
+
+
+@pytest.mark.parametrize("name", ["f.png", "f.tif", "f.jpg"])
+def test_pictures_without_pixel_size(tmp_path: Path, name: str) -> None:
+    Image.fromarray(GREY8).save(tmp_path / name)
+    with pytest.raises(InputError, match="give pixel_mm"):
+        film.read(tmp_path / name)
+    read = film.read(tmp_path / name, (0.2, 0.3))
+    assert read.pixel_mm == (0.2, 0.3)
+    if name != "f.jpg":
+        assert_array_equal(read.pixels, GREY8)
+
+
+@pytest.mark.parametrize("dpi", [72, 96, 144])
+def test_a_screen_s_resolution_is_no_pixel_size(tmp_path: Path, dpi: int) -> None:
+    Image.fromarray(GREY8).save(tmp_path / "screenshot.png", dpi=(dpi, dpi))
+    with pytest.raises(InputError, match="give pixel_mm"):
+        film.read(tmp_path / "screenshot.png")
+
+
+def test_the_pixel_size_given_by_hand_goes_first(tmp_path: Path) -> None:
+    path = film.write_png(tmp_path / "f.png", GREY8, 0.5)
+    assert film.read(path, 0.4).pixel_mm == (0.4, 0.4)
+    with pytest.raises(InputError, match="both must be positive"):
+        film.read(path, -1.0)
+
+
+@pytest.mark.parametrize("grey", [GREY8, GREY16])
+def test_a_tiff_whose_white_is_zero(tmp_path: Path, grey: np.ndarray) -> None:
+    Image.fromarray(grey).save(tmp_path / "f.tif", tiffinfo={262: 0})
+    stored = film.read(tmp_path / "f.tif", 1.0).pixels
+    assert np.corrcoef(stored.ravel(), grey.ravel())[0, 1] == pytest.approx(-1 if grey is GREY16 else 1)
+
+
+def test_colour(tmp_path: Path) -> None:
+    channels = np.stack([GREY8] * 3, axis=-1)
+    Image.fromarray(channels).save(tmp_path / "grey.png")
+    assert_array_equal(film.read(tmp_path / "grey.png", 1.0).pixels, GREY8)
+    channels[..., 0] //= 2
+    Image.fromarray(channels).save(tmp_path / "colour.png")
+    with pytest.raises(InputError, match=r"colour\.png is a colour picture"):
+        film.read(tmp_path / "colour.png", 1.0)
+    path = changed_dicom(tmp_path / "colour.dcm", PhotometricInterpretation="RGB")
+    with pytest.raises(InputError, match=r"colour\.dcm is a colour picture"):
+        film.read(path)
+
+
+@pytest.mark.parametrize("name", ["f.dcm", "f.png", "f.jpg", "f.tif"])
+@pytest.mark.filterwarnings("ignore")  # pydicom also warns, in its own words.
+def test_a_file_that_is_cut_short(tmp_path: Path, name: str) -> None:
+    path, big = tmp_path / name, RNG.integers(0, 256, (64, 64), np.uint8)
+    if name == "f.dcm":
+        film.write_dicom(path, big, view(shape=(64, 64)))
+    else:
+        Image.fromarray(big).save(path)
+    content = path.read_bytes()
+    for part in (0.3, 0.8):
+        path.write_bytes(content[: int(len(content) * part)])
+        with pytest.raises(
+            InputError, match=r"^The film f\.\w+ can't be decoded; it is damaged or cut short"
+        ) as caught:
+            film.read(path, 1.0)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_film(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        film.read(tmp_path / "none.png")
+    (tmp_path / "note.txt").write_text("no film")
+    with pytest.raises(InputError, match="neither DICOM nor PNG, JPEG or TIFF"):
+        film.read(tmp_path / "note.txt")
+    with pytest.raises(InputError, match="is a CT image, not a film"):
+        film.read(changed_dicom(tmp_path / "slice.dcm", Modality="CT"))
+    with pytest.raises(InputError, match="has 2 frames"):
+        film.read(changed_dicom(tmp_path / "run.dcm", NumberOfFrames=2))
+    pages = [Image.fromarray(GREY8)] * 2
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match="holds 2 pictures"):
+        film.read(tmp_path / "pages.tif", 1.0)
+
+
+# Patches
+
+
+def test_standardise() -> None:
+    patch = RNG.normal(300, 20, (40, 40))
+    patch[0, 0] = 1e5
+    valid = np.ones(patch.shape, bool)
+    valid[:5] = False
+    for scaled in (patch, patch * 37 - 11):
+        result = film.standardise(scaled, valid)
+        assert result.dtype == np.float32 and not result[:5].any()
+        assert result[5:].mean() == pytest.approx(0, abs=1e-5) and result[5:].std() == pytest.approx(1, abs=1e-3)
+    assert_allclose(film.standardise(patch, valid), film.standardise(patch * 37 - 11, valid), atol=1e-5)
+    assert film.standardise(patch).max() == film.CLIP
+    assert not film.standardise(np.full((4, 4), 1 / 3)).any()
+    assert not film.standardise(patch, np.zeros(patch.shape, bool)).any()
+    patch[10, 10] = np.nan
+    assert np.isfinite(film.standardise(patch)).all() and film.standardise(patch)[10, 10] == 0
+
+
+@pytest.mark.parametrize("cone", [False, True])
+@pytest.mark.parametrize("name", VIEW_NAMES)
+def test_a_patch_of_a_small_sphere_is_life_sized(name: str, cone: bool) -> None:
+    radius, centre = 10.0, np.array([130.0, -60.0, 60.0])  # Far from the isocentre, where magnification differs.
+    volume = Volume(np.zeros((48, 48, 48), np.float32), np.diag([0.5, 0.5, 0.5, 1.0]))
+    volume.affine[:3, 3] = centre - 23.5 * 0.5
+    distance = np.linalg.norm(volume.world(np.stack(np.indices(volume.data.shape), axis=-1)) - centre, axis=-1)
+    volume.data[:] = np.clip((radius - distance) / 0.5 + 0.5, 0, 1)
+    v = named_view(name, np.zeros(3), (500, 900), 0.6, cone=cone)
+    patch, valid = film.cut_patch(drr.cast(volume, v), v, centre, 33, 1.0)
+    assert valid.all() and patch.dtype == np.float32
+    rows, columns = np.indices(patch.shape) - 16
+    # Rays are a little slanted here, which widens the picture by under 1 %.
+    expected = 2 * np.sqrt(np.maximum(radius**2 - rows**2 - columns**2, 0))
+    assert np.abs(patch - expected)[np.hypot(rows, columns) < 9].max() < 0.6
+    diameter = 2 * np.sqrt((patch > 2).sum() / np.pi)
+    assert diameter == pytest.approx(2 * np.sqrt(radius**2 - 1), abs=0.7)  # Unmagnified it would be 2 to 6 mm.
+
+
+def test_a_patch_has_the_picture_s_directions_and_ends_with_it() -> None:
+    v = named_view("ap", np.zeros(3), (40, 30), 2.0)
+    rows, columns = np.indices(v.shape).astype(np.float32)
+    centre = v.corner + 10 * v.down + 3 * v.across + 77 * v.direction
+    for picture, along in ((rows, 0), (columns, 1)):
+        patch, valid = film.cut_patch(picture, v, centre, 11, 2.0)
+        index = np.indices(patch.shape)
+        assert_array_equal(valid, index[1] >= 2)
+        expected = index[along] + (5, -2)[along]
+        assert_allclose(patch, np.where(valid, expected, 0), atol=1e-4)
+    patch, valid = film.cut_patch(rows, v, centre + [1000, 0, 0], 11, 2.0)
+    assert not valid.any() and not patch.any()
+
+
+def test_a_coarse_patch_averages_fine_pixels() -> None:
+    v = named_view("ap", np.zeros(3), (400, 400), 0.15)
+    board = (np.indices(v.shape).sum(axis=0) % 2).astype(np.float32)
+    patch, valid = film.cut_patch(board, v, np.array([0.1, 0, -0.07]), 25, 1.0)
+    assert valid.all()
+    assert_allclose(patch, 0.5, atol=0.01)
+
+
+def test_the_averaging_knows_the_magnification() -> None:
+    # Magnified twice, points 0.3 mm apart meet every second pixel of 0.3 mm: all white ones, if nothing is averaged.
+    v = named_view("ap", np.zeros(3), (101, 101), 0.3, cone=True, source_to_isocentre_mm=900.0)
+    board = (np.indices(v.shape).sum(axis=0) % 2 == 0).astype(np.float32)
+    patch, _ = film.cut_patch(board, v, np.zeros(3), 25, 0.3)
+    assert_allclose(patch, 0.5, atol=0.05)
+
+
+def test_a_patch_needs_the_view_s_own_picture() -> None:
+    with pytest.raises(InputError, match="is not one of the view 'ap'"):
+        film.cut_patch(np.zeros((5, 5)), view(), np.zeros(3), 3, 1.0)

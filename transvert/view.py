@@ -1,0 +1,289 @@
+"""The figures of the notebooks. Pictures carry millimetres, a colour bar and the patient's sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from transvert import levels, render
+from transvert.files import atomic_path
+from transvert.geometry import View
+from transvert.samples import MIDDLE, SIZE, SPACING_MM, Samples
+from transvert.volume import Volume
+
+REGION_COLOURS = {"C": "#0072B2", "T": "#E69F00", "L": "#009E73"}
+_SIDES = {"ap": ("R", "L"), "pa": ("R", "L"), "left_lateral": ("front", "back"), "right_lateral": ("front", "back")}
+_HALF = SIZE * SPACING_MM / 2
+
+
+def save(figure: Figure, path: str | Path) -> Figure:
+    """Writes a figure as PNG, atomically, and hands it back for the notebook to show."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
+    return figure
+
+
+def three_planes(ct: Volume, mask: Volume, point: np.ndarray) -> Figure:
+    """Coronal, sagittal and axial slices of a CT through `point` (3,) RAS mm, with its vertebrae laid over.
+
+    The volumes share a grid. Coronal and axial slices show the patient's right on the left, the sagittal one the front
+    on the left, as the radiographs do.
+    """
+    i, j, k = np.clip(np.rint(ct.index(point)).astype(int), 0, np.array(ct.data.shape) - 1)
+    x, y, z = (ct.spacing_mm[a] * ct.data.shape[a] for a in range(3))
+    planes = [
+        ("coronal", (slice(None), j, slice(None)), (x, z), ("R", "L", "head", "feet")),
+        ("sagittal", (i, slice(None), slice(None)), (y, z), ("front", "back", "head", "feet")),
+        ("axial", (slice(None), slice(None), k), (x, y), ("R", "L", "front", "back")),
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    for axis, (title, cut, (width, height), sides) in zip(axes, planes, strict=True):
+        grey, label = (volume.data[cut][::-1, ::-1].T for volume in (ct, mask))
+        box = (0, width, height, 0)
+        shown = axis.imshow(grey, cmap="gray", vmin=-300, vmax=900, extent=box)
+        alpha = np.where(label > 0, 0.45, 0.0)
+        axis.imshow(render.level_colours(label), alpha=alpha, extent=box, interpolation="nearest")
+        axis.set(title=title, xlabel="mm", ylabel="mm")
+        _mark(axis, *sides)
+    figure.colorbar(shown, ax=axes, label="HU", shrink=0.8)
+    return figure
+
+
+def setup(views: Sequence[View], corners: np.ndarray) -> Figure:
+    """The two-view set-up in space: patient box, sources, detectors and their edge rays; RAS mm."""
+    figure = plt.figure(figsize=(8, 6.5))
+    axis: Any = figure.add_subplot(projection="3d")
+    edges = [(a, b) for a in range(8) for b in range(a) if (a ^ b).bit_count() == 1]
+    for a, b in edges:
+        axis.plot(*corners[[a, b]].T, color="0.3", lw=1)
+    for view, colour in zip(views, ("#0072B2", "#D55E00"), strict=False):
+        rows, columns = view.shape
+        ends = np.array([[0, 0], [0, columns - 1], [rows - 1, columns - 1], [rows - 1, 0], [0, 0]])
+        frame = view.corner + ends[:, :1] * view.down + ends[:, 1:] * view.across
+        axis.plot(*frame.T, color=colour, lw=2, label=f"{view.name} detector")
+        for corner, pixel in zip(frame[:4], ends[:4], strict=True):
+            start = view.source if view.source is not None else corner - 600 * view.direction
+            axis.plot(*np.array([start, corner]).T, color=colour, lw=0.6, ls=":")
+            if view.source is not None and not pixel.any():
+                axis.scatter(*view.source, color=colour, s=60, marker="*", label=f"{view.name} source")
+        axis.text(*frame[0], "row 0, column 0", color=colour, fontsize=8)
+    axis.set(xlabel="x, to the right (mm)", ylabel="y, to the front (mm)", zlabel="z, to the head (mm)")
+    axis.set_aspect("equal")
+    axis.view_init(elev=22, azim=50)
+    axis.legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def films(
+    pictures: Sequence[np.ndarray],
+    views: Sequence[View],
+    titles: Sequence[str],
+    *,
+    landmarks: Sequence[Mapping[int, np.ndarray]] = (),
+    overlays: Sequence[Mapping[int, np.ndarray]] = (),
+    unit: str = "attenuation × mm",
+) -> Figure:
+    """Radiographs side by side, in mm on the detector.
+
+    Args:
+        pictures: each (rows, columns).
+        views: each picture's view.
+        titles: each picture's title.
+        landmarks: per picture, level to (2,) row and column, drawn as named dots.
+        overlays: per picture, level to a (rows, columns) silhouette, whose outline is drawn.
+        unit: of the grey values.
+    """
+    figure, axes = plt.subplots(
+        1, len(pictures), figsize=(5.2 * len(pictures), 5.6), layout="constrained", squeeze=False
+    )
+    for n, (axis, picture, view) in enumerate(zip(axes[0], pictures, views, strict=True)):
+        row_mm, column_mm = view.pixel_mm
+        box = (-column_mm / 2, (picture.shape[1] - 0.5) * column_mm, (picture.shape[0] - 0.5) * row_mm, -row_mm / 2)
+        low, high = np.percentile(picture, (1, 99.7))
+        shown = axis.imshow(picture, cmap="gray", extent=box, vmin=low, vmax=high)
+        figure.colorbar(shown, ax=axis, label=unit, shrink=0.7)
+        axis.set(title=titles[n], xlabel="mm on the detector", ylabel="mm on the detector")
+        for level, (row, column) in (landmarks[n] if landmarks else {}).items():
+            axis.plot(column * column_mm, row * row_mm, "+", color="#E69F00", ms=7)
+            axis.annotate(
+                levels.name(level), (column * column_mm + 4, row * row_mm), color="#E69F00", fontsize=7, va="center"
+            )
+        for level, silhouette in (overlays[n] if overlays else {}).items():
+            colour = render.level_colours(np.array(level))
+            _outline(axis, silhouette, box, colour)
+        _mark(axis, *_SIDES.get(view.name, ("", "")), "head", "feet")
+    return figure
+
+
+def contact_sheet(samples: Samples) -> Figure:
+    """Every sample of a subject: AP patch above lateral patch, the target's outline and the landmark on both."""
+    targets = samples.targets()
+    silhouettes = [np.any(targets, axis=axis) for axis in (2, 1)]
+    columns = min(7, len(samples))
+    rows = -(-len(samples) // columns)
+    figure, axes = plt.subplots(
+        2 * rows, columns, figsize=(1.8 * columns, 3.8 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    box = (-_HALF, _HALF, _HALF, -_HALF)
+    for n in range(len(samples)):
+        for view, name in enumerate(("AP", "lateral")):
+            axis = axes[2 * (n // columns) + view, n % columns]
+            axis.imshow(samples.pictures[n, view][MIDDLE, MIDDLE], cmap="gray", extent=box)
+            outline = silhouettes[view][n][::-1, ::-1].T
+            _outline(axis, outline, box, "#56B4E9")
+            axis.plot(0, 0, "+", color="#E69F00", ms=6)
+            axis.set_title(f"{levels.name(samples.levels[n])} {name}", fontsize=8, pad=2)
+    figure.suptitle(
+        f"{samples.subject}: patches of 96 mm, the vertebra's outline (blue) and its landmark (orange)", fontsize=10
+    )
+    return figure
+
+
+def batch_sheet(images: np.ndarray, targets: np.ndarray) -> Figure:
+    """What training draws: (N, 2, 2, 64, 64) images and (N, 64, 64, 64) targets; per column patch and outline."""
+    figure, axes = plt.subplots(2, len(images), figsize=(1.8 * len(images), 3.9), layout="constrained", squeeze=False)
+    box = (-_HALF, _HALF, _HALF, -_HALF)
+    for n, (image, target) in enumerate(zip(images, targets, strict=True)):
+        for view, (name, axis_away) in enumerate((("AP", 1), ("lateral", 0))):
+            axis = axes[view, n]
+            axis.imshow(image[view, 0], cmap="gray", extent=box, vmin=-3, vmax=3)
+            silhouette = target.max(axis_away)[::-1, ::-1].T
+            _outline(axis, silhouette, box, "#56B4E9")
+            _outline(axis, image[view, 1], box, "#E69F00")
+            axis.set(title=name, xticks=[], yticks=[])
+    figure.suptitle(
+        "Random draws: standardised patch, the target's outline (blue), the centroid map (orange)", fontsize=10
+    )
+    return figure
+
+
+def curve(history: pd.DataFrame) -> Figure:
+    """Loss and Dice against steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    left.plot(history.step, history.loss, "o-", ms=3, color="#0072B2")
+    left.set(xlabel="step", ylabel="loss (1 - soft Dice + cross-entropy)", title="training loss")
+    right.plot(history.step, history.dice, "o-", ms=3, color="#0072B2", label="training draws (soft)")
+    right.plot(history.step, history.dice_validation, "s-", ms=3, color="#D55E00", label="held-out vertebrae")
+    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1), title="Dice")
+    right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    return figure
+
+
+class LiveCurve:
+    """A curve that redraws itself in the cell's output after each epoch; pass it as `on_epoch`."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(display_id=True)
+
+    def __call__(self, history: pd.DataFrame) -> None:
+        figure = curve(history)
+        if self._handle is not None:
+            self._handle.update(figure)
+        plt.close(figure)
+
+
+def dice_by_level(table: pd.DataFrame) -> Figure:
+    """Dice of each vertebra by method. `table` has the columns subject, level, method and dice."""
+    methods = list(dict.fromkeys(table.method))
+    cases = list(dict.fromkeys(zip(table.subject, table.level, strict=True)))
+    figure, axis = plt.subplots(figsize=(max(8, 0.55 * len(cases) * 1.2), 4), layout="constrained")
+    width = 0.8 / len(methods)
+    for m, (method, colour) in enumerate(zip(methods, ("#0072B2", "#009E73", "#999999", "#CC79A7"), strict=False)):
+        rows = table[table.method == method].set_index(["subject", "level"]).dice
+        heights = [rows.get(case, np.nan) for case in cases]
+        axis.bar(
+            np.arange(len(cases)) + (m - (len(methods) - 1) / 2) * width, heights, width, color=colour, label=method
+        )
+    axis.set_xticks(range(len(cases)), [f"{level}\n{subject}" for subject, level in cases], fontsize=7, rotation=0)
+    axis.set(ylabel="Dice", ylim=(0, 1))
+    axis.legend(ncols=len(methods), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def by_region(table: pd.DataFrame) -> Figure:
+    """Dice, HD95, ASSD and NSD by region: every vertebra a dot, the median a line. `table` is metrics.csv."""
+    measures = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd_1p5mm": "NSD at 1.5 mm"}
+    regions = [r for r in REGION_COLOURS if (table.level.str[0] == r).any()]
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
+    spread = np.random.default_rng(0)
+    for axis, (column, label) in zip(axes, measures.items(), strict=True):
+        for place, letter in enumerate(regions):
+            values = table[table.level.str[0] == letter][column].replace(np.inf, np.nan).dropna()
+            axis.plot(
+                place + spread.uniform(-0.15, 0.15, len(values)),
+                values,
+                "o",
+                ms=4,
+                color=REGION_COLOURS[letter],
+                alpha=0.7,
+            )
+            axis.hlines(values.median(), place - 0.3, place + 0.3, color="k")
+        axis.set_xticks(range(len(regions)), regions)
+        axis.set(title=label, xlabel="region")
+        axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def errors_on_surface(cases: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
+    """Predicted vertebrae seen from the front, the left and the back, coloured by distance from the truth.
+
+    Args:
+        cases: title, probability (64, 64, 64) and signed distance mm (64, 64, 64) of each.
+    """
+    figure, axes = plt.subplots(len(cases), 3, figsize=(8.5, 2.9 * len(cases)), layout="constrained", squeeze=False)
+    for row, (title, probability, distance) in zip(axes, cases, strict=True):
+        for axis, (side, turn) in zip(row, (("front", 0), ("left side", 90), ("back", 180)), strict=True):
+            axis.imshow(render.error_picture(probability, distance, turn), extent=(-_HALF, _HALF, -_HALF, _HALF))
+            axis.set(title=f"{title}, {side}", xticks=[], yticks=[])
+            axis.title.set_fontsize(9)
+    limit = render.ERROR_LIMIT_MM
+    bar = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r")
+    figure.colorbar(bar, ax=axes, label="outside (+) or inside (-) the true surface, mm", shrink=0.7)
+    return figure
+
+
+def spine(labels: Volume) -> Figure:
+    """A spine's label volume, isotropic, seen from the front, the left side and the back."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 7), layout="constrained")
+    spacing = float(labels.spacing_mm[0])
+    for axis, (side, turn) in zip(axes, (("front", 0), ("left side", 90), ("back", 180)), strict=True):
+        picture = render.spine_picture(labels, turn)
+        height, width = (n * spacing for n in picture.shape[:2])
+        axis.imshow(picture, extent=(-width / 2, width / 2, height, 0))
+        filled = np.flatnonzero((picture < 1).any(axis=(0, 2)))
+        if filled.size:
+            axis.set_xlim((filled[0] - 5) * spacing - width / 2, (filled[-1] + 5) * spacing - width / 2)
+        axis.set(title=f"seen from the {side}", xlabel="mm", ylabel="mm")
+    present = levels.in_order(set(np.unique(labels.data).tolist()) - {0})
+    handles = [Patch(color=tuple(render.level_colours(np.array(n))), label=levels.name(n)) for n in present]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8)
+    return figure
+
+
+def _outline(axis: Axes, shape: np.ndarray, box: tuple[float, float, float, float], colour: Any) -> None:
+    """The line at 0.5 of a picture that `imshow(extent=box)` would show: with one extent for both, rows go down in both."""
+    axis.contour(shape, [0.5], colors=[colour], linewidths=0.9, extent=box, origin="upper")
+
+
+def _mark(axis: Axes, left: str, right: str, top: str = "", bottom: str = "") -> None:
+    """Writes what each side of a picture shows, small and inside."""
+    style: dict[str, Any] = {"color": "#56B4E9", "fontsize": 9, "transform": axis.transAxes}
+    axis.text(0.02, 0.5, left, ha="left", va="center", **style)
+    axis.text(0.98, 0.5, right, ha="right", va="center", **style)
+    axis.text(0.5, 0.98, top, ha="center", va="top", **style)
+    axis.text(0.5, 0.02, bottom, ha="center", va="bottom", **style)

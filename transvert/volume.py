@@ -1,0 +1,211 @@
+"""CT and label volumes: read, bring to canonical RAS order, cut cubes, write. The only place that knows axis order.
+
+A volume's array is `[x, y, z]` in canonical RAS order: the first index grows to the patient's right, the second to
+the front, the third to the head (up to the obliquity that the affine keeps). The affine takes voxel indices, which
+point at voxel centres, to RAS millimetres.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from scipy import ndimage
+
+from transvert import levels
+from transvert.files import InputError, atomic_path
+
+AIR_HU = -1000.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array and the affine that places it.
+
+    Attributes:
+        data: (X, Y, Z), canonical RAS order.
+        affine: (4, 4), voxel index to RAS mm.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) voxel size along x, y and z."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def world(self, indices: np.ndarray) -> np.ndarray:
+        """(..., 3) voxel indices to RAS mm."""
+        return np.asarray(indices, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def index(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) RAS mm to voxel indices, not rounded."""
+        return (np.asarray(points, float) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+    def corners(self) -> np.ndarray:
+        """(8, 3) RAS mm, the corners of the volume's outer faces (half a voxel beyond the outer voxel centres)."""
+        ends = np.array([[-0.5, n - 0.5] for n in self.data.shape])
+        return self.world(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3))
+
+
+def cube_affine(centre: np.ndarray, size: int, spacing_mm: float) -> np.ndarray:
+    """(4, 4) affine of an axis-aligned cube of `size` voxels a side around `centre` (3,) RAS mm."""
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = np.asarray(centre, float) - spacing_mm * (size - 1) / 2
+    return affine
+
+
+def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *, order: int, fill: float) -> Volume:
+    """Resamples an axis-aligned cube out of a volume.
+
+    Args:
+        volume: any grid, oblique ones too.
+        centre: (3,) RAS mm.
+        size: voxels a side.
+        spacing_mm: of the cube.
+        order: 1 for values; 0 for labels.
+        fill: the value beyond the volume.
+
+    Returns:
+        (size, size, size), the volume's dtype. A coarser cube averages the voxels it covers (`order` 1), so that
+        thin slices do not alias.
+    """
+    target = cube_affine(centre, size, spacing_mm)
+    mapping = np.linalg.inv(volume.affine) @ target
+    low, high = _index_box(mapping, size, volume.data.shape)
+    if (high <= low).any():
+        return Volume(np.full((size,) * 3, fill, volume.data.dtype), target)
+    block = volume.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    if order == 1:
+        block = block.astype(np.float32)
+        # A box as wide as the cube's voxel, where that is wider than the volume's own.
+        for axis, width in enumerate(np.maximum(spacing_mm / volume.spacing_mm, 1.0)):
+            if width > 1.25:
+                block = ndimage.uniform_filter1d(block, max(1, round(width)), axis=axis, mode="nearest")
+    cut = ndimage.affine_transform(
+        block, mapping[:3, :3], mapping[:3, 3] - low, (size,) * 3, order=order, mode="constant", cval=fill
+    )
+    return Volume(cut.astype(volume.data.dtype), target)
+
+
+def read_ct(path: str | Path) -> Volume:
+    """Reads a CT from NIfTI.
+
+    Returns:
+        float32, HU, values below -1024 (outside the field of view) set to air.
+
+    Raises:
+        InputError: no NIfTI file, cut short, not 3D, no usable affine, or values that are not HU.
+    """
+    volume = _read(path, np.float32)
+    if not np.isfinite(volume.data).all():
+        raise InputError(f"The CT {Path(path).name} has NaN or infinite voxels; fill them with -1000 HU.")
+    low, high = float(volume.data.min()), float(volume.data.max())
+    if low > -200 or high < 150 or high > 40000 or low < -40000:
+        raise InputError(
+            f"The CT {Path(path).name} has values from {low:g} to {high:g}, which are not Hounsfield units "
+            "(air is near -1000, cortical bone above 300); rescale it to HU."
+        )
+    np.copyto(volume.data, AIR_HU, where=volume.data < -1024)
+    return volume
+
+
+def read_mask(path: str | Path, convention: str = "verse") -> Volume:
+    """Reads a vertebra label mask from NIfTI.
+
+    Args:
+        path: the file.
+        convention: the file's label numbers, a key of `levels.CONVENTIONS`.
+
+    Returns:
+        uint8, VerSe levels, 0 for the rest.
+
+    Raises:
+        InputError: no NIfTI file, cut short, not 3D, values that are not whole numbers, or no vertebra in it.
+    """
+    volume = _read(path, None)
+    values = volume.data
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
+            raise InputError(f"The mask {Path(path).name} has values that are not whole numbers: it holds no labels.")
+        values = values.astype(np.int32)
+    labels = levels.to_verse(values, convention)
+    if not np.isin(np.unique(labels), levels.VERTEBRAE).any():
+        raise InputError(
+            f"The mask {Path(path).name} has no vertebra by the '{convention}' label numbers "
+            f"(it holds {_some(np.unique(values))})."
+        )
+    return Volume(labels, volume.affine)
+
+
+def check_same_grid(ct: Volume, mask: Volume, names: tuple[str, str] = ("CT", "mask")) -> None:
+    """Raises InputError unless both volumes have one shape and affines that agree within 0.01 mm at the corners."""
+    if ct.data.shape == mask.data.shape and np.abs(ct.corners() - mask.corners()).max() < 1e-2:
+        return
+    raise InputError(
+        f"The {names[0]} ({_grid(ct)}) and the {names[1]} ({_grid(mask)}) lie on different grids; "
+        "resample the mask to the CT's grid with nearest neighbours."
+    )
+
+
+def write(volume: Volume, path: str | Path) -> Path:
+    """Writes NIfTI atomically, in mm and scanner coordinates (sform and qform alike)."""
+    image = nibabel.Nifti1Image(volume.data, volume.affine)
+    image.set_sform(volume.affine, 1)
+    image.set_qform(volume.affine, 1)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)
+    return Path(path)
+
+
+def _read(path: str | Path, dtype: type | None) -> Volume:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    try:
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):  # Nifti2 is a subclass
+            raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
+        if len([n for n in image.shape if n > 1]) > 3 or len(image.shape) < 3:
+            raise InputError(f"{path.name} has the shape {image.shape}; one 3D volume is needed.")
+        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+            raise InputError(f"{path.name} has an affine that places no volume (zero or undefined voxel size).")
+        image = nibabel.as_closest_canonical(nibabel.funcs.squeeze_image(image))
+        data = image.get_fdata(dtype=dtype, caching="unchanged") if dtype else np.asanyarray(image.dataobj)
+    except ImageFileError:
+        raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
+    except (EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.name} is cut short or damaged ({error}); fetch or copy it again.") from None
+    return Volume(np.ascontiguousarray(data), image.affine.astype(float))
+
+
+def _index_box(mapping: np.ndarray, size: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The block of voxels a cube touches, with a margin of two, clipped to the volume."""
+    ends = np.array([0.0, size - 1.0])
+    corners = np.stack(np.meshgrid(ends, ends, ends, indexing="ij"), axis=-1).reshape(8, 3)
+    corners = corners @ mapping[:3, :3].T + mapping[:3, 3]
+    low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, shape)
+    high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, 0, shape)
+    return low, high
+
+
+def _grid(volume: Volume) -> str:
+    return (
+        " x ".join(map(str, volume.data.shape))
+        + " voxels of "
+        + " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+        + " mm"
+    )
+
+
+def _some(values: np.ndarray) -> str:
+    text = ", ".join(str(v) for v in values[:8])
+    return text + (", ..." if len(values) > 8 else "")
