@@ -41,22 +41,26 @@ _BOXES = (
 )
 
 
-def inside_vertebra(points: np.ndarray, middle: tuple[float, float, float]) -> np.ndarray:
-    """Whether points (..., 3) RAS mm lie in the vertebra at `middle`: (...) bool."""
-    offset = points - np.array(middle)
-    x, y, z = np.moveaxis(offset, -1, 0)
+def inside_vertebra(x: np.ndarray, y: np.ndarray, z: np.ndarray, middle: tuple[float, float, float]) -> np.ndarray:
+    """Whether points lie in the vertebra at `middle`: bool; coordinates in RAS mm that broadcast together."""
+    x, y, z = x - middle[0], y - middle[1], z - middle[2]
     found = ((x / 20) ** 2 + ((y - 14) / 15) ** 2 <= 1) & (np.abs(z) <= 12)
     for low, high in _BOXES:
-        found |= ((offset >= low) & (offset <= high)).all(-1)
+        sides = [(at >= a) & (at <= b) for at, a, b in zip((x, y, z), low, high, strict=True)]
+        found |= sides[0] & sides[1] & sides[2]
     return found
+
+
+def axes_mm(affine: np.ndarray, shape: tuple[int, ...], parts: int = 1) -> tuple[np.ndarray, ...]:
+    """Open grids of an axis-aligned volume's voxel centres, RAS mm, each voxel split into `parts` along each axis."""
+    steps = [((np.arange(n * parts) + 0.5) / parts - 0.5) * affine[i, i] + affine[i, 3] for i, n in enumerate(shape)]
+    return tuple(np.ix_(*steps))
 
 
 def occupancy(middle: tuple[float, float, float], affine: np.ndarray, size: int) -> np.ndarray:
     """(size, size, size) float32: the share of each voxel that the vertebra at `middle` fills, from 27 points a voxel."""
-    fine = (np.arange(3 * size) - 1) / 3
-    grid = np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), axis=-1)
-    found = inside_vertebra(grid @ affine[:3, :3].T + affine[:3, 3], middle)
-    return found.reshape(size, 3, size, 3, size, 3).mean((1, 3, 5)).astype(np.float32)
+    found = inside_vertebra(*axes_mm(affine, (size,) * 3, 3), middle)
+    return found.reshape(size, 3, size, 3, size, 3).mean((1, 3, 5), dtype=np.float32)
 
 
 def store_as(volume: Volume, axes: str, path: Path) -> Path:
@@ -98,18 +102,17 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Patient:
     shape = (170, 126, 66)
     affine = np.diag([1.0, 1.2, 2.0, 1.0])
     affine[:3, 3] = (-72.5, -100.0, 245.0)
-    index = np.moveaxis(np.indices(shape), 0, -1).astype(float)
-    points = index @ affine[:3, :3].T + affine[:3, 3]
+    grid = axes_mm(affine, shape)
     labels = np.zeros(shape, np.uint8)
     for level, middle in MIDDLES.items():
-        labels[inside_vertebra(points, middle)] = level
-    x, y = points[..., 0] - 12, points[..., 1] + 25
-    hu = np.where((x / 80) ** 2 + (y / 66) ** 2 <= 1, 30.0, -1000.0)
-    hu[((x - 45) / 25) ** 2 + ((y - 25) / 25) ** 2 <= 1] = 70  # a liver: in front, on the right
-    hu[labels > 0] = 600
+        labels[inside_vertebra(*grid, middle)] = level
+    x, y = grid[0] - 12, grid[1] + 25
+    flat = np.where((x / 80) ** 2 + (y / 66) ** 2 <= 1, 30.0, -1000.0)
+    flat[((x - 45) / 25) ** 2 + ((y - 25) / 25) ** 2 <= 1] = 70  # a liver: in front, on the right
+    hu = np.where(labels > 0, 600.0, flat)
     hu += np.random.default_rng(0).normal(0, 15, shape)
     ct, mask = Volume(np.rint(hu).astype(np.int16), affine), Volume(labels, affine)
-    centroids = {level: points[labels == level].mean(0) for level in MIDDLES}
+    centroids = {n: np.argwhere(labels == n).mean(0) * np.diag(affine)[:3] + affine[:3, 3] for n in MIDDLES}
     folder = tmp_path_factory.mktemp("patient")
     return Patient(
         Volume(ct.data.astype(np.float32), affine),

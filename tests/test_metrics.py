@@ -90,7 +90,7 @@ def test_bad_input_is_told(prediction, spacing, message):
 def test_a_summary_counts_empty_predictions_apart():
     frame = pd.DataFrame(
         {
-            "level": [8, 9, 28, 20],
+            "level": ["T1", "T2", "T13", "L1"],
             "dice": [0.8, 0.0, 1.0, 0.6],
             "hd95_mm": [3.0, np.inf, 1.0, 5.0],
             "assd_mm": [1.0, np.inf, 0.5, 2.0],

@@ -22,6 +22,8 @@ MODULES = sorted(path for path in (ROOT / "transvert").glob("*.py") if path.stem
 # scores its own validation, and therefore comes first.
 ORDER = [
     "files",
+    "progress",
+    "record",
     "levels",
     "volume",
     "manifest_schema",
@@ -45,6 +47,7 @@ ORDER = [
     "stages",
     "runner",
     "cli",
+    "__main__",
 ]
 
 ABSOLUTE_PATH = re.compile(

@@ -172,6 +172,11 @@ def _text(folder: Path) -> Path:
     return folder / "a.nii.gz"
 
 
+def _empty(folder: Path) -> Path:
+    (folder / "a.nii").touch()
+    return folder / "a.nii"
+
+
 def _cut_short(folder: Path) -> Path:
     noise = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)
     path = _save(noise, folder / "a.nii.gz")
@@ -182,15 +187,6 @@ def _cut_short(folder: Path) -> Path:
 def _cut_short_plain(folder: Path) -> Path:
     path = _save(np.zeros((40, 40, 40), np.int16), folder / "a.nii")
     path.write_bytes(path.read_bytes()[:-20_000])
-    return path
-
-
-def _flipped_bits(folder: Path) -> Path:
-    noise = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)
-    path = _save(noise, folder / "a.nii.gz")
-    content = bytearray(path.read_bytes())
-    content[60_000:60_400] = bytes(400)
-    path.write_bytes(content)
     return path
 
 
@@ -212,25 +208,19 @@ def _in_colour(folder: Path) -> Path:
 
 
 BAD_VOLUMES = {
-    "absent": (lambda folder: folder / "a.nii", r"a\.nii does not exist"),
-    "folder": (lambda folder: folder, "does not exist"),
+    "absent": (lambda f: f / "a.nii", r"a\.nii does not exist"),
+    "folder": (lambda f: f, "does not exist"),
     "text": (_text, r"a\.nii\.gz is not a NIfTI file \(\.nii or \.nii\.gz\)"),
-    "empty": (lambda folder: _touch(folder / "a.nii"), r"a\.nii is not a NIfTI file"),
+    "empty": (_empty, r"a\.nii is not a NIfTI file"),
     "other format": (_other_format, r"a\.mgz is a MGHImage, not a NIfTI volume"),
     "cut short": (_cut_short, r"a\.nii\.gz is cut short or damaged .*; fetch or copy it again"),
     "cut short, plain": (_cut_short_plain, r"a\.nii is cut short or damaged"),
-    "flipped bits": (_flipped_bits, r"a\.nii\.gz is cut short or damaged"),
     "4D": (lambda f: _save(np.zeros((6, 5, 4, 3), np.int16), f / "a.nii"), r"shape \(6, 5, 4, 3\); one 3D volume"),
     "4D, flat": (lambda f: _save(np.zeros((6, 5, 1, 3), np.int16), f / "a.nii"), r"\(6, 5, 1, 3\); one 3D volume"),
     "2D": (lambda f: _save(np.zeros((6, 5), np.int16), f / "a.nii"), r"shape \(6, 5\); one 3D volume"),
     "no affine": (_no_affine, r"a\.nii has an affine that places no volume"),
-    "colour": (_in_colour, r"a\.nii .*colour"),
+    "colour": (_in_colour, r"a\.nii is a colour picture; a volume of single values is needed"),
 }
-
-
-def _touch(path: Path) -> Path:
-    path.touch()
-    return path
 
 
 @pytest.mark.parametrize("kind", BAD_VOLUMES)

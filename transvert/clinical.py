@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
-from transvert import film, geometry, levels, mesh, samples, spine, volume
+from transvert import film, geometry, landmarks, levels, mesh, metrics, samples, spine, volume
 from transvert.drr import attenuation, cast
 from transvert.files import write_json
 from transvert.film import Film
 from transvert.geometry import View
 from transvert.landmarks import Landmarks
-from transvert.samples import SIZE, SPACING_MM
+from transvert.samples import SIZE, SPACING_MM, Samples
 from transvert.spine import Vertebra
 from transvert.training import predict
 from transvert.volume import Volume
@@ -44,41 +45,67 @@ class Reconstruction:
 
 
 def simulate(
-    ct: Volume,
-    *,
-    pixel_mm: float = 0.6,
-    photons: float = 2e4,
-    scatter: float = 0.2,
-    blur_mm: float = 0.4,
-    seed: int = 0,
+    ct: Volume, *, pixel_mm: float = 0.6, photons: float = 1e6, seed: int = 0
 ) -> tuple[tuple[Film, Film], tuple[View, View], np.ndarray]:
-    """A pair of simulated cone-beam films of a CT, AP and left lateral.
+    """A pair of simulated cone-beam films of a CT, AP and left lateral, with scatter, photon noise and detector blur.
 
     Args:
         ct: HU.
         pixel_mm: detector pitch.
         photons: a pixel in air.
-        scatter: relative to the primary.
-        blur_mm: of the detector.
         seed: of the noise.
 
     Returns:
         The films, their views and the isocentre (3,) RAS mm that both share.
     """
     corners = ct.corners()
-    isocentre = (corners.min(0) + corners.max(0)) / 2
     matter = Volume(attenuation(ct.data), ct.affine)
-    ap, lateral = (geometry.covering_view(name, corners, pixel_mm, cone=True) for name in samples.VIEWS)
-    films = [
-        Film(
-            film.expose(
-                cast(matter, view), photons=photons, scatter=scatter, blur_mm=blur_mm, pixel_mm=pixel_mm, seed=seed + n
-            ),
-            view.pixel_mm,
-        )
-        for n, view in enumerate((ap, lateral))
-    ]
-    return (films[0], films[1]), (ap, lateral), isocentre
+    films, views = [], []
+    for n, name in enumerate(samples.VIEWS):
+        view = geometry.covering_view(name, corners, pixel_mm, cone=True)
+        integral = cast(matter, view)
+        films.append(Film(film.expose(integral, photons=photons, pixel_mm=pixel_mm, seed=seed + n), view.pixel_mm))
+        views.append(view)
+    return (films[0], films[1]), (views[0], views[1]), (corners.min(0) + corners.max(0)) / 2
+
+
+def write_films(
+    out: Path,
+    films: tuple[Film, Film],
+    views: tuple[View, View],
+    marks: Landmarks,
+    *,
+    click_mm: float = 0.0,
+    seed: int = 0,
+) -> tuple[Path, Path, Path]:
+    """Writes simulated films as 8-bit PNG and as DICOM, and their landmarks, as if a reader had clicked them.
+
+    Args:
+        out: the folder.
+        films: AP and lateral.
+        views: theirs.
+        marks: the exact landmarks.
+        click_mm: standard deviation of the clicks, on the detector.
+        seed: of the clicks.
+
+    Returns:
+        The AP and the lateral PNG and the landmark file.
+    """
+    random = np.random.default_rng(seed)
+    paths = []
+    for which, picture, view in zip(samples.VIEWS, films, views, strict=True):
+        grey = film.to_grey(picture.pixels, bits=8, window=None)
+        paths.append(film.write_png(out / f"{which}.png", grey, view.pixel_mm))
+        film.write_dicom(out / f"{which}.dcm", film.to_grey(picture.pixels, bits=16, window=None), view)
+    clicked = {
+        which: {
+            level: pixel + random.normal(0, click_mm, 2) / np.array(view.pixel_mm)
+            for level, pixel in marks.centroids[which].items()
+        }
+        for which, view in zip(samples.VIEWS, views, strict=True)
+    }
+    file = landmarks.write(out / "landmarks.json", Landmarks(marks.views, clicked, marks.isocentre))
+    return paths[0], paths[1], file
 
 
 def reconstruct(ap: Film, lateral: Film, marks: Landmarks, network: nn.Module) -> Reconstruction:
@@ -167,3 +194,23 @@ def write(found: Reconstruction, out: Path) -> dict[int, trimesh.Trimesh]:
         },
     )
     return meshes
+
+
+def against(found: Reconstruction, truth: Samples) -> pd.DataFrame:
+    """A reconstruction beside the truth, each vertebra where it was placed: metrics and the centroid's error in mm.
+
+    Args:
+        found: of a simulated pair.
+        truth: the samples of the CT that the films were cast from.
+    """
+    rows = []
+    for v in found.vertebrae:
+        true = truth.chosen([v.level])
+        target = true.targets()[0]
+        # The prediction is brought to the truth's cube, so that an error of place counts as one.
+        here = volume.cut_cube(Volume(v.probability, v.affine), true.centroids[0], SIZE, SPACING_MM, order=1, fill=0)
+        scores = metrics.compare(here.data > 0.5, target, (SPACING_MM,) * 3)
+        centroid = Volume(v.probability, v.affine).world(np.argwhere(v.probability > 0.5).mean(0))
+        error = float(np.linalg.norm(centroid - true.centroids[0]))
+        rows.append({"subject": truth.subject, "level": v.name, **scores, "centroid_error_mm": error})
+    return pd.DataFrame(rows)

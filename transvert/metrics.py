@@ -93,7 +93,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """A table by region (cervical, thoracic, lumbar; those that occur) and over all vertebrae.
 
     Args:
-        frame: a row a vertebra, with `level` (VerSe number) and the columns of `METRICS`.
+        frame: a row a vertebra, with `level` (its name) and the columns of `METRICS`.
 
     Returns:
         A row a region and a last row "all": `region`, `count` (vertebrae), `empty` (predictions that were empty), and
@@ -112,7 +112,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         raise InputError("The table of metrics has no rows: evaluate at least one vertebra.")
     if frame[list(METRICS)].isna().any(axis=None):
         raise InputError("The table of metrics has NaN values: evaluate those vertebrae again, or drop their rows.")
-    regions = frame["level"].map(levels.region)
+    regions = frame["level"].map(lambda name: levels.region(levels.number(name)))
     groups = [(name, frame[regions == letter]) for letter, name in REGIONS.items()] + [("all", frame)]
     rows = []
     for name, group in groups:

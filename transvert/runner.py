@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from transvert import manifest, stages
+from transvert import manifest, record
 from transvert.files import InputError, atomic_path, write_json
 
 
@@ -79,17 +79,17 @@ def reproduce(
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    names = [name for name in stages.STAGES if name >= start]
+    names = [name for name in record.STAGES if name >= start]
     if not names or not any(name.startswith(start) for name in names):
         raise InputError(f"There is no notebook {start} to start from; use 01, 02, 03 or 04.")
-    notebooks = {name: manifest.share_folder("notebooks") / f"{name}.ipynb" for name in stages.STAGES}
+    notebooks = {name: manifest.share_folder("notebooks") / f"{name}.ipynb" for name in record.STAGES}
     declared = {name: set(papermill.inspect_notebook(str(path))) for name, path in notebooks.items()}
     unknown = set(parameters) - set().union(*declared.values())
     if unknown:
         raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
-    summary = Summary(parameters["run"], stages.runs_folder() / parameters["run"])
+    summary = Summary(parameters["run"], record.runs_folder() / parameters["run"])
     for name in names:
-        say(f"[{name[:2]} of {stages.STAGES[-1][:2]}] {name}")
+        say(f"[{name[:2]} of {record.STAGES[-1][:2]}] {name}")
         began = time.perf_counter()
         out = summary.folder / name
         out.mkdir(parents=True, exist_ok=True)
@@ -99,10 +99,11 @@ def reproduce(
                 str(notebooks[name]),
                 str(executed),
                 {key: value for key, value in parameters.items() if key in declared[name]},
-                cwd=str(notebooks[name].parent),
                 progress_bar=progress,
                 stderr_file=sys.stderr if progress else None,
                 kernel_name="python3",
+                # Its warning about unencrypted loopback would break into the bars.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
             _without_widgets(executed).replace(out / "notebook.ipynb")
         except PapermillExecutionError as error:
@@ -143,7 +144,7 @@ def _without_widgets(path: Path) -> Path:
 
 
 def _conclude(summary: Summary) -> None:
-    metrics = summary.folder / stages.STAGES[2] / "metrics.csv"
+    metrics = summary.folder / record.STAGES[2] / "metrics.csv"
     if metrics.exists():
         summary.table = pd.read_csv(metrics)
     summary.files = sorted(

@@ -8,6 +8,7 @@ turn, stretch and shift a vertebra without inventing what lies at the rim.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -263,5 +264,5 @@ def read(store: str | Path, subject: str) -> Samples:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Samples(subject, rows.source.iloc[0], rows.projection.iloc[0], **{k: arrays[k] for k in arrays})
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
         raise InputError(f"The shard {path.name} is damaged ({error}); synthesise {subject} again.") from None

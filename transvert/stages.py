@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import resource
-import subprocess
-import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,117 +12,24 @@ import pandas as pd
 from torch import nn
 
 from transvert import (
-    __version__,
     levels,
     manifest,
     mesh,
     metrics,
     phantom,
+    record,
     samples,
     volume,
 )
 from transvert import network as networks
-from transvert.files import InputError, atomic_path, sha256, write_json
+from transvert.files import InputError, atomic_path
 from transvert.progress import bar
 from transvert.samples import SPACING_MM, Samples
 from transvert.training import predict
 from transvert.volume import Volume
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "transvert_lift.safetensors"
-STAGES = ("01_drr_synthesis", "02_train_transvert", "03_evaluate_dice", "04_clinical_reconstruction")
-METRICS = ("subject", "level", "dice", "hd95_mm", "assd_mm", "nsd_1p5mm", "source")
-_PACKAGES = ("torch", "numpy", "scipy", "monai", "numba", "nibabel", "scikit-image", "lightning")
-
-
-def runs_folder() -> Path:
-    """Where runs are kept: TRANSVERT_RUNS, else `runs/` of the checkout, else of the working directory."""
-    import os
-
-    said = os.environ.get("TRANSVERT_RUNS")
-    if said:
-        return Path(said).expanduser()
-    checkout = Path(__file__).parents[1]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
-
-
-@dataclass
-class Stage:
-    """One step of one run: its folder, what it wrote, and the record of how.
-
-    Attributes:
-        run: the run's name.
-        name: one of `STAGES`.
-        parameters: what the step was called with.
-    """
-
-    run: str
-    name: str
-    parameters: dict[str, Any]
-    inputs: dict[str, str] = field(default_factory=dict)
-    _began: float = field(default_factory=time.time)
-
-    @property
-    def folder(self) -> Path:
-        """`runs/<run>/<name>`."""
-        return runs_folder() / self.run / self.name
-
-    def need(self, stage: str, *parts: str) -> Path:
-        """A file or folder that an earlier step of the same run left.
-
-        Raises:
-            InputError: it is not there; the sentence names the notebook to run first.
-        """
-        path = runs_folder() / self.run / stage / Path(*parts)
-        if not path.exists():
-            raise InputError(
-                f"The run '{self.run}' has no {'/'.join((stage, *parts))}: run notebooks/{stage}.ipynb with run=\"{self.run}\" first."
-            )
-        return path
-
-    def read(self, *paths: Path) -> None:
-        """Notes the SHA-256 of input files."""
-        self.inputs |= {path.name: sha256(path) for path in paths}
-
-    def finish(self, **results: Any) -> list[Path]:
-        """Writes `run.json` and returns every file of the step's folder.
-
-        Args:
-            **results: numbers worth finding again.
-        """
-        write_json(
-            self.folder / "run.json",
-            {
-                "schema": "transvert-run/1",
-                "run": self.run,
-                "stage": self.name,
-                "parameters": self.parameters,
-                "results": results,
-                "inputs_sha256": self.inputs,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
-                "seconds": round(time.time() - self._began, 1),
-                "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-                "versions": {"transvert": __version__, "python": platform.python_version()}
-                | {name: metadata.version(name) for name in _PACKAGES},
-                "commit": _commit(),
-            },
-        )
-        return sorted(p for p in self.folder.rglob("*") if p.is_file())
-
-
-def _commit() -> str | None:
-    """The checkout's commit, marked where files differ from it; None outside a checkout."""
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.stdout.strip()
+COLUMNS = ("subject", "level", "dice", "hd95_mm", "assd_mm", "nsd_1p5mm", "source")
 
 
 def open_subject(subject: manifest.Subject, *, seed: int = 0) -> tuple[Volume, Volume, str]:
@@ -218,7 +119,7 @@ def open_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]
 
 
 def score(subject: Samples, predictions: np.ndarray, *, threshold: float = 0.5) -> pd.DataFrame:
-    """The metrics of predicted vertebrae, one row each, with the columns `METRICS`.
+    """The metrics of predicted vertebrae, one row each, with the columns `COLUMNS`.
 
     Args:
         subject: the truth.
@@ -229,7 +130,7 @@ def score(subject: Samples, predictions: np.ndarray, *, threshold: float = 0.5) 
     for level, truth, prediction in zip(subject.levels, subject.targets(), predictions, strict=True):
         found = metrics.compare(prediction > threshold, truth, (SPACING_MM,) * 3)
         rows.append({"subject": subject.subject, "level": levels.name(level), **found, "source": subject.source})
-    return pd.DataFrame(rows, columns=list(METRICS))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def hulls(subject: Samples) -> np.ndarray:
@@ -340,8 +241,7 @@ def evaluate(
     if not tables:
         raise InputError("No subject could be evaluated. " + " ".join(notes))
     table = pd.concat(tables, ignore_index=True)
-    with atomic_path(out / "metrics.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    record.write_table(out / "metrics.csv", table)
     with atomic_path(out / "skipped.txt") as temporary:
         temporary.write_text("".join(note + "\n" for note in notes), encoding="utf-8")
     return table

@@ -81,6 +81,7 @@ def train(
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     progress: bool = True,
     stop_after: int | None = None,
+    half: bool = False,
 ) -> pd.DataFrame:
     """Trains a network and leaves `checkpoint.pt`, `curve.csv` and `weights.safetensors` in `folder`.
 
@@ -92,6 +93,7 @@ def train(
         on_epoch: called with the curve so far after each epoch.
         progress: whether to draw a bar an epoch.
         stop_after: stop after this step, as if interrupted.
+        half: keep the weights as float16, half the size.
 
     Returns:
         The curve: one row an epoch with step, loss, dice (training), dice_validation, learning_rate and seconds.
@@ -180,7 +182,8 @@ def train(
         if on_epoch is not None:
             on_epoch(pd.DataFrame(curve))
     if fabric.is_global_zero:
-        networks.save_weights(folder / "weights.safetensors", kept, recipe.network, recipe.options)
+        card = {"subjects": [s.subject for s in subjects], "samples": sum(map(len, subjects)), "recipe": asdict(recipe)}
+        networks.save_weights(folder / "weights.safetensors", kept, recipe.network, recipe.options, half=half, **card)
     fabric.barrier()
     return pd.DataFrame(curve)
 

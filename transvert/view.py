@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy import ndimage
 
-from transvert import levels, render
+from transvert import levels, mesh, render
 from transvert.files import atomic_path
 from transvert.geometry import View
 from transvert.samples import MIDDLE, SIZE, SPACING_MM, Samples
@@ -243,10 +244,11 @@ def errors_on_surface(cases: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Fi
     """Predicted vertebrae seen from the front, the left and the back, coloured by distance from the truth.
 
     Args:
-        cases: title, probability (64, 64, 64) and signed distance mm (64, 64, 64) of each.
+        cases: title, probability (64, 64, 64) and truth (64, 64, 64) bool of each.
     """
     figure, axes = plt.subplots(len(cases), 3, figsize=(8.5, 2.9 * len(cases)), layout="constrained", squeeze=False)
-    for row, (title, probability, distance) in zip(axes, cases, strict=True):
+    for row, (title, probability, truth) in zip(axes, cases, strict=True):
+        distance = _distance_near(probability > 0.5, truth)
         for axis, (side, turn) in zip(row, (("front", 0), ("left side", 90), ("back", 180)), strict=True):
             axis.imshow(render.error_picture(probability, distance, turn), extent=(-_HALF, _HALF, -_HALF, _HALF))
             axis.set(title=f"{title}, {side}", xticks=[], yticks=[])
@@ -255,6 +257,15 @@ def errors_on_surface(cases: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Fi
     bar = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r")
     figure.colorbar(bar, ax=axes, label="outside (+) or inside (-) the true surface, mm", shrink=0.7)
     return figure
+
+
+def _distance_near(shape: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(S, S, S) float32 signed distance in mm from the surface of `truth`, in the voxels on both sides of `shape`'s."""
+    rim = ndimage.binary_dilation(shape, iterations=2) & ~ndimage.binary_erosion(shape, iterations=2)
+    field = np.zeros(shape.shape, np.float32)
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    field[rim] = mesh.signed_distance_at(np.argwhere(rim) * SPACING_MM, truth, affine)
+    return field
 
 
 def spine(labels: Volume) -> Figure:

@@ -172,8 +172,10 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):  # Nifti2 is a subclass
             raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
-        if len([n for n in image.shape if n > 1]) > 3 or len(image.shape) < 3:
+        if len(image.shape) < 3 or any(n > 1 for n in image.shape[3:]):
             raise InputError(f"{path.name} has the shape {image.shape}; one 3D volume is needed.")
+        if image.get_data_dtype().names:
+            raise InputError(f"{path.name} is a colour picture; a volume of single values is needed.")
         if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
             raise InputError(f"{path.name} has an affine that places no volume (zero or undefined voxel size).")
         image = nibabel.as_closest_canonical(nibabel.funcs.squeeze_image(image))
@@ -183,7 +185,8 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
     except (EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path.name} is cut short or damaged ({error}); fetch or copy it again.") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path.name} is cut short or damaged ({reason}); fetch or copy it again.") from None
     return Volume(np.ascontiguousarray(data), image.affine.astype(float))
 
 
