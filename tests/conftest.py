@@ -24,8 +24,6 @@ from transvert.manifest import Subject
 from transvert.samples import Samples
 from transvert.volume import Volume
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
-
 MIDDLES = {20: (15.0, -28.0, 344.0), 21: (12.0, -30.0, 310.0), 22: (8.0, -27.0, 276.0)}
 """L1, L2 and L3: where each vertebra's own axes cross, RAS mm."""
 
@@ -95,6 +93,12 @@ class Patient:
     def subject(self) -> Subject:
         """As a manifest would give it."""
         return Subject("sub-box", self.ct_path, self.mask_path, "verse", {}, {})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Networks as small as here gain nothing from more, and lose much on a busy machine. (numba sets torch's back.)"""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_without_strength_chance_still_mirrors_and_grades_and_blurs_mildly(box_s
 
 def test_equal_seeds_draw_equal_batches_whatever_was_drawn_before(box_samples: Samples) -> None:
     one, same = Sampler([box_samples], Strength(), 3), Sampler([box_samples], Strength(), 3)
-    for step in range(3):
+    for step in range(1):
         same.draw(step, 2)
     for ours, theirs in zip(one.draw(4, 2), same.draw(4, 2), strict=True):
         assert torch.equal(ours, theirs)
@@ -135,9 +135,9 @@ def test_each_pass_covers_every_sample_once(size: int, box_samples: Samples, mon
 def test_pictures_show_the_drawn_shape(source: str, box_samples: Samples) -> None:
     """Of a strong draw, mirrored or not, the picture fits the drawn target and no flipped one."""
     sampler = Sampler([replace(box_samples, source=source)], replace(Strength(), clutter=0.2, collimate=0.0), 2)
-    images, targets = (part.numpy() for part in sampler.draw(0, 12))
+    images, targets = (part.numpy() for part in sampler.draw(0, 8))
     signs = [_right_reach(target[0]) > 0 for target in targets]
-    assert 0 < sum(signs) < 12
+    assert 0 < sum(signs) < 8
     upright, sideways, upside_down = [], [], []
     for image, target in zip(images, targets[:, 0], strict=True):
         ap, lateral = _shadows(target)
@@ -161,7 +161,7 @@ def test_the_map_peaks_at_the_target_s_own_centroid(box_samples: Samples) -> Non
 
 
 def test_a_click_error_moves_each_view_s_map_by_itself(box_samples: Samples) -> None:
-    images, _ = Sampler([box_samples.chosen([L2])], replace(STILL, click_mm=4.0), 0).draw(0, 16)
+    images, _ = Sampler([box_samples.chosen([L2])], replace(STILL, click_mm=4.0), 0).draw(0, 8)
     maps = images[:, :, 1].numpy()
     where = np.stack([(maps * MM[:, None]).sum((2, 3)), (maps * MM).sum((2, 3))], -1) / maps.sum((2, 3))[..., None]
     assert np.abs(where).max() < 4.5
@@ -169,10 +169,12 @@ def test_a_click_error_moves_each_view_s_map_by_itself(box_samples: Samples) -> 
     assert np.abs(np.corrcoef(where[:, 0, 0], where[:, 1, 0])[0, 1]) < 0.9  # the two rows differ
 
 
-@pytest.mark.parametrize(("name", "amount"), [("scale", 0.3), ("turn_deg", 30.0), ("shift_mm", 8.0), ("elastic_mm", 4.0)])
+@pytest.mark.parametrize(
+    ("name", "amount"), [("scale", 0.3), ("turn_deg", 30.0), ("shift_mm", 8.0), ("elastic_mm", 4.0)]
+)
 def test_each_strength_changes_the_shape(name: str, amount: float, box_samples: Samples) -> None:
     sampler = Sampler([box_samples.chosen([L2])], replace(STILL, **{name: amount}), 1)
-    targets = sampler.draw(0, 6)[1].numpy()[:, 0] > 0.5
+    targets = sampler.draw(0, 4)[1].numpy()[:, 0] > 0.5
     truth = box_samples.targets()[1]
     plain = max((targets[0] & t).sum() * 2 / (targets[0].sum() + t.sum()) for t in (truth, truth[::-1]))
     assert plain < 0.97
@@ -191,7 +193,7 @@ def test_a_scaled_draw_is_larger_where_the_grid_is_finer(box_samples: Samples) -
     _, targets = _draw(box_samples, replace(STILL, scale=0.1), Larger(0, torch.device("cpu")))
     ratio = targets.sum((1, 2, 3)) / box_samples.targets().sum((1, 2, 3))
     # 0.9 of a millimetre a step: an object appears 1 / 0.9 as large.
-    assert_allclose(ratio, 1 / 0.9**3, rtol=0.03)
+    assert_allclose(ratio, 1 / 0.9**3, rtol=0.05)
 
 
 # Films

@@ -32,7 +32,7 @@ class Strength:
         click_mm: of each view's landmark away from the true centroid.
         repaint: how often a CT vertebra gets a phantom's material instead of its own.
         clutter: of random shadows, relative to the vertebra's own contrast.
-        noise: of the film, relative to the patch's contrast.
+        noise: of the film, relative to the vertebra's own contrast.
         collimate: how often a film's edge cuts the patch.
     """
 
@@ -44,7 +44,7 @@ class Strength:
     click_mm: float = 2.0
     repaint: float = 0.3
     clutter: float = 1.0
-    noise: float = 0.15
+    noise: float = 0.25
     collimate: float = 0.15
 
 
@@ -252,6 +252,7 @@ def _films(
     batch = len(shadows)
     amount = random.uniform(0, strength.clutter, batch, 2, 1, 1)
     shadows = shadows + contrast * amount * _clutter(batch, random)
+    grain = random.normal(batch, 2, SIZE, SIZE) * random.uniform(0, strength.noise, batch, 2, 1, 1)
     # A film's grey is rarely linear: a mild power of the patch's own range.
     low, high = shadows.amin((-2, -1), keepdim=True), shadows.amax((-2, -1), keepdim=True)
     unit = (shadows - low) / (high - low).clamp(min=1e-6)
@@ -259,8 +260,7 @@ def _films(
     soft = functional.avg_pool2d(unit, 3, 1, 1, count_include_pad=False)
     softer = functional.avg_pool2d(soft, 3, 1, 1, count_include_pad=False)
     unit = torch.lerp(unit, softer, random.uniform(0, 1, batch, 2, 1, 1))
-    noise = random.normal(batch, 2, SIZE, SIZE) * unit.std((-2, -1), keepdim=True)
-    unit = unit + noise * random.uniform(0, strength.noise, batch, 2, 1, 1)
+    unit = unit + grain * contrast / (high - low).clamp(min=1e-6)
     return _standardise(unit, seen & _field(batch, strength, random))
 
 
@@ -299,11 +299,15 @@ def _field(batch: int, strength: Strength, random: _Random) -> torch.Tensor:
 
 def _standardise(images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """`film.standardise` for a batch."""
-    weight = valid.float()
+    smooth = torch.from_numpy(film.smoothing_matrix(SIZE)).to(images)
+    weight = 1 - functional.max_pool2d(1 - valid.to(images), 3, 1, 1)
     count = weight.sum((-2, -1), keepdim=True).clamp(min=1)
-    mean = (images * weight).sum((-2, -1), keepdim=True) / count
-    spread = (((images - mean) ** 2 * weight).sum((-2, -1), keepdim=True) / count).sqrt()
-    return ((images - mean) / spread.clamp(min=1e-6)).clamp(-film.CLIP, film.CLIP) * weight
+    values = (images - (images * weight).sum((-2, -1), keepdim=True) / count) * weight
+    around = (smooth @ weight @ smooth.T).clamp(min=1e-6)
+    detail = (values - smooth @ values @ smooth.T / around) * weight
+    whole = (detail**2).sum((-2, -1), keepdim=True) / count
+    spread = (smooth @ detail**2 @ smooth.T / around + film.FLOOR * whole).sqrt()
+    return (detail / spread.clamp(min=1e-9)).clamp(-film.CLIP, film.CLIP)
 
 
 def _maps(target: torch.Tensor, strength: Strength, random: _Random) -> torch.Tensor:

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from transvert.volume import AIR_HU, Volume
 
-CORTICAL_HU = (500.0, 1300.0)
-TRABECULAR_HU = (80.0, 350.0)
+CORTICAL_HU = (350.0, 1200.0)
+TRABECULAR_HU = (50.0, 320.0)
 SOFT_HU = (0.0, 80.0)
 SHELL_MM = (0.8, 2.0)
 BODY_MARGIN_MM = (35.0, 60.0)

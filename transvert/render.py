@@ -57,8 +57,9 @@ def shade(
     smooth = ndimage.gaussian_filter(solid, 0.8 * finer)
     normal = np.stack([ndimage.sobel(smooth, axis)[x, y, z] for axis in range(3)], axis=-1)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
-    light = np.array([0.35, -0.8, -0.5]) / np.linalg.norm([0.35, -0.8, -0.5])
-    brightness = 0.3 + 0.7 * np.clip(-(normal * -light).sum(-1), 0, 1)
+    # The gradient points inward, as the light travels: from the viewer's upper left, down and into the picture.
+    light = np.array([-0.35, 0.8, -0.5]) / np.linalg.norm([-0.35, 0.8, -0.5])
+    brightness = 0.35 + 0.65 * np.clip(normal @ light, 0, 1)
     ends = np.stack([x, shape[1] - 1 - y, z], axis=-1) / finer @ turn.T + offset
     if values is None:
         read = y.astype(np.float32)
@@ -86,7 +87,9 @@ def level_colours(numbers: np.ndarray) -> np.ndarray:
 
 def spine_picture(labels: Volume, turn_deg: float) -> np.ndarray:
     """(rows, columns, 3) a label volume, isotropic, seen from the front and turned, coloured by level on white."""
-    brightness, level = shade(labels.data > 0, turn_deg=turn_deg, values=labels.data)
+    # A ray may end a little before the voxel it meets, so the labels reach one further.
+    grown = np.where(labels.data > 0, labels.data, ndimage.maximum_filter(labels.data, 3))
+    brightness, level = shade(labels.data > 0, turn_deg=turn_deg, values=grown)
     coloured = level_colours(level) * np.nan_to_num(brightness)[..., None]
     return np.where(np.isfinite(brightness)[..., None], coloured, 1.0)
 

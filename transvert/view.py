@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
 from transvert import levels, mesh, render
@@ -78,6 +79,8 @@ def setup(views: Sequence[View], corners: np.ndarray) -> Figure:
         axis.text(*frame[0], "row 0, column 0", color=colour, fontsize=8)
     axis.set(xlabel="x, to the right (mm)", ylabel="y, to the front (mm)", zlabel="z, to the head (mm)")
     axis.set_aspect("equal")
+    for side in (axis.xaxis, axis.yaxis, axis.zaxis):
+        side.set_major_locator(MaxNLocator(4))
     axis.view_init(elev=22, azim=50)
     axis.legend(loc="upper left", fontsize=8)
     return figure

