@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from transvert import augment, film, phantom
 from transvert.augment import Sampler, Strength
-from transvert.samples import SIZE, SPACING_MM, Samples, centroid_map
+from transvert.samples import SIZE, SPACING_MM, WIDE, Samples, centroid_map
 
 STILL = Strength(**{part.name: 0.0 for part in fields(Strength)})
 L2 = 21
@@ -194,6 +194,24 @@ def test_a_scaled_draw_is_larger_where_the_grid_is_finer(box_samples: Samples) -
     ratio = targets.sum((1, 2, 3)) / box_samples.targets().sum((1, 2, 3))
     # 0.9 of a millimetre a step: an object appears 1 / 0.9 as large.
     assert_allclose(ratio, 1 / 0.9**3, rtol=0.05)
+
+
+def test_what_lies_outside_the_cube_moves_with_the_vertebra() -> None:
+    """A ramp over each wide picture, mirrored, turned, scaled and shifted, reads what the moved millimetres say."""
+    strength = replace(STILL, turn_deg=10.0, scale=0.1, shift_mm=6.0)
+    matrix, shift = augment._affine(6, strength, augment._Random(0, torch.device("cpu")))
+    assert 0 < int((matrix[:, 0, 0] < 0).sum()) < 6
+    wide = (np.arange(WIDE) - (WIDE - 1) / 2) * SPACING_MM
+    slopes = 2.0, -3.0  # along x (AP) or y (lateral), and along z, per mm; columns and rows run against both
+    ramp = (-wide[:, None] * slopes[1] - wide[None, :] * slopes[0]).astype(np.float32)
+    found = augment._warp_outside(torch.from_numpy(np.tile(ramp, (6, 2, 1, 1))), matrix, shift).numpy()
+    for view, axes in enumerate(([0, 2], [1, 2])):
+        plane = matrix.numpy()[:, axes][:, :, axes]
+        drawn = np.stack(np.broadcast_arrays(-MM[None, :], -MM[:, None]), -1)
+        moved = np.einsum("bij,rcj->brci", plane, drawn) + shift.numpy()[:, None, None, axes]
+        reached = np.abs(moved).max(-1) < wide[-1]
+        assert reached.mean() > 0.9
+        assert_allclose(found[:, view][reached], (moved @ slopes)[reached], atol=0.05)
 
 
 # Films

@@ -67,7 +67,7 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
     rates = [training._learning_rate(step, recipe) for step in range(100)]
     assert_allclose(rates[:10], np.arange(1, 11) / 10)
     assert max(rates) == rates[10] == 1.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert (np.diff(rates[10:]) < 0).all()
     assert rates[-1] == pytest.approx(0.01, abs=1e-3)
 
 
@@ -77,10 +77,10 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
 def test_it_overfits_one_batch(box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Sampler([box_samples], STILL, 0).draw(0, 1)
     monkeypatch.setattr(Sampler, "draw", lambda *_: batch)
-    recipe = replace(TINY, options={"width": 16}, steps=40, epoch_steps=10, learning_rate=3e-2, warmup=5)
+    recipe = replace(TINY, options={"width": 16}, steps=30, epoch_steps=10, learning_rate=3e-2, warmup=5)
     curve = train([box_samples], [], recipe, tmp_path, progress=False)
-    print(curve.dice.tolist())
-    assert curve.dice.iloc[-1] > 0.8 > 0.3 > curve.dice.iloc[0]
+    assert curve.dice.iloc[0] < 0.3
+    assert curve.dice.iloc[-1] > 0.75
     assert curve.loss.is_monotonic_decreasing
     assert curve.dice_validation.isna().all()
 

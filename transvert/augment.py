@@ -31,7 +31,7 @@ class Strength:
         elastic_mm: smooth displacement, on control points about 24 mm apart.
         click_mm: of each view's landmark away from the true centroid.
         repaint: how often a CT vertebra gets a phantom's material instead of its own.
-        clutter: of random shadows, relative to the vertebra's own contrast.
+        clutter: of random shadows: 1 for a body's, 0 for none.
         noise: of the film, relative to the vertebra's own contrast.
         collimate: how often a film's edge cuts the patch.
     """
@@ -242,7 +242,8 @@ def _paint(bone: torch.Tensor, random: _Random) -> torch.Tensor:
     texture = functional.interpolate(random.normal(batch, 1, 12, 12, 12), size=(SIZE,) * 3, mode="trilinear")[:, 0]
     rim = trabecular + (cortical - trabecular) * shell
     value = torch.where(inner > 0.5, trabecular + 50 * texture, rim) - soft
-    return bone * value / 1000
+    # Osteoporotic bone hardly stands out from what surrounds it.
+    return bone * value * one((0.4, 1.0)) / 1000
 
 
 def _films(
@@ -258,32 +259,53 @@ def _films(
     unit = (shadows - low) / (high - low).clamp(min=1e-6)
     unit = unit ** torch.exp(random.uniform(-0.4, 0.4, batch, 2, 1, 1))
     soft = functional.avg_pool2d(unit, 3, 1, 1, count_include_pad=False)
-    softer = functional.avg_pool2d(soft, 3, 1, 1, count_include_pad=False)
-    unit = torch.lerp(unit, softer, random.uniform(0, 1, batch, 2, 1, 1))
+    softest = functional.avg_pool2d(soft, 5, 1, 2, count_include_pad=False)
+    unit = torch.lerp(unit, soft, random.uniform(0, 1, batch, 2, 1, 1))
+    unit = torch.lerp(unit, softest, random.uniform(-0.5, 1, batch, 2, 1, 1).clamp(min=0))
     unit = unit + grain * contrast / (high - low).clamp(min=1e-6)
     return _standardise(unit, seen & _field(batch, strength, random))
 
 
 def _clutter(batch: int, random: _Random) -> torch.Tensor:
-    """(B, 2, 64, 64) random shadows of unit contrast: smooth ones, bands such as ribs, and edges such as lungs'."""
+    """(B, 2, 64, 64) random shadows in units of the vertebra's contrast.
+
+    A body's shadows are many times stronger than the bone under them: smooth ones; a column with soft edges, such as
+    the mediastinum between the lungs; edges, such as a diaphragm's; and bands, such as ribs. Each is there more often
+    than not, with a strength drawn from a range on a logarithmic scale.
+    """
+    shape = (batch, 2, 1, 1)
+
+    def strength(low: float, high: float) -> torch.Tensor:
+        there = random.uniform(0, 1, *shape) < 0.8
+        sign = torch.where(random.uniform(0, 1, *shape) < 0.5, -1.0, 1.0)
+        return there * sign * torch.exp(random.uniform(np.log(low), np.log(high), *shape))
+
     total = torch.zeros(batch, 2, SIZE, SIZE, device=random.device)
-    for cells in (3, 7):
+    for cells, low, high in ((3, 0.5, 15.0), (7, 0.2, 2.0), (16, 0.05, 0.5)):
         coarse = random.normal(batch, 2, cells, cells)
-        total = total + functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=True)
+        smooth = functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=True)
+        total = total + strength(low, high) * smooth
     unit = torch.linspace(-1, 1, SIZE, device=random.device)
     down, across = unit[:, None], unit[None, :]
-    for kind in ("band", "band", "band", "edge"):
-        angle = random.uniform(-np.pi, np.pi, batch, 2, 1, 1)
+    kinds = (("column", 0.5, 15.0), ("edge", 0.5, 8.0), ("edge", 0.3, 3.0), *[("band", 0.2, 2.0)] * 5)
+    for kind, low, high in kinds:
+        # A column stands nearly upright, as the spine does; the rest lie anyhow.
+        reach = 0.35 if kind == "column" else np.pi
+        angle = random.uniform(-reach, reach, *shape) + (np.pi / 2 if kind == "column" else 0.0)
         along = torch.cos(angle) * across + torch.sin(angle) * down
         beside = torch.cos(angle) * down - torch.sin(angle) * across
-        bend, offset = random.uniform(-0.5, 0.5, batch, 2, 1, 1), random.uniform(-1.2, 1.2, batch, 2, 1, 1)
-        distance = beside - offset - bend * along**2
-        width = random.uniform(0.04, 0.15, batch, 2, 1, 1)
-        height = random.normal(batch, 2, 1, 1) * 1.5
+        offset = random.uniform(-0.5, 0.5, *shape) if kind == "column" else random.uniform(-1.2, 1.2, *shape)
+        distance = beside - offset - random.uniform(-0.5, 0.5, *shape) * along**2
+        soft = random.uniform(0.01, 0.12, *shape)
         if kind == "band":
-            total = total + height * torch.sqrt((1 - (distance / width) ** 2).clamp(min=0))
+            width = random.uniform(0.04, 0.15, *shape)
+            profile = torch.sqrt((1 - (distance / width) ** 2).clamp(min=0))
+        elif kind == "edge":
+            profile = torch.sigmoid(distance / soft)
         else:
-            total = total + height * torch.sigmoid(distance / (width * 0.3))
+            half = random.uniform(0.25, 0.8, *shape)
+            profile = torch.sigmoid((half - distance.abs()) / soft)
+        total = total + strength(low, high) * profile
     return total
 
 

@@ -49,8 +49,8 @@ class Landmarks:
 
     @property
     def levels(self) -> list[int]:
-        """The levels marked in both views, head to tail."""
-        return levels.in_order(set(self.centroids["ap"]) & set(self.centroids["lateral"]))
+        """The vertebrae marked in both views, head to tail."""
+        return levels.in_order(set(self.centroids["ap"]) & set(self.centroids["lateral"]) & set(levels.VERTEBRAE))
 
     def view(self, which: str, film: Film) -> View:
         """The geometry of a film.
@@ -69,6 +69,9 @@ class Landmarks:
                 f"Neither the {which} film nor the landmark file states the pixel spacing; add 'pixel_mm': [row, column] "
                 f"to the '{which}' view of the landmark file."
             )
+        projection = said.get("projection", "cone")
+        if projection not in ("parallel", "cone"):
+            raise InputError(f"'{projection}' is not a projection; use parallel or cone in the landmark file.")
         point = said.get("principal_point")
         try:
             return geometry.named_view(
@@ -76,12 +79,14 @@ class Landmarks:
                 self.isocentre,
                 film.pixels.shape,
                 (float(pixel[0]), float(pixel[1])),
-                cone=said.get("projection", "cone") == "cone",
+                cone=projection == "cone",
                 source_to_detector_mm=float(said.get("source_to_detector_mm", geometry.SOURCE_TO_DETECTOR_MM)),
                 source_to_isocentre_mm=float(said.get("source_to_isocentre_mm", geometry.SOURCE_TO_ISOCENTRE_MM)),
                 principal_point=None if point is None else (float(point[0]), float(point[1])),
             )
-        except (TypeError, IndexError) as error:
+        except InputError:
+            raise
+        except (TypeError, IndexError, ValueError) as error:
             raise InputError(f"The '{which}' view of the landmark file is garbled ({error}).") from None
 
     def place(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
@@ -145,14 +150,11 @@ def read(path: str | Path) -> Landmarks:
             raise InputError(f"{where} has no 'centroids' in its '{which}' view.")
         centroids[which] = {}
         for name, pixel in marked.items():
-            try:
-                point = np.array(pixel, float)
-            except (TypeError, ValueError):
-                point = np.zeros(0)
+            point = _numbers(pixel)
             if point.shape != (2,) or not np.isfinite(point).all():
                 raise InputError(f"{where} has no [row, column] for {name} in its '{which}' view.")
             centroids[which][levels.number(name)] = point
-    isocentre = np.array(content.get("isocentre_ras_mm", (0, 0, 0)), float)
+    isocentre = _numbers(content.get("isocentre_ras_mm", (0, 0, 0)))
     if isocentre.shape != (3,) or not np.isfinite(isocentre).all():
         raise InputError(f"{where} has an 'isocentre_ras_mm' that is not three numbers.")
     found = Landmarks(
@@ -188,6 +190,14 @@ def project(ap: View, lateral: View, isocentre: np.ndarray, points: Mapping[int,
         views[which] = said
         centroids[which] = {level: view.project(point) for level, point in points.items()}
     return Landmarks(views, centroids, np.asarray(isocentre, float))
+
+
+def _numbers(said: Any) -> np.ndarray:
+    """What a file says as an array of floats, empty where it says no numbers."""
+    try:
+        return np.array(said, float)
+    except (TypeError, ValueError):
+        return np.zeros(0)
 
 
 def _pixel(pixel: np.ndarray) -> str:

@@ -94,26 +94,27 @@ class Encoder(nn.Module):
 
 
 class Growth(nn.Module):
-    """Grows a picture's features along the axis it does not see: transposed convolutions, doubling it each time."""
+    """Grows a picture's features along the axis it does not see, doubling it each time.
+
+    A step is a transposed convolution of stride 2 in its sub-pixel form: a convolution makes twice the channels, which
+    become twice the length. (torch's own transposed convolution returns NaN gradients on a length of one in bfloat16 on
+    a CPU, now and then, and not the same each time.)
+    """
 
     def __init__(self, channels: int, axis: int, doublings: int):
         super().__init__()
-        along = [int(i == axis) for i in range(3)]
-        padding = (along[0], along[1], along[2])
-        stride = (1 + along[0], 1 + along[1], 1 + along[2])
         self.axis = axis
-        self.steps = nn.ModuleList(
-            nn.Sequential(
-                nn.ConvTranspose3d(channels, channels, 3, stride, 1, output_padding=padding, bias=False),
-                _norm_act(channels, 3),
-            )
-            for _ in range(doublings)
+        self.widen = nn.ModuleList(
+            nn.Conv3d(channels, 2 * channels, 3, padding=1, bias=False) for _ in range(doublings)
         )
+        self.act = nn.ModuleList(_norm_act(channels, 3) for _ in range(doublings))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unsqueeze(2 + self.axis)
-        for step in self.steps:
-            x = step(x)
+        along = 2 + self.axis
+        x = x.unsqueeze(along)
+        for widen, act in zip(self.widen, self.act, strict=True):
+            pair = torch.stack(widen(x).chunk(2, dim=1), dim=along + 1)
+            x = act(pair.flatten(along, along + 1))
         return x
 
 

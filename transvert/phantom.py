@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from transvert.volume import AIR_HU, Volume
 
-CORTICAL_HU = (350.0, 1200.0)
+CORTICAL_HU = (250.0, 1200.0)
 TRABECULAR_HU = (50.0, 320.0)
 SOFT_HU = (0.0, 80.0)
 SHELL_MM = (0.8, 2.0)

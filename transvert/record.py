@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -80,8 +81,8 @@ class Stage:
                 "schema": "transvert-run/1",
                 "run": self.run,
                 "stage": self.name,
-                "parameters": self.parameters,
-                "results": results,
+                "parameters": _portable(self.parameters),
+                "results": _portable(results),
                 "inputs_sha256": self.inputs,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
                 "seconds": round(time.time() - self._began, 1),
@@ -92,6 +93,17 @@ class Stage:
             },
         )
         return sorted(p for p in self.folder.rglob("*") if p.is_file())
+
+
+def _portable(value: Any) -> Any:
+    """A value as a record may carry it: absolute paths cut to their last part, None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _portable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(part) for part in value]
+    if isinstance(value, str | Path):
+        return Path(value).name if Path(value).is_absolute() else str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _commit() -> str | None:

@@ -57,7 +57,7 @@ def open_subject(subject: manifest.Subject, *, seed: int = 0) -> tuple[Volume, V
         raise InputError(f"The subject {subject.name} has neither a mask nor surfaces of vertebrae.")
     if subject.ct is not None:
         ct = volume.read_ct(subject.ct)
-        volume.check_same_grid(ct, mask, (subject.ct.name, "its mask"))
+        volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
         return ct, mask, "ct"
     return phantom.paint(mask, _own_seed(subject.name, seed)), mask, "phantom"
 
