@@ -21,11 +21,11 @@ MM = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
 class _Middle(augment._Random):
     """No chance at all: every number is the middle of its range, so that nothing is mirrored, bent or cut.
 
-    But a picture's share (batch, views, 1, 1) between 0 and 1 is 0: no blur.
+    But a picture's share (batch, views, 1, 1) that may be 0 and may be 1 is 0: no blur.
     """
 
     def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
-        share = (low, high) == (0, 1) and len(shape) == 4
+        share = low <= 0 and high == 1 and len(shape) == 4
         return torch.full(shape, 0.0 if share else (low + high) / 2, device=self.device)
 
     def normal(self, *shape: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_each_pass_covers_every_sample_once(size: int, box_samples: Samples, mon
 @pytest.mark.parametrize("source", ["ct", "phantom"])
 def test_pictures_show_the_drawn_shape(source: str, box_samples: Samples) -> None:
     """Of a strong draw, mirrored or not, the picture fits the drawn target and no flipped one."""
-    sampler = Sampler([replace(box_samples, source=source)], replace(Strength(), clutter=0.2, collimate=0.0), 2)
+    sampler = Sampler([replace(box_samples, source=source)], replace(Strength(), clutter=0.0, collimate=0.0), 2)
     images, targets = (part.numpy() for part in sampler.draw(0, 8))
     signs = [_right_reach(target[0]) > 0 for target in targets]
     assert 0 < sum(signs) < 8
@@ -144,7 +144,7 @@ def test_pictures_show_the_drawn_shape(source: str, box_samples: Samples) -> Non
         upright.append((_fit(image[0, 0], ap), _fit(image[1, 0], lateral)))
         sideways.append((_fit(image[0, 0], ap[:, ::-1]), _fit(image[1, 0], lateral[:, ::-1])))
         upside_down.append((_fit(image[0, 0], ap[::-1]), _fit(image[1, 0], lateral[::-1])))
-    assert np.min(upright) > 0.3
+    assert np.min(upright) > 0.1 and np.mean(upright) > 0.35
     assert (np.mean(upright, 0) > np.mean(sideways, 0) + 0.03).all()
     assert (np.mean(upright, 0) > np.mean(upside_down, 0) + 0.01).all()
     assert all(here[0] > there[0] for here, there in zip(upright, sideways, strict=True))
@@ -232,9 +232,9 @@ def test_a_painted_bone_is_denser_at_its_rim_and_lies_within_the_phantom_s_range
     painted = augment._paint(bone, _middle()).numpy()[0] * 1000
     assert (painted[bone[0].numpy() == 0] == 0).all()
     core, rim = painted[30, 30, 30], painted[20, 30, 30]
-    soft = np.mean(phantom.SOFT_HU)
-    assert core == pytest.approx(np.mean(phantom.TRABECULAR_HU) - soft, abs=1e-3)
-    assert core < rim < np.mean(phantom.CORTICAL_HU) - soft + 1e-3
+    soft, fade = np.mean(phantom.SOFT_HU), 0.7  # the middle of how much a bone stands out
+    assert core == pytest.approx(fade * (np.mean(phantom.TRABECULAR_HU) - soft), abs=1e-3)
+    assert core < rim < fade * (np.mean(phantom.CORTICAL_HU) - soft) + 1e-3
 
 
 def test_collimation_blanks_the_same_rows_of_both_views(box_samples: Samples) -> None:

@@ -240,12 +240,19 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(
     assert not (tmp_path / "weights.safetensors").exists()
 
 
-def test_nothing_to_train_on_and_a_wrong_precision_are_refused(box_samples: Samples, tmp_path: Path) -> None:
+def test_nothing_to_train_on_and_a_wrong_precision_or_device_are_refused(
+    box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for nothing in ([], [box_samples.chosen([])]):
         with pytest.raises(InputError, match="There is no sample to train on"):
             train(nothing, [], TINY, tmp_path, progress=False)
     with pytest.raises(InputError, match="'fp8' is not a precision; use auto, 32 or bf16"):
         _train(box_samples, replace(TINY, precision="fp8"), tmp_path)
+    with pytest.raises(InputError, match="'tpu' is not a device; use auto, cpu or cuda"):
+        _train(box_samples, replace(TINY, device="tpu"), tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="There is no CUDA GPU that torch can use here"):
+        _train(box_samples, replace(TINY, device="cuda"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

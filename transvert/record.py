@@ -67,7 +67,7 @@ class Stage:
 
     def read(self, *paths: Path) -> None:
         """Notes the SHA-256 of input files."""
-        self.inputs |= {path.name: sha256(path) for path in paths}
+        self.inputs |= {f"{path.parent.name}/{path.name}": sha256(path) for path in paths}
 
     def finish(self, **results: Any) -> list[Path]:
         """Writes `run.json` and returns every file of the step's folder.

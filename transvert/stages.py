@@ -199,18 +199,22 @@ def verse_subjects(folders: Iterable[str | Path]) -> list[manifest.Subject]:
 
 
 def _ct_beside(mask: Path, name: str, folder: Path) -> Path | None:
-    """The CT of a mask: in its own folder, or below `rawdata/` in any folder around it, up to that of `folder`."""
-    beside = mask.parent / f"{name}_ct.nii.gz"
-    if beside.is_file():
-        return beside
-    around = mask.resolve().parent
-    top = folder.resolve().parent
-    while True:
-        for ct in sorted((around / "rawdata").rglob(f"{name}_ct.nii.gz")) if (around / "rawdata").is_dir() else ():
-            return ct
-        if around in (top, around.parent):
-            return None
-        around = around.parent
+    """The CT of a mask: in its own folder, or below a `rawdata/` around it, up to two folders above `folder`.
+
+    Two, so that `derivatives` itself and one subject's folder in it find the `rawdata` that stands beside.
+    """
+    file = f"{name}_ct.nii.gz"
+    if (mask.parent / file).is_file():
+        return mask.parent / file
+    around = mask.absolute().parent
+    for place in (around, *around.parents)[: len(around.parts) - len(folder.absolute().parts) + 3]:
+        raw = place / "rawdata"
+        if raw.is_dir():
+            direct = raw / mask.parent.name / file
+            found = [direct] if direct.is_file() else sorted(raw.rglob(file))
+            if found:
+                return found[0]
+    return None
 
 
 def evaluate(

@@ -108,7 +108,7 @@ def train(
         raise InputError("There is no sample to train on.")
     folder = Path(folder)
     fabric = Fabric(
-        accelerator=recipe.device,
+        accelerator=_accelerator(recipe.device),
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
         precision=_precision(recipe.precision),
@@ -222,6 +222,15 @@ def predict(network: nn.Module, images: np.ndarray, *, batch: int = 8, mirror: b
             probability = (probability + network(other).float().sigmoid().flip(2)) / 2
         parts.append(probability[:, 0].cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, *(sample_store.SIZE,) * 3), np.float32)
+
+
+def _accelerator(wanted: str) -> str:
+    """Fabric's name of a device; "auto" takes a CUDA GPU where there is one and the CPU elsewhere."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise InputError(f"'{wanted}' is not a device; use auto, cpu or cuda.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA GPU that torch can use here; train with device 'auto' or 'cpu'.")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _precision(wanted: str) -> Any:

@@ -238,7 +238,8 @@ def by_region(table: pd.DataFrame) -> Figure:
             )
             axis.hlines(values.median(), place - 0.3, place + 0.3, color="k")
         axis.set_xticks(range(len(regions)), regions)
-        axis.set(title=label, xlabel="region")
+        axis.set(title=label, xlabel="region", xlim=(-0.6, len(regions) - 0.4))
+        axis.set_ylim(0, None if column.endswith("_mm") else 1)
         axis.grid(axis="y", alpha=0.3)
     return figure
 
