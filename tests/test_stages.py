@@ -292,7 +292,9 @@ def test_a_step_leaves_its_record_and_no_absolute_path(patient: Patient, tmp_pat
         "03_evaluate_dice",
         {"dice": 0.5, "dice_held_out": None},
     )
-    assert said["inputs_sha256"] == {f"{patient.mask_path.parent.name}/{patient.mask_path.name}": sha256(patient.mask_path)}
+    assert said["inputs_sha256"] == {
+        f"{patient.mask_path.parent.name}/{patient.mask_path.name}": sha256(patient.mask_path)
+    }
     assert said["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert said["parameters"]["steps"] == 3
     assert said["parameters"]["weights"] == "w.safetensors" and said["parameters"]["folders"] == ["data", "data/here"]

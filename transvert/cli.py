@@ -62,12 +62,13 @@ def synthesize(
     out: Out,
     projection: Annotated[str, typer.Option(help="parallel or cone.")] = "parallel",
     seed: Annotated[int, typer.Option(help="Of the phantoms of subjects without a CT.")] = 0,
+    without: Annotated[list[str] | None, typer.Option(help="A subject to leave out; may be given again.")] = None,
 ) -> None:
     """Cast the radiographs of many subjects and cut their vertebra samples into a store."""
     from transvert import manifest, stages
 
     subjects = stages.verse_subjects([source]) if Path(source).is_dir() else manifest.fetch(manifest.load(source))
-    usable = [subject for subject in subjects if subject.mask is not None or subject.surfaces]
+    usable = [s for s in subjects if (s.mask is not None or s.surfaces) and s.name not in (without or ())]
     for note in stages.synthesize(usable, out, projection=projection, seed=seed):
         typer.echo(note)
     typer.echo(f"Wrote {out}")
