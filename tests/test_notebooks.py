@@ -92,3 +92,17 @@ def test_the_smoke_run_leaves_every_artifact(tmp_path, monkeypatch):
         assert note["seconds"] > 0
         assert str(tmp_path) not in json.dumps(note)
     assert "Dice" in (folder / "summary.md").read_text()
+
+
+def test_tidying_keeps_what_was_said_and_drops_bars_and_widgets(tmp_path):
+    bars = [
+        nbformat.v4.new_output("stream", name="stderr", text=text)
+        for text in ("\repoch: 0%", "\repoch: 50%", "\r   \r")
+    ]
+    said = nbformat.v4.new_output("stream", name="stdout", text="13 vertebrae\n")
+    cell = nbformat.v4.new_code_cell("train()", outputs=[*bars, said])
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}}), path)
+    left = nbformat.read(runner.tidy(path), as_version=4)
+    assert "widgets" not in left.metadata
+    assert [output.text for output in left.cells[0].outputs] == ["13 vertebrae\n"]

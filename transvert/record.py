@@ -92,7 +92,7 @@ class Stage:
                 "commit": _commit(),
             },
         )
-        return sorted(p for p in self.folder.rglob("*") if p.is_file())
+        return sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
 def _portable(value: Any) -> Any:

@@ -105,7 +105,8 @@ def reproduce(
                 # Its warning about unencrypted loopback would break into the bars.
                 extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
-            _without_widgets(executed).replace(out / "notebook.ipynb")
+            tidy(executed).replace(out / "notebook.ipynb")
+            (out / "notebook.failed.ipynb").unlink(missing_ok=True)
         except PapermillExecutionError as error:
             executed.replace(out / "notebook.failed.ipynb")
             summary.failed = f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
@@ -133,12 +134,27 @@ def results(summary: Summary) -> str:
     return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
 
-def _without_widgets(path: Path) -> Path:
-    """Drops saved widget state, which only makes a notebook large."""
+def tidy(path: Path) -> Path:
+    """Drops from an executed notebook what only makes it large: saved widget state and bars that have run out."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        outputs: list[Any] = []
+        for output in cell.get("outputs", []):
+            stream = output.output_type == "stream"
+            if stream and outputs and outputs[-1].get("name") == output.name:
+                outputs[-1].text += output.text
+            else:
+                outputs.append(output)
+        for output in outputs:
+            if output.output_type == "stream":
+                # What a terminal would show in the end: the last state of every line, without the empty ones.
+                lines = (line.rsplit("\r", 1)[-1].rstrip() for line in output.text.split("\n"))
+                output.text = "".join(line + "\n" for line in lines if line)
+        if "outputs" in cell:
+            cell.outputs = [o for o in outputs if o.output_type != "stream" or o.text]
     nbformat.write(notebook, path)
     return path
 

@@ -25,6 +25,9 @@ REGION_COLOURS = {"C": "#0072B2", "T": "#E69F00", "L": "#009E73"}
 _SIDES = {"ap": ("R", "L"), "pa": ("R", "L"), "left_lateral": ("front", "back"), "right_lateral": ("front", "back")}
 _HALF = SIZE * SPACING_MM / 2
 
+# What a notebook shows and keeps; the files that `save` writes are finer.
+plt.rcParams["figure.dpi"] = 72
+
 
 def save(figure: Figure, path: str | Path) -> Figure:
     """Writes a figure as PNG, atomically, and hands it back for the notebook to show."""
