@@ -178,7 +178,7 @@ def finished(box_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_checkpoint_of_another_recipe_is_refused_by_name(
     change: dict, named: str, finished: Path, box_samples: Samples
 ) -> None:
-    with pytest.raises(InputError, match=f"was made with another {named}; train into another folder, or without"):
+    with pytest.raises(InputError, match=f"was made with another {named}; train under another run"):
         _train(box_samples, replace(TINY, **{"steps": 1} | change), finished)
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_other_data_is_refused_and_can_be_started_over(
 ) -> None:
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
     recipe, fewer = replace(TINY, steps=1), box_samples.chosen([20, 22])
-    with pytest.raises(InputError, match="was made with another rows;"):
+    with pytest.raises(InputError, match="was made with another samples;"):
         train([fewer], [], recipe, tmp_path, progress=False)
     train([fewer], [], recipe, tmp_path, resume=False, progress=False)
     assert (tmp_path / "weights.safetensors").exists()

@@ -89,6 +89,9 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, replacing a checkpoint found in the folder.")
+    ] = False,
     half: Annotated[bool, typer.Option("--half", help="Keep the weights as float16, as the shipped ones are.")] = False,
 ) -> None:
     """Train a network on a store; run it again to continue after a stop."""
@@ -114,7 +117,7 @@ def train(
             f"step {last.step:.0f}: loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}, {last.seconds:.0f} s"
         )
 
-    training.train(learned, held, recipe, out, on_epoch=report, half=half)
+    training.train(learned, held, recipe, out, resume=not fresh, on_epoch=report, half=half)
     typer.echo(f"Wrote {out / 'weights.safetensors'}")
 
 

@@ -127,7 +127,12 @@ def train(
         critic, critic_optimiser = fabric.setup(critic, critic_optimiser)
     sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device)
     inputs = _validation_inputs(validation)
-    identity = {"recipe": asdict(recipe), "rows": sum(map(len, subjects)), "processes": fabric.world_size}
+    identity = {
+        "recipe": asdict(recipe),
+        "subjects": [s.subject for s in subjects],
+        "samples": sum(map(len, subjects)),
+        "processes": fabric.world_size,
+    }
     state = {"network": network, "kept": kept, "optimiser": optimiser}
     if critic is not None:
         state |= {"critic": critic, "critic_optimiser": critic_optimiser}
@@ -314,7 +319,7 @@ def _resume(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> tupl
         ours, other = _flat(identity), _flat(theirs)
         odd = sorted(k for k in ours | other if ours.get(k) != other.get(k))
         raise InputError(
-            f"{path} was made with another {', '.join(odd)}; train into another folder, or without resuming."
+            f"{path} was made with another {', '.join(odd)}; train under another run or into another folder, or start over with resume off (--fresh)."
         )
     for name, part in state.items():
         part.load_state_dict(saved[name])
