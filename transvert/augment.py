@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from transvert import drr, film, phantom
-from transvert.samples import MIDDLE, SIZE, SPACING_MM, WIDE, Samples
+from transvert.samples import CENTROID_SIGMA_MM, MIDDLE, SIZE, SPACING_MM, WIDE, Samples
 
 WATER_PER_MM = float(drr.attenuation(np.zeros(1, np.float32))[0])
 _MM = (torch.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
@@ -73,9 +73,9 @@ class Sampler:
         """
         places = range(step * size, (step + 1) * size)
         count = len(self.rows)
-        chosen = [
-            self.rows[np.random.default_rng([self.seed, 0, p // count]).permutation(count)[p % count]] for p in places
-        ]
+        turns = {p // count for p in places}
+        orders = {turn: np.random.default_rng([self.seed, 0, turn]).permutation(count) for turn in turns}
+        chosen = [self.rows[orders[p // count][p % count]] for p in places]
         cubes = [self._cubes(s, row) for s, row in chosen]
         hu, own, other, outside = (
             torch.from_numpy(np.stack(parts)).to(self.device) for parts in zip(*cubes, strict=True)
@@ -339,5 +339,5 @@ def _maps(target: torch.Tensor, strength: Strength, random: _Random) -> torch.Te
     x, y, z = (target.sum(dims) @ mm / total for dims in ((2, 3), (1, 3), (1, 2)))
     offsets = torch.stack([torch.stack([-z, -x], -1), torch.stack([-z, -y], -1)], dim=1)
     offsets = offsets + random.uniform(-strength.click_mm, strength.click_mm, len(target), 2, 2)
-    down, across = (torch.exp(-0.5 * ((mm - offsets[..., i, None]) / 5.0) ** 2) for i in (0, 1))
+    down, across = (torch.exp(-0.5 * ((mm - offsets[..., i, None]) / CENTROID_SIGMA_MM) ** 2) for i in (0, 1))
     return down[..., :, None] * across[..., None, :]

@@ -153,11 +153,8 @@ def reconstruct(ap: Film, lateral: Film, marks: Landmarks, network: nn.Module) -
 
 def silhouettes(found: Reconstruction) -> list[dict[int, np.ndarray]]:
     """Per view, each reconstructed vertebra projected back onto the film: level to a (rows, columns) bool picture."""
-    shadows: list[dict[int, np.ndarray]] = []
-    for view in found.views:
-        cut = {v.level: Volume((v.probability > 0.5).astype(np.float32), v.affine) for v in found.vertebrae}
-        shadows.append({level: cast(solid, view) > 0.5 * SPACING_MM for level, solid in cut.items()})
-    return shadows
+    solids = {v.level: Volume((v.probability > 0.5).astype(np.float32), v.affine) for v in found.vertebrae}
+    return [{level: cast(solid, view) > 0.5 * SPACING_MM for level, solid in solids.items()} for view in found.views]
 
 
 def surfaces(found: Reconstruction) -> dict[int, trimesh.Trimesh]:

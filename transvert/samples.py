@@ -26,6 +26,9 @@ SPACING_MM = 1.5
 DRR_PIXEL_MM = 0.75
 """Detector pitch of the whole-body DRRs that patches are cut from."""
 
+CENTROID_SIGMA_MM = 5.0
+"""The width of a centroid map's Gaussian, as the public port of the paper draws it."""
+
 VIEWS = ("ap", "lateral")
 RIM = (WIDE - SIZE) // 2
 MIDDLE = slice(RIM, RIM + SIZE)
@@ -78,8 +81,8 @@ class Samples:
         return Samples(self.subject, self.source, self.projection, notes=self.notes, **arrays)
 
 
-def centroid_map(offset: np.ndarray, size: int = SIZE, sigma_mm: float = 5.0) -> np.ndarray:
-    """A Gaussian of sigma 5 mm at the landmark, as the public port of the paper draws it.
+def centroid_map(offset: np.ndarray, size: int = SIZE, sigma_mm: float = CENTROID_SIGMA_MM) -> np.ndarray:
+    """A Gaussian at the landmark.
 
     Args:
         offset: (2,) mm down and across from the patch's centre.
@@ -142,7 +145,7 @@ def cut(ct: Volume, mask: Volume, subject: str, *, source: str = "ct", projectio
     labels = Volume(clean, mask.affine)
     centroids, hus, cubes, patches = [], [], [], []
     for part, box in found.values():
-        centre = mask.world(np.argwhere(part).mean(0) + [s.start for s in box])
+        centre = centroid(mask, part, box)
         centroids.append(centre)
         cubes.append(cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data)
         hu = cut_cube(ct, centre, WIDE, SPACING_MM, order=1, fill=-1000).data
@@ -202,6 +205,11 @@ def whole_vertebrae(mask: Volume) -> tuple[dict[int, tuple[np.ndarray, tuple[sli
             continue
         found[level] = (part[tight], block)
     return found, notes
+
+
+def centroid(mask: Volume, part: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """(3,) RAS mm, the centre of mass of a piece that `whole_vertebrae` found: its bool array and its block."""
+    return mask.world(np.argwhere(part).mean(0) + [side.start for side in box])
 
 
 def write(store: str | Path, samples: Samples) -> Path:
