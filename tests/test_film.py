@@ -1,4 +1,4 @@
-"""Films: exposure, files that come back as they went, and patches that are life-sized."""
+"""Films: grey values, files that come back as they went, and patches that are life-sized."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pydicom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from pydicom.pixels import apply_voi_lut
 
 from transvert import drr, film
 from transvert.files import InputError
@@ -24,98 +25,133 @@ def view(name: str = "ap", shape: tuple[int, int] = (7, 9), **options: object) -
     return named_view(name, np.zeros(3), shape, (0.7, 0.143), **options)  # type: ignore[arg-type]
 
 
-# Exposure
-
-
-def test_without_scatter_noise_and_blur_a_film_is_its_integral() -> None:
-    integral = RNG.random((20, 30)).astype(np.float32) * 8
-    exposed = film.expose(integral, pixel_mm=1.0, seed=0, photons=0, scatter=0, blur_mm=0)
-    assert_allclose(exposed, integral, atol=1e-5)
-    assert exposed.dtype == np.float32
-
-
-def test_noise_is_seeded_and_has_poisson_s_size() -> None:
-    integral = np.full((200, 200), np.log(20), np.float32)
-    options = {"pixel_mm": 1.0, "photons": 20_000.0, "scatter": 0.0, "blur_mm": 0.0}
-    one, same, other = (film.expose(integral, seed=seed, **options) for seed in (1, 1, 2))  # type: ignore[arg-type]
-    assert_array_equal(one, same)
-    assert (one != other).any()
-    # 1000 photons in each pixel: the logarithm spreads by 1/sqrt(1000).
-    assert one.std() == pytest.approx(1000**-0.5, rel=0.03)
-    assert one.mean() == pytest.approx(np.log(20), abs=1e-3)
-
-
-def test_a_pixel_without_photons_stays_finite() -> None:
-    exposed = film.expose(np.full((5, 5), 200.0), pixel_mm=1.0, seed=0, photons=1000.0, scatter=0, blur_mm=0)
-    assert_allclose(exposed, np.log(2000), rtol=1e-5)
-
-
-def test_scatter_leaves_an_empty_film_empty_and_takes_contrast_from_dense_parts() -> None:
-    assert_allclose(film.add_scatter(np.ones((50, 50), np.float32), 0.1, 1.0), 1, atol=1e-6)
-    integral = np.zeros((60, 60), np.float32)
-    integral[20:40, 20:40] = 8
-    exposed = film.expose(integral, pixel_mm=1.0, seed=0, photons=0, scatter=0.1, blur_mm=0)
-    assert exposed[30, 30] < 5 and abs(exposed[0, 0]) < 0.1
-
-
-def test_blur_is_measured_in_mm_along_rows_and_columns() -> None:
-    point = np.zeros((101, 101), np.float32)
-    point[50, 50] = 1
-    blurred = film.blur(point, 3.0, (1.0, 0.5)).astype(float)
-    rows, columns = np.indices(point.shape) - 50
-    assert blurred.sum() == pytest.approx(1, abs=1e-4)
-    assert np.sqrt((blurred * rows**2).sum()) * 1.0 == pytest.approx(3, rel=0.03)
-    assert np.sqrt((blurred * columns**2).sum()) * 0.5 == pytest.approx(3, rel=0.03)
-
-
-@pytest.mark.parametrize("amounts", [{"photons": -1.0}, {"scatter": -0.1}, {"blur_mm": -1.0}])
-def test_negative_amounts(amounts: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="must not be negative"):
-        film.expose(np.ones((3, 3)), pixel_mm=1.0, seed=0, **amounts)  # type: ignore[arg-type]
-
-
-def test_integrals_that_are_not_finite() -> None:
-    with pytest.raises(InputError, match="NaN or infinite"):
-        film.expose(np.array([[np.nan]]), pixel_mm=1.0, seed=0)
-
-
 # Grey values
 
 
-def test_grey_values() -> None:
-    image = np.array([[-1.0, 0, 1, 2, 3]])
-    assert film.to_grey(image, window=(0, 2)).tolist() == [[0, 0, 128, 255, 255]]
-    assert film.to_grey(image, window=(0, 2), inverted=True).tolist() == [[255, 255, 128, 0, 0]]
-    assert film.to_grey(image, bits=16, window=(0, 2)).tolist() == [[0, 0, 32768, 65535, 65535]]
-    assert film.to_grey(image).dtype == np.uint8 and film.to_grey(image, bits=16).dtype == np.uint16
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_grey_values_of_every_depth(bits: int) -> None:
+    image = np.array([[-1.0, 0, 0.5, 1.2, 2, 3]])
+    full = 2**bits - 1
+    grey = film.to_grey(image, bits=bits, window=(0, 2))
+    assert grey.tolist() == [[0, 0, round(full / 4), round(full * 0.6), full, full]]
+    assert grey.dtype == (np.uint8 if bits == 8 else np.uint16)
+    assert_array_equal(film.to_grey(image, bits=bits, window=(0, 2), inverted=True), full - grey)
+    assert_array_equal(film.to_grey(image, bits=bits, window=film.window_around(1, 2)), grey)
+
+
+def test_the_default_window_is_the_picture_s_own() -> None:
     assert not film.to_grey(np.full((3, 3), 7.0)).any()
     ramp = film.to_grey(np.append(np.arange(1000.0), 1e9).reshape(7, 143))
     assert (ramp == 255).sum() < 10  # One bright pixel does not make the rest black.
-    with pytest.raises(InputError, match="8 or 16 bits, not 12"):
-        film.to_grey(image, bits=12)
+    assert ramp.min() == 0
+
+
+def test_bad_grey() -> None:
+    image = np.ones((3, 3))
+    for bits in (7, 17):
+        with pytest.raises(InputError, match=f"8 to 16 bits, not {bits}"):
+            film.to_grey(image, bits=bits)
+    for window in ((2, 1), (1, 1), film.window_around(0, -3), (np.nan, 1), (0, np.inf)):
+        with pytest.raises(InputError, match="shows nothing; its first value must be the smaller one"):
+            film.to_grey(image, window=window)
+    with pytest.raises(InputError, match="have no grey"):
+        film.to_grey(np.array([[0, np.nan]]))
 
 
 # Files
 
 
-@pytest.mark.parametrize("grey", [GREY8, GREY16])
-def test_a_png_comes_back_with_its_pixel_size(tmp_path: Path, grey: np.ndarray) -> None:
-    read = film.read(film.write_png(tmp_path / "f.png", grey, (0.7, 0.143)))
-    assert_array_equal(read.pixels, grey)
+def picture(bits: int, inverted: bool = False, shape: tuple[int, int] = (7, 9)) -> np.ndarray:
+    """Grey values from 0 to the highest of all, every bit in use."""
+    ramp = np.linspace(0, 1, shape[0] * shape[1]).reshape(shape)
+    return film.to_grey(ramp, bits=bits, window=(0, 1), inverted=inverted)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_a_png_comes_back_with_its_pixel_size(tmp_path: Path, bits: int, inverted: bool) -> None:
+    grey = picture(bits, inverted)
+    path = film.write_png(tmp_path / "f.png", grey, (0.7, 0.143), bits=bits)
+    read = film.read(path)
+    highest = 255 if bits == 8 else 65535
+    assert read.pixels.max() == highest and read.pixels.min() == 0
+    assert_array_equal(np.rint(read.pixels * ((2**bits - 1) / highest)), grey)
     assert read.pixels.dtype == np.float32
     assert read.pixel_mm == pytest.approx((0.7, 0.143), rel=1e-3)
+    content = path.read_bytes()
+    stated = content.find(b"sBIT")
+    assert (stated > 0) == (bits not in (8, 16)) and stated < content.find(b"IDAT")
+    if stated > 0:
+        assert content[stated - 4 : stated + 5] == b"\0\0\0\1sBIT" + bytes([bits])
     assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
 
 
-@pytest.mark.parametrize("grey", [GREY8, GREY16])
-@pytest.mark.parametrize("cone", [False, True])
-def test_a_dicom_film_comes_back(tmp_path: Path, grey: np.ndarray, cone: bool) -> None:
-    path = film.write_dicom(tmp_path / "f.dcm", grey, view(cone=cone))
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_a_dicom_film_comes_back(tmp_path: Path, bits: int, inverted: bool) -> None:
+    v = view(cone=inverted)
+    grey = picture(bits, inverted)
+    path = film.write_dicom(tmp_path / "f.dcm", grey, v, bits=bits, inverted=inverted)
     read = film.read(path)
-    assert_array_equal(read.pixels, grey)
+    assert_array_equal(read.pixels, picture(bits))  # Bone white, whichever way it was stored.
     assert read.pixel_mm == pytest.approx((0.7, 0.143))
+    dataset = pydicom.dcmread(path)
+    assert_array_equal(dataset.pixel_array, grey)
+    assert (dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit) == (8 if bits == 8 else 16, bits, bits - 1)
+    # The window shows the stored range from end to end.
+    shown = apply_voi_lut(np.array([0, 2**bits - 1]), dataset)
+    assert_allclose(shown, [0, 2**bits - 1])
     first = path.read_bytes()
-    assert film.write_dicom(path, grey, view(cone=cone)).read_bytes() == first
+    assert film.write_dicom(path, grey, v, bits=bits, inverted=inverted).read_bytes() == first
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("response", ["log", "linear"])
+def test_a_dicom_film_says_what_its_grey_means(tmp_path: Path, response: str, inverted: bool) -> None:
+    v = view()
+    integral = np.linspace(0, 5, 63).reshape(7, 9).astype(np.float32)
+    exposed = film.expose(integral, pixel_mm=v.pixel_mm, seed=0, photons=0, scatter=0, blur_mm=0, response=response)
+    grey = film.to_grey(exposed, bits=12, window=(0, 5 if response == "log" else 1), inverted=inverted)
+    path = film.write_dicom(tmp_path / "f.dcm", grey, v, bits=12, inverted=inverted, response=response)
+    dataset = pydicom.dcmread(path)
+    assert dataset.PhotometricInterpretation == ("MONOCHROME1" if inverted else "MONOCHROME2")
+    assert dataset.PresentationLUTShape == ("INVERSE" if inverted else "IDENTITY")
+    # What the relationship and its sign promise, from the pixels: how they go with the photons that came.
+    photons = np.exp(-integral) if dataset.PixelIntensityRelationship == "LIN" else -integral
+    stored = dataset.PixelIntensityRelationshipSign * dataset.pixel_array.astype(float)
+    assert dataset.PixelIntensityRelationship == {"log": "LOG", "linear": "LIN"}[response]
+    assert np.corrcoef(photons.ravel(), stored.ravel())[0, 1] > 0.9999
+    # Shown by DICOM's rules, dense is white.
+    shown = dataset.pixel_array if dataset.PresentationLUTShape == "IDENTITY" else 4095 - dataset.pixel_array
+    assert (np.diff(shown.ravel().astype(int)) >= 0).all() and np.ptp(shown) > 4000
+    assert_array_equal(film.read(path).pixels, shown)
+
+
+def test_other_films_have_other_identifiers(tmp_path: Path) -> None:
+    def identifier(**options: object) -> str:
+        path = film.write_dicom(tmp_path / "f.dcm", picture(12), view(), **options)  # type: ignore[arg-type]
+        return str(pydicom.dcmread(path).SOPInstanceUID)
+
+    same = {"bits": 12, "inverted": False, "response": "log"}
+    changes = ({}, {"bits": 14}, {"inverted": True}, {"response": "linear"})
+    assert len({identifier(**same | change) for change in changes}) == 4
+    assert identifier(**same) == identifier(**same)
+
+
+@pytest.mark.parametrize("write", ["png", "dicom"])
+def test_a_depth_that_the_picture_has_not(tmp_path: Path, write: str) -> None:
+    def store(grey: np.ndarray, bits: int | None) -> None:
+        if write == "png":
+            film.write_png(tmp_path / "f.png", grey, 1.0, bits=bits)
+        else:
+            film.write_dicom(tmp_path / "f.dcm", grey, view(), bits=bits)
+
+    for grey, bits in ((picture(12), 10), (picture(8), 12), (picture(8), 7), (picture(16), 17), (picture(12), 8)):
+        with pytest.raises(InputError, match=f"has not {bits} bits; give the bits that it was made with"):
+            store(grey, bits)
+    with pytest.raises(InputError, match="is no grey picture; make one with to_grey"):
+        store(np.zeros((7, 9)), None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -141,13 +177,14 @@ def test_a_dicom_film_says_how_the_patient_stands(
     assert dataset.ViewPosition == dict(zip(VIEW_NAMES, ["AP", "PA", "LL", "RL"], strict=True))[name]
     assert dataset.DistanceSourceToDetector == 1800 and dataset.DistanceSourceToPatient == 1500
     assert dataset.EstimatedRadiographicMagnificationFactor == pytest.approx(1.2)
-    assert dataset.ImageType[0] == "DERIVED" and dataset.PatientName == "SIMULATED^FILM"
+    assert list(dataset.ImageType) == ["DERIVED", "PRIMARY", ""] and dataset.PatientName == "SIMULATED^FILM"
 
 
 def test_a_picture_of_another_shape_is_no_film_of_the_view(tmp_path: Path) -> None:
-    for grey in (GREY8[1:], GREY8.astype(float)):
-        with pytest.raises(InputError, match="is no film of the view 'ap'"):
-            film.write_dicom(tmp_path / "f.dcm", grey, view())
+    with pytest.raises(InputError, match="is no film of the view 'ap'"):
+        film.write_dicom(tmp_path / "f.dcm", GREY8[1:], view())
+    with pytest.raises(InputError, match="response is log or linear, not 'gamma'"):
+        film.write_dicom(tmp_path / "f.dcm", GREY8, view(), response="gamma")
     assert not list(tmp_path.iterdir())
 
 
@@ -162,9 +199,14 @@ def changed_dicom(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_monochrome1_is_turned_to_white_bone(tmp_path: Path) -> None:
+def test_a_foreign_monochrome1_is_turned_to_white_bone(tmp_path: Path) -> None:
     read = film.read(changed_dicom(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1"))
-    assert_array_equal(read.pixels - read.pixels.min(), GREY16.max() - GREY16.astype(np.float32))
+    assert_array_equal(read.pixels, 65535 - GREY16.astype(np.float32))
+    changes = {"RescaleSlope": 0.5, "RescaleIntercept": -7, "PhotometricInterpretation": "MONOCHROME1"}
+    read = film.read(changed_dicom(tmp_path / "f.dcm", **changes))
+    assert_allclose(read.pixels, (65535 - GREY16.astype(float)) * 0.5 - 7)
+    signed = changed_dicom(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1", PixelRepresentation=1)
+    assert_array_equal(film.read(signed).pixels, -1 - GREY16.view(np.int16).astype(np.float32))
 
 
 def test_the_modality_rescale_is_applied(tmp_path: Path) -> None:

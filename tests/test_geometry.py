@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from transvert.files import InputError
 from transvert.geometry import VIEW_NAMES, View, covering_view, named_view, triangulate
@@ -20,11 +21,12 @@ def view(name: str, **options: object) -> View:
     return named_view(name, ISOCENTRE, (401, 301), (0.8, 0.6), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tilt_deg", [0, 25])
 @pytest.mark.parametrize("turn_deg", [0, 7, -60])
 @pytest.mark.parametrize("cone", [False, True])
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_a_point_lies_on_the_ray_of_its_pixel(name: str, cone: bool, turn_deg: float) -> None:
-    v = view(name, cone=cone, turn_deg=turn_deg)
+def test_a_point_lies_on_the_ray_of_its_pixel(name: str, cone: bool, turn_deg: float, tilt_deg: float) -> None:
+    v = view(name, cone=cone, turn_deg=turn_deg, tilt_deg=tilt_deg)
     start, direction = v.rays(v.project(POINTS))
     away = POINTS - start
     miss = away - (away * direction).sum(-1, keepdims=True) * direction
@@ -63,6 +65,39 @@ def test_the_isocentre_is_the_middle_and_the_head_is_up(name: str, cone: bool) -
     assert v.project(ISOCENTRE) == pytest.approx([200, 150])
     magnification = 1.2 if cone else 1.0
     assert v.project(ISOCENTRE + 8 * UP) == pytest.approx([200 - 10 * magnification, 150])
+
+
+@pytest.mark.parametrize("name", VIEW_NAMES)
+def test_a_tilt_raises_the_source_and_keeps_the_detector_across_the_rays(name: str) -> None:
+    v = view(name, cone=True, tilt_deg=30)
+    assert v.source is not None
+    away = v.source - ISOCENTRE
+    assert np.linalg.norm(away) == pytest.approx(1500)
+    assert away @ UP == pytest.approx(750)
+    assert [v.direction @ v.down, v.direction @ v.across, v.down @ v.across] == pytest.approx([0, 0, 0])
+    assert v.project(ISOCENTRE) == pytest.approx([200, 150])
+    # Seen from above, what lies nearer the source is lower in the picture.
+    near = ISOCENTRE - 10 * view(name).direction
+    assert v.project(near)[0] > 200 and v.project(ISOCENTRE + UP)[0] < 200
+
+
+@pytest.mark.parametrize("cone", [False, True])
+def test_a_moved_view_sees_the_moved_point_at_the_same_pixel(cone: bool) -> None:
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler("xyz", [30, 50, -70], degrees=True).as_matrix()
+    motion[:3, 3] = [100, -50, 20]
+    v = view("lateral", cone=cone)
+    moved = v.moved(motion)
+    assert moved.project(POINTS @ motion[:3, :3].T + motion[:3, 3]) == pytest.approx(v.project(POINTS))
+    assert moved.moved(np.linalg.inv(motion)).to_dict()["corner_ras_mm"] == pytest.approx(v.corner)
+
+
+@pytest.mark.parametrize(
+    "motion", [np.eye(3), 1.1 * np.eye(4), np.diag([1, -1, 1, 1]), np.diag([1, 1, 1, 2]), np.full((4, 4), np.nan)]
+)
+def test_a_motion_that_is_not_rigid(motion: np.ndarray) -> None:
+    with pytest.raises(InputError, match="'ap' is not rigid"):
+        view("ap").moved(motion)
 
 
 @pytest.mark.parametrize("cone", [False, True])

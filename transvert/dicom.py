@@ -39,30 +39,34 @@ def read(path: Path) -> tuple[np.ndarray, list[float] | None]:
         kind = dataset.PhotometricInterpretation
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise InputError(f"The film {path.name} is a colour picture ({kind}); a film is grey.")
-        pixels = np.asarray(apply_modality_lut(dataset.pixel_array, dataset), np.float32)
+        stored = dataset.pixel_array
+        pixels = np.asarray(apply_modality_lut(stored, dataset), np.float32)
+        if kind == "MONOCHROME1":  # White is low. Turned over within all that can be stored, whatever this film uses.
+            half = 2 ** (int(dataset.BitsStored) - 1)
+            ends = (-half, half - 1) if dataset.PixelRepresentation else (0, 2 * half - 1)
+            pixels = np.float32(apply_modality_lut(np.array(ends, stored.dtype), dataset).sum()) - pixels
         spacing = [float(mm) for mm in dataset.get("ImagerPixelSpacing") or dataset.get("PixelSpacing") or []]
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 What a damaged file breaks in pydicom and its decoders is open-ended.
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"The film {path.name} can't be decoded; it is damaged or cut short ({reason}).") from None
-    if kind == "MONOCHROME1":  # White is low.
-        pixels = pixels.max() + pixels.min() - pixels
     # Scanners write 0 for a pitch they don't know.
     return pixels, spacing if len(spacing) == 2 and min(spacing) > 0 else None
 
 
-def simulated(grey: np.ndarray, view: View, source_to_patient_mm: float | None) -> pydicom.Dataset:
+def simulated(
+    grey: np.ndarray, view: View, bits: int, inverted: bool, response: str, source_to_patient_mm: float | None
+) -> pydicom.Dataset:
     """A DX image of DICOM PS3.3 A.26 with the least that it must hold; the arguments are those of `film.write_dicom`."""
     import pydicom
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
     # The same film gets the same identifiers, so that a run can be repeated to the byte.
     study, series, instance = (
-        generate_uid(entropy_srcs=[part, str(view.to_dict()), grey.tobytes().hex()])
+        generate_uid(entropy_srcs=[part, str((view.to_dict(), bits, inverted, response)), grey.tobytes().hex()])
         for part in ("study", "series", "sop")
     )
-    bits = grey.dtype.itemsize * 8
     spacing = [f"{mm:.8g}" for mm in view.pixel_mm]
     content: dict[str, Any] = {
         "SOPClassUID": DigitalXRayImageStorageForPresentation,
@@ -80,7 +84,7 @@ def simulated(grey: np.ndarray, view: View, source_to_patient_mm: float | None) 
         "Manufacturer": "transvert",
         "SeriesNumber": 1,
         "InstanceNumber": 1,
-        "ImageType": ["DERIVED", "PRIMARY"],
+        "ImageType": ["DERIVED", "PRIMARY", ""],
         "DerivationDescription": "Simulated radiograph: ray integrals through a volume",
         "PatientOrientation": [_letters(view.across), _letters(view.down)],
         "ImageLaterality": "U",
@@ -91,19 +95,19 @@ def simulated(grey: np.ndarray, view: View, source_to_patient_mm: float | None) 
         "ImagerPixelSpacing": spacing,
         "PixelSpacing": spacing,
         "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
+        "PhotometricInterpretation": "MONOCHROME1" if inverted else "MONOCHROME2",
         "Rows": grey.shape[0],
         "Columns": grey.shape[1],
-        "BitsAllocated": bits,
+        "BitsAllocated": grey.dtype.itemsize * 8,
         "BitsStored": bits,
         "HighBit": bits - 1,
         "PixelRepresentation": 0,
-        "PixelIntensityRelationship": "LOG",
-        "PixelIntensityRelationshipSign": -1,
+        "PixelIntensityRelationship": {"log": "LOG", "linear": "LIN"}[response],
+        "PixelIntensityRelationshipSign": 1 if inverted else -1,  # Whether high values are where many photons came.
         "RescaleIntercept": 0,
         "RescaleSlope": 1,
         "RescaleType": "US",
-        "PresentationLUTShape": "IDENTITY",
+        "PresentationLUTShape": "INVERSE" if inverted else "IDENTITY",
         "WindowCenter": 2 ** (bits - 1),
         "WindowWidth": 2**bits,
         "LossyImageCompression": "00",

@@ -1,26 +1,28 @@
 """Digitally reconstructed radiographs: exact ray integrals through a volume for any view, on the CPU.
 
-One ray kernel serves parallel and cone views and grids of any orientation. It is Joseph's method (IEEE Trans. Med.
-Imaging 1982): a ray crosses the volume slice by slice along the index axis it follows most; in each slice the value
-is bilinear in the other two axes and counts with the length of the ray within that slice.
+A ray integral is Joseph's (IEEE Trans. Med. Imaging 1982): slice by slice along the index axis the ray follows most,
+bilinear within a slice. The volume ends at the outer faces of its voxels; between the outer voxel centres and the faces
+the outer voxel's value holds. So a uniform box integrates to value times chord, up to the rounding of float32. The
+volume is read on its own grid, oblique and anisotropic ones too, and never resampled first.
 
-The volume ends at the outer faces of its voxels. Between the outer voxel centres and the faces the outer voxel's
-value holds, beyond the faces there is nothing, and a slice that a ray enters or leaves through a side counts with the
-part the ray passes. So a uniform box integrates to value times chord, up to the rounding of float32.
+`cast` chooses the cheapest way that is exact for a view: a sum along an axis for parallel rays that follow it, one
+that treats a picture's column at a time where columns stand upright in the grid (every named view of an unturned CT),
+and one for any pose. `gradients` has the same integrals on a GPU, with gradients.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from typing import Any
 
-import numba
 import numpy as np
-from scipy import ndimage
 
+from transvert import aligned, rays
 from transvert.files import InputError
 from transvert.geometry import View
-from transvert.volume import Volume
+from transvert.volume import Volume, check_same_grid
 
 _LOG = logging.getLogger("transvert")
 
@@ -28,12 +30,9 @@ _WATER_KEV = (40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _WATER_PER_CM = (0.2683, 0.2269, 0.2059, 0.1837, 0.1707, 0.1505)
 """Water's linear attenuation: NIST tables of X-ray mass attenuation (Hubbell and Seltzer 2004) at 1 g/cm3."""
 
-_EDGE = 1e-7  # Voxels. A ray along a face must not come and go with the last bit of its position.
-_DRIFT = 1e-4  # Voxels. A parallel ray that strays less over the whole volume counts as running along the axis.
-_BLOCK = 1024  # Rays: a few picture columns, which pass the same part of a slice while it is in the cache.
-_ONE_AT_A_TIME = (
-    threading.Lock()
-)  # Each call uses all threads, and not every numba backend may be called twice at once.
+_DRIFT = 1e-4  # Voxels. What strays less over the whole volume counts as running along the axis.
+# Each call uses all threads, and not every numba backend may be called twice at once.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def attenuation(volume_hu: np.ndarray, energy_kev: float = 70.0) -> np.ndarray:
@@ -75,204 +74,167 @@ def cast(volume: Volume, view: View) -> np.ndarray:
         InputError: no 3D volume, a degenerate affine, the source within the volume, rays that all miss it, or values
             that are not finite.
     """
-    to_index = _to_index(volume)
+    return cast_batch(volume, [view])[0]
+
+
+def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
+    """The pictures of many poses, as `cast` makes them, in one go.
+
+    Args:
+        volume: as in `cast`.
+        views: at least one, all of one shape.
+
+    Returns:
+        (views, rows, columns) float32, the volume's unit times mm.
+
+    Raises:
+        InputError: as `cast`, naming the view; or views of several shapes.
+    """
+    shapes = sorted({view.shape for view in views})
+    if len(shapes) != 1:
+        raise InputError(f"A batch needs views of one shape, and these have {shapes or 'none'}; cast them one by one.")
+    poses, cone, metric = _poses(volume, views)
     data = np.ascontiguousarray(volume.data, np.float32)
-    cone = view.source is not None
-    origin = view.corner if view.source is None else view.source
-    start = to_index @ (origin - volume.affine[:3, 3])
-    towards = to_index @ (view.direction if view.source is None else view.corner - view.source)
-    down, across = to_index @ view.down, to_index @ view.across
-    metric = volume.affine[:3, :3].T @ volume.affine[:3, :3].astype(float)
-    if cone and ((start >= -0.5) & (start <= np.array(data.shape) - 0.5)).all():
-        raise InputError(
-            f"The source of the view '{view.name}' stands inside the volume; move it away from the patient."
-        )
-
-    axis = int(np.abs(towards).argmax())
-    image = np.zeros(view.shape, np.float32)
+    images = np.zeros((len(views), *shapes[0]), np.float32)
+    hits = np.zeros(len(views), int)
+    ways = np.array([_way(pose, is_cone, data.shape, shapes[0]) for pose, is_cone in zip(poses, cone, strict=True)])
     with _ONE_AT_A_TIME:
-        if not cone and np.delete(np.abs(towards), axis).max() * data.shape[axis] < _DRIFT * abs(towards[axis]):
-            hits = _along_axis(data, axis, start, towards, down, across, metric, image)
-        else:
-            _announce(_joseph)
-            hits = _joseph(data, start, towards, down, across, cone, metric, image)
-    if not hits:
-        raise InputError(
-            f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size."
-        )
-    if not np.isfinite(image).all():
-        raise InputError("The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays.")
-    return image
+        for way, kernel in (("upright", aligned.upright), ("any", rays.joseph)):
+            chosen = np.flatnonzero(ways == way)
+            if len(chosen):
+                pictures = images if len(chosen) == len(views) else np.zeros((len(chosen), *shapes[0]), np.float32)
+                _announce(kernel)
+                hits[chosen] = kernel(data, poses[chosen], cone[chosen], metric, pictures)
+                if pictures is not images:
+                    images[chosen] = pictures
+        for i in np.flatnonzero(ways == "along"):
+            hits[i] = _along_axis(data, poses[i], metric, images[i])
+    for view, hit in zip(views, hits, strict=True):
+        _check_hit(view, hit)
+    if not np.isfinite(images).all():
+        raise InputError(_NOT_FINITE)
+    return images
 
 
-def _to_index(volume: Volume) -> np.ndarray:
-    """(3, 3) RAS mm to voxel steps, once the volume is one that rays can cross."""
+def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarray]:
+    """The pictures of a volume's parts in one pass: bone, each vertebra, and the rest.
+
+    Every voxel's share of a ray's integral goes to the picture of its own part, so that the pictures add up to what
+    `cast` makes of the whole volume. The bone of a CT is the sum of the pictures of all its labels but 0.
+
+    Args:
+        volume: as in `cast`.
+        parts: whole numbers of 0 and above on the volume's grid, such as a label mask; at most 256 different ones.
+        view: parallel or cone.
+
+    Returns:
+        For each number in `parts`: (rows, columns) float32, the volume's unit times mm.
+
+    Raises:
+        InputError: as `cast`; or parts on another grid, too many of them, or no whole numbers.
+    """
+    check_same_grid(volume, parts, ("volume", "parts"))
+    if parts.data.dtype.kind not in "bui":
+        raise InputError(f"The parts are {parts.data.dtype} numbers; give whole ones, such as the labels of a mask.")
+    numbers, index = _compact(parts.data)
+    poses, cone, metric = _poses(volume, [view])
+    data = np.ascontiguousarray(volume.data, np.float32)
+    images = np.zeros((len(numbers), *view.shape), np.float32)
+    with _ONE_AT_A_TIME:
+        _announce(rays.joseph_parts)
+        hits = rays.joseph_parts(data, index, poses[0], bool(cone[0]), metric, images)
+    _check_hit(view, hits)
+    if not np.isfinite(images).all():
+        raise InputError(_NOT_FINITE)
+    return dict(zip(numbers.tolist(), images, strict=True))
+
+
+def check(volume: Volume, view: View) -> None:
+    """Raises InputError unless the volume is one that rays can cross, and the view's source stands outside of it."""
+    _poses(volume, [view])
+
+
+_NOT_FINITE = "The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays."
+
+
+def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Poses (V, 4, 3) in voxels, whether each is a cone (V,), and the metric (3, 3), as `rays` wants them."""
     if volume.data.ndim != 3 or not volume.data.size:
         raise InputError(f"The volume has the shape {volume.data.shape}; rays need three axes that are not empty.")
     matrix = np.asarray(volume.affine, float)[:3, :3]
     # Relative to the voxel's size, so that micrometre voxels are no less of a volume.
     if not np.isfinite(volume.affine).all() or abs(np.linalg.det(matrix)) <= 1e-6 * volume.spacing_mm.prod():
         raise InputError("The volume's affine is degenerate: its three axes need a length and must not lie in a plane.")
-    return np.linalg.inv(matrix)
+    vectors, cone = np.empty((len(views), 4, 3)), np.empty(len(views), bool)
+    for i, view in enumerate(views):
+        cone[i] = view.source is not None
+        towards = view.direction if view.source is None else view.corner - view.source
+        origin = view.corner if view.source is None else view.source
+        vectors[i] = origin - volume.affine[:3, 3], towards, view.down, view.across
+    poses = vectors @ np.linalg.inv(matrix).T
+    ends = np.array(volume.data.shape) - 0.5
+    for view, start, is_cone in zip(views, poses[:, 0], cone, strict=True):
+        if is_cone and ((start >= -0.5) & (start <= ends)).all():
+            raise InputError(
+                f"The source of the view '{view.name}' stands inside the volume; move it away from the patient."
+            )
+    return poses, cone, matrix.T @ matrix
 
 
-def _along_axis(
-    data: np.ndarray,
-    axis: int,
-    start: np.ndarray,
-    towards: np.ndarray,
-    down: np.ndarray,
-    across: np.ndarray,
-    metric: np.ndarray,
-    image: np.ndarray,
-) -> int:
-    """What `_joseph` does for parallel rays along one index axis: every ray reads the same sums."""
-    first, second = (i for i in range(3) if i != axis)
-    _announce(_sums)
+def _way(pose: np.ndarray, cone: bool, volume: tuple[int, ...], picture: tuple[int, int]) -> str:
+    """Which kernel is exact for a view and cheapest: "along" an axis, "upright" in the grid, or for "any" pose."""
+    _, towards, down, across = pose
+    axis = int(np.abs(towards).argmax())
+    if not cone and np.delete(np.abs(towards), axis).max() * volume[axis] < _DRIFT * abs(towards[axis]):
+        return "along"
+    if np.abs(down[:2]).max() * picture[0] > _DRIFT or not abs(down[2]) > 0:
+        return "any"
+    steps = np.linspace(0, picture[1] - 1, picture[1])[:, None] * across if cone else np.zeros((1, 3))
+    last_row = (picture[0] - 1) * down[2] if cone else 0.0
+    columns = towards + steps
+    most_upwards = np.maximum(np.abs(columns[:, 2]), np.abs(columns[:, 2] + last_row))
+    return "upright" if (most_upwards <= np.abs(columns[:, :2]).max(axis=1)).all() else "any"
+
+
+def _along_axis(data: np.ndarray, pose: np.ndarray, metric: np.ndarray, image: np.ndarray) -> int:
+    """Parallel rays along one index axis: every ray reads the same sums."""
+    start, towards, down, across = pose
+    axis = int(np.abs(towards).argmax())
+    plane = [i for i in range(3) if i != axis]
+    _announce(aligned.sum_lines)
     inner = int(np.prod(data.shape[axis + 1 :]))
-    sums = _sums(data.reshape(-1, data.shape[axis], inner)).reshape(data.shape[first], data.shape[second])
-    # Where the rays cross the middle of the volume, so that what little they stray averages out.
-    middle = start + towards * (((data.shape[axis] - 1) / 2 - start[axis]) / towards[axis])
-    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
-    where = [middle[i] + rows * down[i] + columns * across[i] for i in (first, second)]
-    # The detector's own tilt moves pixels along the rays, which is no move across them.
-    for n, i in enumerate((first, second)):
-        where[n] -= (rows * down[axis] + columns * across[axis]) * (towards[i] / towards[axis])
-    inside = np.ones(image.shape, bool)
-    for positions, length in zip(where, sums.shape, strict=True):
-        inside &= (positions >= -0.5 - _EDGE) & (positions <= length - 0.5 + _EDGE)
-    sampled = ndimage.map_coordinates(sums, where, order=1, mode="nearest")
-    np.multiply(sampled, np.sqrt(metric[axis, axis]), out=image, where=inside, casting="same_kind")
-    return int(inside.sum())
+    sums = aligned.sum_lines(data.reshape(-1, data.shape[axis], inner)).reshape([data.shape[i] for i in plane])
+    # Where the rays cross the middle of the volume, so that what little they stray averages out. The detector's own
+    # tilt moves pixels along the rays, which is no move across them.
+    slope = towards / towards[axis]
+    middle = start + slope * ((data.shape[axis] - 1) / 2 - start[axis])
+    down, across = down - slope * down[axis], across - slope * across[axis]
+    return aligned.sample_plane(sums, middle[plane], down[plane], across[plane], np.sqrt(metric[axis, axis]), image)
 
 
-def _announce(kernel: numba.core.dispatcher.Dispatcher) -> None:
+def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different numbers in an array, and for each voxel its number's place among them, uint8."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise InputError(f"The parts have numbers from {low} to {high}; use 0 to 65535.")
+    present = np.bincount(labels.reshape(-1)[:0], minlength=high + 1).astype(bool)
+    for piece in labels:  # A slice at a time: numpy counts in 8 bytes a voxel.
+        present |= np.bincount(piece.reshape(-1), minlength=high + 1).astype(bool)
+    numbers = np.flatnonzero(present)
+    if len(numbers) > 256:
+        raise InputError(f"There are {len(numbers)} different parts; one pass makes at most 256 pictures.")
+    places = np.zeros(high + 1, np.uint8)
+    places[numbers] = np.arange(len(numbers))
+    return numbers, np.ascontiguousarray(places[labels])
+
+
+def _check_hit(view: View, hits: int) -> None:
+    if not hits:
+        raise InputError(
+            f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size."
+        )
+
+
+def _announce(kernel: Any) -> None:
     if not kernel.signatures:
         _LOG.info("Loading the ray kernel: its first use on a computer compiles it, which takes some seconds.")
-
-
-@numba.njit(parallel=True, nogil=True, cache=True)
-def _sums(data: np.ndarray) -> np.ndarray:
-    """Sums (A, N, B) float32 over its middle axis in float64, reading memory in order: (A, B) float64."""
-    outer, count, inner = data.shape
-    piece = 4096  # Of a row: so that axis 0, a single huge row, has pieces for all threads.
-    pieces = (inner + piece - 1) // piece
-    sums = np.zeros((outer, inner))
-    for job in numba.prange(outer * pieces):
-        row, part = job // pieces, slice(job % pieces * piece, min((job % pieces + 1) * piece, inner))
-        into = sums[row, part]
-        for k in range(count):
-            line = data[row, k, part]
-            for j in range(len(line)):  # Over plain slices: three indices here are twice as slow.
-                into[j] += line[j]
-    return sums
-
-
-# Sums may be reordered and fused; NaN and infinity keep their meaning, `cast` looks for them.
-@numba.njit(parallel=True, nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
-def _joseph(
-    data: np.ndarray,
-    start: np.ndarray,
-    towards: np.ndarray,
-    down: np.ndarray,
-    across: np.ndarray,
-    cone: bool,
-    metric: np.ndarray,
-    image: np.ndarray,
-) -> int:
-    """Fills `image` with ray integrals; all vectors are in voxels, and v @ metric @ v is a step's length in mm, squared.
-
-    Pixel (r, c) adds r*down + c*across to `start` in a parallel view and to `towards` in a cone view. Rays are worked
-    through in blocks that run down the picture's columns, since rows mostly follow z, the axis contiguous in memory.
-    Within a block a slice is finished for all rays before the next, in a loop without branches that the compiler
-    turns into vector code. Positions are float32 there: good to some 1e-5 voxels.
-
-    Returns:
-        How many rays meet the volume.
-    """
-    rows, columns = image.shape
-    flat = data.reshape(-1)
-    strides = (data.shape[1] * data.shape[2], data.shape[2], 1)
-    hits = 0
-    for block in numba.prange((rows * columns + _BLOCK - 1) // _BLOCK):
-        first = block * _BLOCK
-        count = min(_BLOCK, rows * columns - first)
-        # A ray's position in slice u of its axis is (p0 + u*p_step, q0 + u*q_step), for u from enter to leave.
-        # Eight arrays rather than eight rows of one: the compiler must see that they don't overlap.
-        p0, p_step = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        q0, q_step = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        enter, leave = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        slice_mm, total = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        origin, ray = np.empty(3), np.empty(3)
-        for axis in range(3):
-            p_axis, q_axis = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
-            lowest, highest = np.inf, -np.inf
-            for i in range(count):
-                row, column = (first + i) % rows, (first + i) // rows
-                for j in range(3):
-                    step = row * down[j] + column * across[j]
-                    origin[j] = start[j] if cone else start[j] + step
-                    ray[j] = towards[j] + step if cone else towards[j]
-                enter[i] = leave[i] = 0.0
-                if _main_axis(ray) != axis:
-                    continue
-                low, high = -0.5, data.shape[axis] - 0.5
-                if cone and ray[axis] > 0:
-                    low = max(low, origin[axis])
-                elif cone:
-                    high = min(high, origin[axis])
-                p_slope, q_slope = ray[p_axis] / ray[axis], ray[q_axis] / ray[axis]
-                p_base, q_base = origin[p_axis] - origin[axis] * p_slope, origin[q_axis] - origin[axis] * q_slope
-                low, high = _clip(low, high, p_base, p_slope, data.shape[p_axis])
-                low, high = _clip(low, high, q_base, q_slope, data.shape[q_axis])
-                if high <= low:
-                    continue
-                hits += 1
-                p0[i], p_step[i], q0[i], q_step[i], enter[i], leave[i] = p_base, p_slope, q_base, q_slope, low, high
-                square = 0.0
-                for j in range(3):
-                    for m in range(3):
-                        square += ray[j] * metric[j, m] * ray[m]
-                slice_mm[i] = np.sqrt(square) / abs(ray[axis])
-                lowest, highest = min(lowest, low), max(highest, high)
-            if highest <= lowest:
-                continue
-            p_end, q_end = np.float32(data.shape[p_axis] - 1), np.float32(data.shape[q_axis] - 1)
-            p_last, q_last = np.int32(max(data.shape[p_axis] - 2, 0)), np.int32(max(data.shape[q_axis] - 2, 0))
-            p_next = np.uint64(strides[p_axis] if data.shape[p_axis] > 1 else 0)
-            q_next = np.uint64(strides[q_axis] if data.shape[q_axis] > 1 else 0)
-            for k in range(max(0, int(np.floor(lowest + 0.5))), min(data.shape[axis] - 1, int(highest + 0.5)) + 1):
-                slice_k = np.float32(k)
-                near, far = np.float32(k - 0.5), np.float32(k + 0.5)
-                for i in range(count):
-                    weight = max(min(leave[i], far) - max(enter[i], near), np.float32(0))
-                    # A ray that leaves by the side may be beyond it here: it reads the outer voxel, as it should.
-                    p = min(max(p0[i] + slice_k * p_step[i], np.float32(0)), p_end)
-                    q = min(max(q0[i] + slice_k * q_step[i], np.float32(0)), q_end)
-                    p_index, q_index = min(np.int32(p), p_last), min(np.int32(q), q_last)
-                    p_part, q_part = p - np.float32(p_index), q - np.float32(q_index)
-                    # An unsigned index spares the compiler the question whether it counts from the end.
-                    at = np.uint64(k * strides[axis] + p_index * strides[p_axis] + q_index * strides[q_axis])
-                    here = flat[at] + q_part * (flat[at + q_next] - flat[at])
-                    there = flat[at + p_next] + q_part * (flat[at + p_next + q_next] - flat[at + p_next])
-                    total[i] += weight * (here + p_part * (there - here))
-        for i in range(count):
-            image[(first + i) % rows, (first + i) // rows] = total[i] * slice_mm[i]
-    return hits
-
-
-@numba.njit(cache=True)
-def _main_axis(ray: np.ndarray) -> int:
-    """The index axis a ray follows most; z only if it must, since its neighbours lie together in memory."""
-    axis = 0 if abs(ray[0]) > abs(ray[1]) else 1
-    return 2 if abs(ray[2]) > abs(ray[axis]) else axis
-
-
-@numba.njit(cache=True)
-def _clip(low: float, high: float, base: float, slope: float, length: int) -> tuple[float, float]:
-    """Narrows [low, high] to where base + u*slope lies between the faces of an axis of `length` voxels."""
-    if abs(slope) < 1e-12:
-        outside = base < -0.5 - _EDGE or base > length - 0.5 + _EDGE
-        return (low, low) if outside else (low, high)
-    one, other = (-0.5 - base) / slope, (length - 0.5 - base) / slope
-    return max(low, min(one, other)), min(high, max(one, other))

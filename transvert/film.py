@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from transvert import dicom
+from transvert import dicom, exposure
 from transvert.files import InputError, atomic_path
 from transvert.geometry import View
 
@@ -27,9 +28,6 @@ LOCAL_PIXELS = 8.0
 """The neighbourhood in which `standardise` looks: a Gaussian's sigma, 12 mm in a sample's patch."""
 FLOOR = 0.1
 """How much of the whole patch's variance is added to the local one, so that noise is not blown up to bone."""
-
-SCATTER_REACH_MM = 40.0
-"""Standard deviation of the glow of scattered photons on the detector: this companion's choice."""
 
 _SCREEN_DPI = (72, 96, 144)  # What drawing programs and screenshots write when nobody measured anything.
 
@@ -54,58 +52,43 @@ def expose(
     seed: int,
     photons: float = 1e6,
     scatter: float = 0.02,
+    focus_mm: float = 0.0,
     blur_mm: float = 0.2,
+    response: str = "log",
 ) -> np.ndarray:
-    """What a digital film shows of ray integrals: scattered light, photon noise and blur, as attenuation again.
+    """What a digital film shows of ray integrals: all steps of `exposure`, in their order.
 
-    The defaults are this companion's choice; each step below is one function. Without scatter, noise and blur the
-    result is the integral itself.
+    The defaults are this companion's choice. Without scatter, noise and blur a logarithmic film is the integral itself.
 
     Args:
         integral: (rows, columns) float, from `drr.cast` of attenuation, no unit.
         pixel_mm: pitch on the detector, one number or row and column.
         seed: of the noise; equal seeds give equal films.
-        photons: per pixel, where nothing is in the way; 0 for no noise.
+        photons: per pixel, where nothing is in the way; 0 for no noise. `exposure.photons_per_pixel` has them from
+            the air kerma in uGy.
         scatter: scattered photons as a fraction of the smoothed primary ones.
-        blur_mm: standard deviation of the detector's point spread.
+        focus_mm: standard deviation of the focal spot's shadow on the detector: the spot's own, times magnification
+            less 1. It blurs before the photons are counted.
+        blur_mm: standard deviation of the detector's point spread, which blurs the noise too.
+        response: "log", grey in proportion to attenuation; or "linear", grey in proportion to the exposure.
 
     Returns:
-        (rows, columns) float32.
+        (rows, columns) float32, brighter where more is attenuated: the attenuation, or the share of photons missing.
 
     Raises:
-        InputError: integrals that are not finite, or a negative amount.
+        InputError: integrals that are not finite, a negative amount, or another response.
     """
-    if not np.isfinite(integral).all():
-        raise InputError("The ray integrals have NaN or infinite values; no film can be exposed with them.")
-    if min(photons, scatter, blur_mm) < 0:
-        raise InputError(
-            f"Photons ({photons:g}), scatter ({scatter:g}) and blur ({blur_mm:g} mm) must not be negative."
-        )
-    signal = add_scatter(transmit(integral), scatter, pixel_mm)
-    signal = count_photons(signal, photons, seed) if photons else signal
-    signal = blur(signal, blur_mm, pixel_mm)
-    # Half a photon stands for none, whose logarithm no film can show.
-    return -np.log(np.maximum(signal, 0.5 / photons if photons else np.finfo(np.float32).tiny))
+    _check_response(response)
+    primary = exposure.blur(exposure.transmit(integral), focus_mm, pixel_mm)
+    signal = exposure.add_scatter(primary, scatter, pixel_mm)
+    signal = exposure.count_photons(signal, photons, seed) if photons else signal
+    signal = exposure.blur(signal, blur_mm, pixel_mm)
+    return exposure.to_attenuation(signal, photons) if response == "log" else exposure.to_opacity(signal)
 
 
-def transmit(integral: np.ndarray) -> np.ndarray:
-    """Beer-Lambert: the fraction of photons that pass, float32."""
-    return np.exp(-np.asarray(integral, np.float32))
-
-
-def add_scatter(primary: np.ndarray, fraction: float, pixel_mm: float | tuple[float, float]) -> np.ndarray:
-    """Adds a broad glow of the primary photons, calibrated so that an empty film still reads 1."""
-    return (primary + np.float32(fraction) * blur(primary, SCATTER_REACH_MM, pixel_mm)) / np.float32(1 + fraction)
-
-
-def count_photons(signal: np.ndarray, photons: float, seed: int) -> np.ndarray:
-    """Poisson noise of `photons` per pixel where the signal is 1; float32 on the signal's scale."""
-    return (np.random.default_rng(seed).poisson(signal * float(photons)) / photons).astype(np.float32)
-
-
-def blur(signal: np.ndarray, sigma_mm: float, pixel_mm: float | tuple[float, float]) -> np.ndarray:
-    """A Gaussian of standard deviation `sigma_mm` on the detector."""
-    return ndimage.gaussian_filter(signal, sigma_mm / np.broadcast_to(pixel_mm, 2), mode="nearest", truncate=3)
+def window_around(centre: float, width: float) -> tuple[float, float]:
+    """The window of `to_grey` by its centre and width, as viewers state it: the values that become black and white."""
+    return centre - width / 2, centre + width / 2
 
 
 def to_grey(
@@ -115,46 +98,88 @@ def to_grey(
 
     Args:
         image: (rows, columns) float.
-        bits: 8 or 16.
+        bits: 8 to 16; the highest grey value is 2**bits - 1.
         window: the values that become black and white; by default the 0.5th and 99.5th percentile.
-        inverted: white for low values.
+        inverted: white for low values: the exact complement of the picture that is not inverted.
 
     Returns:
-        (rows, columns) uint8 or uint16.
+        (rows, columns) uint8 for 8 bits, else uint16.
+
+    Raises:
+        InputError: another number of bits, a window without a width, or a picture that is not finite.
     """
-    if bits not in (8, 16):
-        raise InputError(f"A grey picture has 8 or 16 bits, not {bits}.")
+    if bits not in range(8, 17):
+        raise InputError(f"A grey picture has 8 to 16 bits, not {bits}.")
+    if not np.isfinite(image).all():
+        raise InputError("The picture has NaN or infinite values, which have no grey.")
     low, high = np.percentile(image, (0.5, 99.5)) if window is None else window
+    if window is not None and not -np.inf < low < high < np.inf:
+        raise InputError(f"The window from {low:g} to {high:g} shows nothing; its first value must be the smaller one.")
     scaled = np.clip((np.asarray(image, float) - low) / (high - low if high > low else 1.0), 0, 1)
-    return np.rint((1 - scaled if inverted else scaled) * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    grey = np.rint(scaled * (2**bits - 1))
+    return (2**bits - 1 - grey if inverted else grey).astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float]) -> Path:
-    """Writes uint8 or uint16 as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm comes back as 0.6998 mm."""
-    row_mm, column_mm = _pitch(pixel_mm)
-    with atomic_path(path) as temporary:
-        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm))
-    return Path(path)
-
-
-def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, source_to_patient_mm: float | None = None) -> Path:
-    """Writes a simulated film as a DX image, atomically. It says that it is simulated and names no patient.
+def write_png(
+    path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float], *, bits: int | None = None
+) -> Path:
+    """Writes uint8 or uint16 as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm comes back as 0.6998 mm.
 
     Args:
         path: the file.
-        grey: (rows, columns) uint8 or uint16, bone white.
+        grey: (rows, columns), from `to_grey`.
+        pixel_mm: pitch on the detector, one number or row and column.
+        bits: of `grey`; by default all of its type. 9 to 15 bits are stretched over PNG's 16, so that viewers show
+            white as white, and PNG's "sBIT" tells how many there were: divide by 65535 / (2**bits - 1).
+
+    Raises:
+        InputError: a picture that is not `bits` deep, or pixels without a size.
+    """
+    bits = _depth(grey, bits)
+    row_mm, column_mm = exposure.pitch_mm(pixel_mm)
+    more = PngInfo()
+    if bits not in (8, 16):
+        more.add(b"sBIT", bytes([bits]))
+        grey = np.rint(grey * (65535 / (2**bits - 1))).astype(np.uint16)
+    with atomic_path(path) as temporary:
+        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm), pnginfo=more)
+    return Path(path)
+
+
+def write_dicom(
+    path: str | Path,
+    grey: np.ndarray,
+    view: View,
+    *,
+    bits: int | None = None,
+    inverted: bool = False,
+    response: str = "log",
+    source_to_patient_mm: float | None = None,
+) -> Path:
+    """Writes a simulated film as a DX image, atomically. It says that it is simulated and names no patient.
+
+    Viewers show bone white either way: `inverted` is stored as MONOCHROME1, in which low values are white, and `read`
+    turns it back.
+
+    Args:
+        path: the file.
+        grey: (rows, columns), from `to_grey` with the same `bits` and `inverted`.
         view: gives the pixel size, the patient's orientation and, for a cone view, the source's distance.
+        bits: of `grey`; by default all of its type.
+        inverted: high values are where the exposure was high.
+        response: that of `expose`, "log" or "linear".
         source_to_patient_mm: of a cone view, if known: the source's distance from the isocentre.
 
     Raises:
-        InputError: a picture that is not the view's, or not uint8 or uint16.
+        InputError: a picture that is not the view's, or not `bits` deep, or another response.
     """
-    if grey.shape != view.shape or grey.dtype not in (np.uint8, np.uint16):
+    if grey.shape != view.shape:
         raise InputError(
-            f"A picture of {grey.shape} {grey.dtype} is no film of the view '{view.name}', which has {view.shape}; "
-            "it must have the view's shape and be uint8 or uint16."
+            f"A picture of {grey.shape} is no film of the view '{view.name}', which has {view.shape}; "
+            "it must have the view's shape."
         )
-    dataset = dicom.simulated(grey, view, source_to_patient_mm)
+    _check_response(response)
+    dataset = dicom.simulated(grey, view, _depth(grey, bits), inverted, response, source_to_patient_mm)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
     return Path(path)
@@ -183,7 +208,7 @@ def read(path: str | Path, pixel_mm: float | tuple[float, float] | None = None) 
             f"The film {path.name} does not say how large its pixels are; give pixel_mm, their height and width on the "
             "detector in mm."
         )
-    return Film(np.ascontiguousarray(pixels, np.float32), _pitch(spacing if pixel_mm is None else pixel_mm))
+    return Film(np.ascontiguousarray(pixels, np.float32), exposure.pitch_mm(spacing if pixel_mm is None else pixel_mm))
 
 
 def standardise(patch: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
@@ -271,11 +296,23 @@ def cut_patch(
     return np.where(valid, patch, np.float32(0)), valid
 
 
-def _pitch(pixel_mm: Any) -> tuple[float, float]:
-    row_mm, column_mm = (float(mm) for mm in np.broadcast_to(pixel_mm, 2))
-    if not (0 < row_mm < np.inf and 0 < column_mm < np.inf):
-        raise InputError(f"Pixels of {row_mm:g} x {column_mm:g} mm make no film; both must be positive.")
-    return row_mm, column_mm
+def _depth(grey: np.ndarray, bits: int | None) -> int:
+    """The bits of a grey picture, once its type and its values agree with them."""
+    if grey.dtype not in (np.uint8, np.uint16) or grey.ndim != 2:
+        raise InputError(f"A picture of {grey.shape} {grey.dtype} is no grey picture; make one with to_grey.")
+    full = grey.dtype.itemsize * 8
+    bits = full if bits is None else bits
+    if bits not in range(8 if full == 8 else 9, full + 1) or int(grey.max(initial=0)) >= 2**bits:
+        raise InputError(
+            f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} has not {bits} bits; "
+            "give the bits that it was made with."
+        )
+    return bits
+
+
+def _check_response(response: str) -> None:
+    if response not in exposure.RESPONSES:
+        raise InputError(f"A film's response is {' or '.join(exposure.RESPONSES)}, not '{response}'.")
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, Any]:

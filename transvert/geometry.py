@@ -41,6 +41,9 @@ class View:
         across: (3,) RAS mm, the step from one column to the next.
         direction: (3,) unit vector, the way the central ray goes, from source to detector.
         source: (3,) RAS mm for a cone view, None for a parallel one.
+
+    Raises:
+        InputError: shape, pixels or rays that make no picture.
     """
 
     name: str
@@ -50,6 +53,25 @@ class View:
     across: np.ndarray
     direction: np.ndarray
     source: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        values = [self.corner, self.down, self.across, self.direction]
+        if self.source is not None:
+            values.append(self.source)
+        if any(value.shape != (3,) or not np.isfinite(value).all() for value in values):
+            raise InputError(f"The view '{self.name}' has a vector that is not three finite numbers.")
+        if min(self.shape) < 1:
+            raise InputError(
+                f"The view '{self.name}' has {self.shape[0]} x {self.shape[1]} pixels; both must be positive."
+            )
+        if abs(np.linalg.norm(self.direction) - 1) > 1e-6:
+            raise InputError(f"The view '{self.name}' has a direction that is not a unit vector.")
+        normal = np.cross(self.down, self.across)
+        if np.linalg.norm(normal) < 1e-9 or abs(normal @ self.direction) < 1e-6 * np.linalg.norm(normal):
+            raise InputError(f"The view '{self.name}' has pixels without an area, or rays along its detector.")
+        # Along the detector's normal, turned to point the way the rays go.
+        if self.source is not None and (self.corner - self.source) @ normal * (normal @ self.direction) <= 0:
+            raise InputError(f"The view '{self.name}' has its source behind its detector.")
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
@@ -108,6 +130,29 @@ class View:
         normal = np.cross(self.down, self.across)  # Depth counts across the detector's plane, however it is tilted.
         return float((self.corner - self.source) @ normal) / float((np.asarray(point, float) - self.source) @ normal)
 
+    def moved(self, motion: np.ndarray) -> View:
+        """The view after a rigid motion of source and detector, which keeps its name, shape and pixels.
+
+        Args:
+            motion: (4, 4), RAS mm to RAS mm. To move the patient instead, give the inverse.
+
+        Raises:
+            InputError: a matrix that bends, stretches or mirrors.
+        """
+        motion = np.asarray(motion, float)
+        turn = motion[:3, :3] if motion.shape == (4, 4) else np.zeros((3, 3))
+        rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-6 and np.linalg.det(turn) > 0
+        if not rigid or not np.isfinite(motion).all() or np.abs(motion[3] - [0, 0, 0, 1]).max() > 1e-9:
+            raise InputError(
+                f"The motion of the view '{self.name}' is not rigid; give a 4 x 4 matrix of a rotation and a translation."
+            )
+        corner, source = (
+            None if point is None else turn @ point + motion[:3, 3] for point in (self.corner, self.source)
+        )
+        assert corner is not None
+        down, across, direction = (turn @ vector for vector in (self.down, self.across, self.direction))
+        return View(self.name, self.shape, corner, down, across, direction, source)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description; `View.from_dict` is its inverse."""
         return {
@@ -129,16 +174,14 @@ class View:
         """
         try:
             source = description.get("source_ras_mm")
-            return _checked(
-                cls(
-                    str(description["name"]),
-                    (int(description["shape"][0]), int(description["shape"][1])),
-                    np.array(description["corner_ras_mm"], float),
-                    np.array(description["down_mm"], float),
-                    np.array(description["across_mm"], float),
-                    np.array(description["direction"], float),
-                    None if source is None else np.array(source, float),
-                )
+            return cls(
+                str(description["name"]),
+                (int(description["shape"][0]), int(description["shape"][1])),
+                np.array(description["corner_ras_mm"], float),
+                np.array(description["down_mm"], float),
+                np.array(description["across_mm"], float),
+                np.array(description["direction"], float),
+                None if source is None else np.array(source, float),
             )
         except InputError:
             raise
@@ -156,6 +199,7 @@ def named_view(
     source_to_detector_mm: float = SOURCE_TO_DETECTOR_MM,
     source_to_isocentre_mm: float = SOURCE_TO_ISOCENTRE_MM,
     turn_deg: float = 0.0,
+    tilt_deg: float = 0.0,
     principal_point: tuple[float, float] | None = None,
 ) -> View:
     """A clinical view by name.
@@ -170,6 +214,7 @@ def named_view(
         source_to_detector_mm: for a cone view.
         source_to_isocentre_mm: for a cone view.
         turn_deg: the gantry's turn about the patient's long axis, counter-clockwise seen from the head.
+        tilt_deg: the source's tilt towards the head, about the picture's rows, the detector staying across the rays.
         principal_point: row and column that the central ray meets; the picture's centre by default.
 
     Raises:
@@ -182,7 +227,10 @@ def named_view(
     turn = np.deg2rad(turn_deg)
     rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     direction, across = (rotation @ np.array(vector, float) for vector in _NAMED[name])
-    down = np.array([0.0, 0.0, -1.0])
+    tilt = np.deg2rad(tilt_deg)
+    up = np.array([0.0, 0.0, 1.0])
+    # Seen along the rays, a source nearer the head looks down on the patient.
+    direction, down = np.cos(tilt) * direction - np.sin(tilt) * up, -np.cos(tilt) * up - np.sin(tilt) * direction
     isocentre = np.asarray(isocentre, float)
     if isocentre.shape != (3,):
         raise InputError(
@@ -202,9 +250,7 @@ def named_view(
         source = isocentre - source_to_isocentre_mm * direction
         centre = source + source_to_detector_mm * direction
     corner = centre - middle[0] * row_mm * down - middle[1] * column_mm * across
-    return _checked(
-        View(name, (int(shape[0]), int(shape[1])), corner, down * row_mm, across * column_mm, direction, source)
-    )
+    return View(name, (int(shape[0]), int(shape[1])), corner, down * row_mm, across * column_mm, direction, source)
 
 
 def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: Any) -> View:
@@ -253,23 +299,3 @@ def triangulate(
     along_first, along_second = np.linalg.solve(np.array([[1, -cosine], [cosine, -1]]), np.array([u, v]) @ (b - a))
     on_first, on_second = a + along_first * u, b + along_second * v
     return (on_first + on_second) / 2, float(np.linalg.norm(on_first - on_second))
-
-
-def _checked(view: View) -> View:
-    """The view itself, once its shape, pitch and rays are those of a picture."""
-    values = [view.corner, view.down, view.across, view.direction]
-    if view.source is not None:
-        values.append(view.source)
-    if any(value.shape != (3,) or not np.isfinite(value).all() for value in values):
-        raise InputError(f"The view '{view.name}' has a vector that is not three finite numbers.")
-    if min(view.shape) < 1:
-        raise InputError(f"The view '{view.name}' has {view.shape[0]} x {view.shape[1]} pixels; both must be positive.")
-    if abs(np.linalg.norm(view.direction) - 1) > 1e-6:
-        raise InputError(f"The view '{view.name}' has a direction that is not a unit vector.")
-    normal = np.cross(view.down, view.across)
-    if np.linalg.norm(normal) < 1e-9 or abs(normal @ view.direction) < 1e-6 * np.linalg.norm(normal):
-        raise InputError(f"The view '{view.name}' has pixels without an area, or rays along its detector.")
-    # Along the detector's normal, turned to point the way the rays go.
-    if view.source is not None and (view.corner - view.source) @ normal * (normal @ view.direction) <= 0:
-        raise InputError(f"The view '{view.name}' has its source behind its detector.")
-    return view

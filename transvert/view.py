@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy import ndimage
 
 from transvert import levels, mesh, render
@@ -63,29 +64,65 @@ def three_planes(ct: Volume, mask: Volume, point: np.ndarray) -> Figure:
 
 
 def setup(views: Sequence[View], corners: np.ndarray) -> Figure:
-    """The two-view set-up in space: patient box, sources, detectors and their edge rays; RAS mm."""
-    figure = plt.figure(figsize=(8, 6.5))
-    axis: Any = figure.add_subplot(projection="3d")
-    edges = [(a, b) for a in range(8) for b in range(a) if (a ^ b).bit_count() == 1]
-    for a, b in edges:
-        axis.plot(*corners[[a, b]].T, color="0.3", lw=1)
+    """The set-up in space, to scale: the patient's box, sources, detectors, central and edge rays; RAS mm.
+
+    Args:
+        views: up to two, of one isocentre.
+        corners: (8, 3) RAS mm, of the patient's box, in the order of `Volume.corners`.
+    """
+    figure = plt.figure(figsize=(9, 5.6))
+    axis: Any = figure.add_axes((0, 0, 1, 0.9), projection="3d", computed_zorder=False)
+    # The reader stands where the sources are, a little to the side.
+    x, y, _ = -sum((view.direction for view in views), np.zeros(3))
+    turn = np.arctan2(y, x) + np.deg2rad(5)
+    axis.view_init(elev=25, azim=np.rad2deg(turn))
+    to_the_right = np.array([-np.sin(turn), np.cos(turn), 0])
+    seen = [corners]
+    middle, width = corners.mean(axis=0), np.ptp(corners, axis=0)
+    label: str | None = "patient's box, {:.0f} × {:.0f} × {:.0f} mm".format(*width)
+    for edge in ([a, b] for a in range(8) for b in range(a) if (a ^ b).bit_count() == 1):
+        axis.plot(*corners[edge].T, color="0.3", lw=1.2, label=label)
+        label = None
     for view, colour in zip(views, ("#0072B2", "#D55E00"), strict=False):
         rows, columns = view.shape
-        ends = np.array([[0, 0], [0, columns - 1], [rows - 1, columns - 1], [rows - 1, 0], [0, 0]])
+        name = {"ap": "AP", "pa": "PA"}.get(view.name, view.name.replace("_", " "))
+        ends = np.array([[0, 0], [0, columns], [rows, columns], [rows, 0]]) - 0.5
         frame = view.corner + ends[:, :1] * view.down + ends[:, 1:] * view.across
-        axis.plot(*frame.T, color=colour, lw=2, label=f"{view.name} detector")
-        for corner, pixel in zip(frame[:4], ends[:4], strict=True):
-            start = view.source if view.source is not None else corner - 600 * view.direction
-            axis.plot(*np.array([start, corner]).T, color=colour, lw=0.6, ls=":")
-            if view.source is not None and not pixel.any():
-                axis.scatter(*view.source, color=colour, s=60, marker="*", label=f"{view.name} source")
-        axis.text(*frame[0], "row 0, column 0", color=colour, fontsize=8)
-    axis.set(xlabel="x, to the right (mm)", ylabel="y, to the front (mm)", zlabel="z, to the head (mm)")
-    axis.set_aspect("equal")
-    for side in (axis.xaxis, axis.yaxis, axis.zaxis):
-        side.set_major_locator(MaxNLocator(4))
-    axis.view_init(elev=22, azim=50)
-    axis.legend(loc="upper left", fontsize=8)
+        starts = frame - 600 * view.direction if view.source is None else np.array([view.source] * 4)
+        central = np.array([starts.mean(axis=0), frame.mean(axis=0)])
+        seen += [frame, starts]
+        axis.add_collection3d(Poly3DCollection([frame], facecolor=colour, edgecolor=colour, lw=2, alpha=0.25))
+        for start, corner in zip(starts, frame, strict=True):
+            axis.plot(*np.array([start, corner]).T, color=colour, lw=0.7, ls=":")
+        size = " × ".join(f"{n * mm:.0f}" for n, mm in zip(view.shape, view.pixel_mm, strict=True))
+        axis.plot(*central.T, color=colour, lw=1.4, label=f"{name}: detector of {size} mm, central ray")
+        axis.plot(*view.corner, "o", color=colour, ms=6, label=f"{name}: row 0, column 0")
+        if view.source is not None:
+            whole, part = (np.linalg.norm(end - view.source) for end in (central[1], middle))
+            label = f"{name}: source, {part:.0f} mm to the middle, {whole:.0f} mm to the detector"
+            axis.plot(*view.source, "*", color=colour, ms=13, label=label, clip_on=False)
+            side = "right" if (view.source - middle) @ to_the_right > 0 else "left"  # Inwards, below its rays.
+            axis.text(*(view.source - [0, 0, 130]), f"{name} source", color=colour, ha=side, fontsize=9)
+        # At the outer upper corner, outwards: away from the other view's label.
+        outwards = (frame[:2] - middle) @ to_the_right
+        outer = int(np.abs(outwards).argmax())
+        side = "left" if outwards[outer] > 0 else "right"
+        axis.text(*(frame[outer] + [0, 0, 50]), f"{name} detector", color=colour, ha=side, fontsize=9)
+    points = np.concatenate(seen)
+    low, high = points.min(axis=0) - 60, points.max(axis=0) + 60
+    # The axes stand on the floor, between the patient and whichever corner of it is emptiest.
+    floor = np.array([[x, y, low[2]] for x in (low[0], high[0]) for y in (low[1], high[1])])
+    empty = floor[np.argmax([np.linalg.norm(points - corner, axis=1).min() for corner in floor])]
+    origin, length = (empty + [*middle[:2], low[2]]) / 2, 0.14 * (high - low)[:2].max()
+    for step, letter in zip(np.eye(3) * length, ("R", "A", "S"), strict=True):
+        axis.quiver(*origin, *step, color="k", lw=1.8, arrow_length_ratio=0.25)
+        axis.text(*(origin + 1.25 * step), letter, ha="center", va="center", fontsize=11, weight="bold")
+    axis.set(xlabel="x, to the patient's right (mm)", ylabel="y, to the front (mm)", zlabel="z, to the head (mm)")
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    axis.set_box_aspect(high - low, zoom=1.1)
+    for side, count in ((axis.xaxis, 5), (axis.yaxis, 5), (axis.zaxis, 3)):
+        side.set_major_locator(MaxNLocator(count))
+    figure.legend(loc="upper center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 

@@ -1,0 +1,264 @@
+"""Ray kernels: the compiled loops under `drr`, which checks what comes in and chooses among them.
+
+All kernels, those of `aligned` too, share one volume model and one frame. Positions are voxel indices, voxel centres
+are whole numbers, and the volume ends at the outer faces of its voxels; between the outer voxel centres and the faces
+the outer voxel's value holds. They are Joseph's method (IEEE Trans. Med. Imaging 1982): a ray crosses the volume slice
+by slice along the index axis it follows most; in each slice the value is bilinear in the other two axes and counts with
+the part of the slice that the ray passes, so that a uniform box integrates to value times chord.
+
+A pose is four vectors in voxels, (4, 3): start, towards, down, across. Pixel (r, c) adds r*down + c*across to `start`
+in a parallel view and to `towards` in a cone view. `metric` turns voxels to mm: v @ metric @ v is a length squared.
+
+What makes them fast is reading the volume once, in an order the memory likes, and asking for the next slice ahead of
+its use (`prefetch`), since a ray's steps are too irregular for the processor to guess.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+EDGE = 1e-7  # Voxels. A ray along a face must not come and go with the last bit of its position.
+_TILE_ROWS, _TILE_COLUMNS = 64, 16  # Of a picture: neighbours in both directions, which read the same lines of voxels.
+LINE = 16  # float32 in a line of the processor's cache
+# Sums may be reordered and fused; NaN and infinity keep their meaning, `drr` looks for them.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Asks the processor to fetch element `index` of a contiguous array for reading; never fails, changes nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, number(0), number(3), number(1)])  # To read, to keep, as data.
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+prefetch: Any = intrinsic(_prefetch)  # prefetch(array, index), within compiled code
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=FAST)
+def joseph(data: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Fills `images` (V, rows, columns) for any poses; arguments as in `aligned.upright`; returns (V,) rays that meet it.
+
+    Rays are worked through in tiles of a picture. Within a tile a slice is finished for all rays before the next, in a
+    loop without branches that the compiler turns into vector code. Positions are float32 there: some 1e-5 voxels.
+    """
+    views, rows, columns = images.shape
+    flat = data.reshape(-1)
+    strides = (data.shape[1] * data.shape[2], data.shape[2], 1)
+    down_tiles, across_tiles = (rows + _TILE_ROWS - 1) // _TILE_ROWS, (columns + _TILE_COLUMNS - 1) // _TILE_COLUMNS
+    hits = np.zeros((views, down_tiles * across_tiles), np.int64)
+    for tile in numba.prange(views * down_tiles * across_tiles):
+        view, place = tile // (down_tiles * across_tiles), tile % (down_tiles * across_tiles)
+        first_row, first_column = place % down_tiles * _TILE_ROWS, place // down_tiles * _TILE_COLUMNS
+        high, wide = min(_TILE_ROWS, rows - first_row), min(_TILE_COLUMNS, columns - first_column)
+        count = high * wide
+        # A ray's position in slice u of its axis is (p0 + u*p_step, q0 + u*q_step), for u from enter to leave.
+        # Eight arrays rather than eight rows of one: the compiler must see that they don't overlap.
+        p0, p_step = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        q0, q_step = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        enter, leave = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        slice_mm, total = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        start, towards = np.empty(3), np.empty(3)
+        met = 0
+        for axis in range(3):
+            p_axis, q_axis = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
+            lowest, highest = np.inf, -np.inf
+            for i in range(count):
+                _ray(poses[view], cone[view], first_row + i % high, first_column + i // high, start, towards)
+                enter[i] = leave[i] = 0.0
+                if _main_axis(towards) != axis:
+                    continue
+                p_slope, q_slope = towards[p_axis] / towards[axis], towards[q_axis] / towards[axis]
+                p_base, q_base = start[p_axis] - start[axis] * p_slope, start[q_axis] - start[axis] * q_slope
+                near, far = within_axis(cone[view], start[axis], towards[axis], data.shape[axis])
+                near, far = clip(near, far, p_base, p_slope, data.shape[p_axis])
+                near, far = clip(near, far, q_base, q_slope, data.shape[q_axis])
+                if far <= near:
+                    continue
+                met += 1
+                p0[i], p_step[i], q0[i], q_step[i], enter[i], leave[i] = p_base, p_slope, q_base, q_slope, near, far
+                slice_mm[i] = thickness_mm(towards, metric, axis)
+                lowest, highest = min(lowest, near), max(highest, far)
+            if highest <= lowest:
+                continue
+            p_end, q_end = np.float32(data.shape[p_axis] - 1), np.float32(data.shape[q_axis] - 1)
+            p_last, q_last = np.int32(max(data.shape[p_axis] - 2, 0)), np.int32(max(data.shape[q_axis] - 2, 0))
+            p_next = np.uint64(strides[p_axis] if data.shape[p_axis] > 1 else 0)
+            q_next = np.uint64(strides[q_axis] if data.shape[q_axis] > 1 else 0)
+            slices = range(max(0, int(np.floor(lowest + 0.5))), min(data.shape[axis] - 1, int(highest + 0.5)) + 1)
+            skip = _rays_per_line(p0, p_step, q0, q_step, enter, leave, high, q_axis)
+            for k in slices:
+                ahead = np.float32(min(k + 1, data.shape[axis] - 1))
+                for i in range(0, count, skip):
+                    p = min(max(p0[i] + ahead * p_step[i], np.float32(0)), p_end)
+                    q = min(max(q0[i] + ahead * q_step[i], np.float32(0)), q_end)
+                    at = np.uint64(
+                        int(ahead) * strides[axis] + np.int32(p) * strides[p_axis] + np.int32(q) * strides[q_axis]
+                    )
+                    prefetch(flat, at)
+                    prefetch(flat, at + p_next)
+                slice_k = np.float32(k)
+                near_k, far_k = np.float32(k - 0.5), np.float32(k + 0.5)
+                for i in range(count):
+                    weight = max(min(leave[i], far_k) - max(enter[i], near_k), np.float32(0))
+                    # A ray that leaves by the side may be beyond it here: it reads the outer voxel, as it should.
+                    p = min(max(p0[i] + slice_k * p_step[i], np.float32(0)), p_end)
+                    q = min(max(q0[i] + slice_k * q_step[i], np.float32(0)), q_end)
+                    p_index, q_index = min(np.int32(p), p_last), min(np.int32(q), q_last)
+                    p_part, q_part = p - np.float32(p_index), q - np.float32(q_index)
+                    at = np.uint64(k * strides[axis] + p_index * strides[p_axis] + q_index * strides[q_axis])
+                    here = flat[at] + q_part * (flat[at + q_next] - flat[at])
+                    there = flat[at + p_next] + q_part * (flat[at + p_next + q_next] - flat[at + p_next])
+                    total[i] += weight * (here + p_part * (there - here))
+        hits[view, place] = met
+        for i in range(count):
+            images[view, first_row + i % high, first_column + i // high] = total[i] * slice_mm[i]
+    return hits.sum(axis=1)
+
+
+@numba.njit(cache=True)
+def _rays_per_line(
+    p0: np.ndarray,
+    p_step: np.ndarray,
+    q0: np.ndarray,
+    q_step: np.ndarray,
+    enter: np.ndarray,
+    leave: np.ndarray,
+    high: int,
+    q_axis: int,
+) -> int:
+    """How many rays down a column share a line of the cache, roughly: 1 to 8. Only speed depends on it."""
+    for i in range(len(p0) - 1):
+        if leave[i] > enter[i] and leave[i + 1] > enter[i + 1] and (i + 1) % high:
+            k = (enter[i] + leave[i]) / 2
+            p_move = abs(p0[i + 1] - p0[i] + k * (p_step[i + 1] - p_step[i]))
+            q_move = abs(q0[i + 1] - q0[i] + k * (q_step[i + 1] - q_step[i]))
+            return min(max(int(2.4 / (p_move + q_move / (LINE if q_axis == 2 else 1) + 0.01)), 1), 8)
+    return 8
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def joseph_parts(
+    data: np.ndarray,
+    parts: np.ndarray,
+    pose: np.ndarray,
+    cone: bool,
+    metric: np.ndarray,
+    images: np.ndarray,
+) -> int:
+    """What `joseph` casts, parted: each voxel's share goes to the picture of its own part.
+
+    Args:
+        data: (X, Y, Z) float32, contiguous.
+        parts: (X, Y, Z) uint8, each voxel's part, below P.
+        pose: (4, 3) float64.
+        cone: whether the view is one.
+        metric: (3, 3) float64.
+        images: (P, rows, columns) float32.
+
+    Returns:
+        How many rays meet the volume.
+    """
+    count, rows, columns = images.shape
+    flat, flat_parts = data.reshape(-1), parts.reshape(-1)
+    strides = (data.shape[1] * data.shape[2], data.shape[2], 1)
+    hits = 0
+    for column in numba.prange(columns):
+        start, towards, total = np.empty(3), np.empty(3), np.zeros(count)
+        for row in range(rows):
+            _ray(pose, cone, row, column, start, towards)
+            axis = _main_axis(towards)
+            p_axis, q_axis = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
+            p_step, q_step = towards[p_axis] / towards[axis], towards[q_axis] / towards[axis]
+            p0, q0 = start[p_axis] - start[axis] * p_step, start[q_axis] - start[axis] * q_step
+            near, far = within_axis(cone, start[axis], towards[axis], data.shape[axis])
+            near, far = clip(near, far, p0, p_step, data.shape[p_axis])
+            near, far = clip(near, far, q0, q_step, data.shape[q_axis])
+            if far <= near:
+                continue
+            hits += 1
+            total[:] = 0
+            p_end, q_end = data.shape[p_axis] - 1, data.shape[q_axis] - 1
+            p_next = strides[p_axis] if p_end else 0
+            q_next = strides[q_axis] if q_end else 0
+            for k in range(max(0, int(np.floor(near + 0.5))), min(data.shape[axis] - 1, int(far + 0.5)) + 1):
+                weight = min(far, k + 0.5) - max(near, k - 0.5)
+                if weight <= 0:
+                    continue
+                p, q = min(max(p0 + k * p_step, 0.0), float(p_end)), min(max(q0 + k * q_step, 0.0), float(q_end))
+                i, j = min(int(p), max(p_end - 1, 0)), min(int(q), max(q_end - 1, 0))
+                p_part, q_part = p - i, q - j
+                at = np.uint64(k * strides[axis] + i * strides[p_axis] + j * strides[q_axis])
+                ahead = np.uint64(at + strides[axis])
+                prefetch(flat, ahead)
+                prefetch(flat, ahead + np.uint64(p_next))
+                beside, beyond = at + np.uint64(q_next), at + np.uint64(p_next)
+                across = beyond + np.uint64(q_next)
+                total[flat_parts[at]] += weight * (1 - p_part) * (1 - q_part) * flat[at]
+                total[flat_parts[beside]] += weight * (1 - p_part) * q_part * flat[beside]
+                total[flat_parts[beyond]] += weight * p_part * (1 - q_part) * flat[beyond]
+                total[flat_parts[across]] += weight * p_part * q_part * flat[across]
+            mm = thickness_mm(towards, metric, axis)
+            for part in range(count):
+                images[part, row, column] = total[part] * mm
+    return hits
+
+
+@numba.njit(cache=True)
+def _ray(pose: np.ndarray, cone: bool, row: int, column: int, start: np.ndarray, towards: np.ndarray) -> None:
+    """Sets `start` and `towards` (3,) to the ray of a pixel."""
+    for j in range(3):
+        step = row * pose[2, j] + column * pose[3, j]
+        start[j] = pose[0, j] if cone else pose[0, j] + step
+        towards[j] = pose[1, j] + step if cone else pose[1, j]
+
+
+@numba.njit(cache=True)
+def _main_axis(ray: np.ndarray) -> int:
+    """The index axis a ray follows most; z only if it must, since its neighbours lie together in memory."""
+    axis = 0 if abs(ray[0]) > abs(ray[1]) else 1
+    return 2 if abs(ray[2]) > abs(ray[axis]) else axis
+
+
+@numba.njit(cache=True)
+def thickness_mm(ray: np.ndarray, metric: np.ndarray, axis: int) -> float:
+    """How many mm of a ray lie in one slice of its axis."""
+    square = 0.0
+    for i in range(3):
+        for j in range(3):
+            square += ray[i] * metric[i, j] * ray[j]
+    return np.sqrt(square) / abs(ray[axis])
+
+
+@numba.njit(cache=True)
+def within_axis(cone: bool, start: float, towards: float, length: int) -> tuple[float, float]:
+    """The part of an axis of `length` voxels, from face to face, that lies in front of a cone's source."""
+    low, high = -0.5, length - 0.5
+    if cone and towards > 0:
+        low = max(low, start)
+    elif cone:
+        high = min(high, start)
+    return low, high
+
+
+@numba.njit(cache=True)
+def clip(low: float, high: float, base: float, slope: float, length: int) -> tuple[float, float]:
+    """Narrows [low, high] to where base + u*slope lies between the faces of an axis of `length` voxels."""
+    if abs(slope) < 1e-12:
+        outside = base < -0.5 - EDGE or base > length - 0.5 + EDGE
+        return (low, low) if outside else (low, high)
+    one, other = (-0.5 - base) / slope, (length - 0.5 - base) / slope
+    return max(low, min(one, other)), min(high, max(one, other))
