@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.spatial.transform import Rotation
 
-from transvert import drr
+from transvert import drr, progress
 from transvert.files import InputError
 from transvert.geometry import VIEW_NAMES, View, covering_view, named_view
 from transvert.volume import Volume
@@ -270,14 +270,14 @@ def test_a_batch_says_which_view_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("cone", [False, True])
-@pytest.mark.parametrize("name", ["ap", "left_lateral"])
-def test_parts_add_up_to_the_whole(name: str, cone: bool) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("ap", np.int16), ("left_lateral", np.uint64), ("pa", bool)])
+def test_parts_add_up_to_the_whole(name: str, dtype: type, cone: bool) -> None:
     volume = Volume(RNG.random((25, 20, 30), np.float32), grid((1.2, 0.9, 2.0)))
-    labels = np.zeros(volume.data.shape, np.int16)
+    labels = np.zeros(volume.data.shape, dtype)
     labels[5:12, 3:9, 4:20], labels[14:20, 8:15, 10:30], labels[10:16, 2:18, 21:25] = 8, 300, 20
     view = covering_view(name, volume.corners(), 0.7, cone=cone, turn_deg=5)
     pictures = drr.cast_parts(volume, Volume(labels, volume.affine), view)
-    assert list(pictures) == [0, 8, 20, 300]
+    assert list(pictures) == ([0, 1] if dtype is bool else [0, 8, 20, 300])
     whole = drr.cast(volume, view)
     assert_allclose(sum(pictures.values()), whole, rtol=0, atol=1e-5 * whole.max())
     for number, picture in pictures.items():
@@ -400,10 +400,26 @@ def test_bad_views() -> None:
             drr.cast(volume, beside)
 
 
-def test_a_first_call_says_that_it_compiles(caplog: pytest.LogCaptureFixture) -> None:
-    class Fresh:
-        signatures: tuple = ()
+@pytest.mark.parametrize(("takes_s", "said"), [(0.3, True), (0.0, False)])
+def test_a_first_call_says_that_it_compiles_if_that_takes_long(
+    takes_s: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class Kernel:
+        def __init__(self) -> None:
+            self.overloads: dict = {}
 
-    with caplog.at_level(logging.INFO, "transvert"):
-        drr._announce(Fresh())  # type: ignore[arg-type]
-    assert "compiles" in caplog.text
+        def compile(self, kinds: tuple) -> None:
+            time.sleep(takes_s)
+            self.overloads[kinds] = None
+
+        def __call__(self, *arguments: object) -> int:
+            assert self.overloads
+            return len(arguments)
+
+    notice = progress.notice
+    monkeypatch.setattr(progress, "notice", lambda text, after_s: notice(text, after_s / 20))
+    kernel = Kernel()
+    assert drr._run(kernel, np.zeros(3), 1.0) == 2
+    assert ("Compiling a ray kernel" in capsys.readouterr().err) == said
+    assert drr._run(kernel, np.zeros(3), 2.0) == 2
+    assert len(kernel.overloads) == 1 and not capsys.readouterr().err

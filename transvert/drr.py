@@ -12,19 +12,17 @@ and one for any pose. `gradients` has the same integrals on a GPU, with gradient
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numba
 import numpy as np
 
-from transvert import aligned, rays
+from transvert import aligned, progress, rays
 from transvert.files import InputError
 from transvert.geometry import View
 from transvert.volume import Volume, check_same_grid
-
-_LOG = logging.getLogger("transvert")
 
 _WATER_KEV = (40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _WATER_PER_CM = (0.2683, 0.2269, 0.2059, 0.1837, 0.1707, 0.1505)
@@ -103,8 +101,7 @@ def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
             chosen = np.flatnonzero(ways == way)
             if len(chosen):
                 pictures = images if len(chosen) == len(views) else np.zeros((len(chosen), *shapes[0]), np.float32)
-                _announce(kernel)
-                hits[chosen] = kernel(data, poses[chosen], cone[chosen], metric, pictures)
+                hits[chosen] = _run(kernel, data, poses[chosen], cone[chosen], metric, pictures)
                 if pictures is not images:
                     images[chosen] = pictures
         for i in np.flatnonzero(ways == "along"):
@@ -141,8 +138,7 @@ def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarra
     data = np.ascontiguousarray(volume.data, np.float32)
     images = np.zeros((len(numbers), *view.shape), np.float32)
     with _ONE_AT_A_TIME:
-        _announce(rays.joseph_parts)
-        hits = rays.joseph_parts(data, index, poses[0], bool(cone[0]), metric, images)
+        hits = _run(rays.joseph_parts, data, index, poses[0], bool(cone[0]), metric, images)
     _check_hit(view, hits)
     if not np.isfinite(images).all():
         raise InputError(_NOT_FINITE)
@@ -201,25 +197,25 @@ def _along_axis(data: np.ndarray, pose: np.ndarray, metric: np.ndarray, image: n
     start, towards, down, across = pose
     axis = int(np.abs(towards).argmax())
     plane = [i for i in range(3) if i != axis]
-    _announce(aligned.sum_lines)
     inner = int(np.prod(data.shape[axis + 1 :]))
-    sums = aligned.sum_lines(data.reshape(-1, data.shape[axis], inner)).reshape([data.shape[i] for i in plane])
+    sums = _run(aligned.sum_lines, data.reshape(-1, data.shape[axis], inner)).reshape([data.shape[i] for i in plane])
     # Where the rays cross the middle of the volume, so that what little they stray averages out. The detector's own
     # tilt moves pixels along the rays, which is no move across them.
     slope = towards / towards[axis]
     middle = start + slope * ((data.shape[axis] - 1) / 2 - start[axis])
     down, across = down - slope * down[axis], across - slope * across[axis]
-    return aligned.sample_plane(sums, middle[plane], down[plane], across[plane], np.sqrt(metric[axis, axis]), image)
+    mm = float(np.sqrt(metric[axis, axis]))
+    return _run(aligned.sample_plane, sums, middle[plane], down[plane], across[plane], mm, image)
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different numbers in an array, and for each voxel its number's place among them, uint8."""
+    labels = labels.view(np.uint8) if labels.dtype == bool else labels
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > 65535:
         raise InputError(f"The parts have numbers from {low} to {high}; use 0 to 65535.")
-    present = np.bincount(labels.reshape(-1)[:0], minlength=high + 1).astype(bool)
-    for piece in labels:  # A slice at a time: numpy counts in 8 bytes a voxel.
-        present |= np.bincount(piece.reshape(-1), minlength=high + 1).astype(bool)
+    present = np.zeros(high + 1, bool)
+    present[labels] = True
     numbers = np.flatnonzero(present)
     if len(numbers) > 256:
         raise InputError(f"There are {len(numbers)} different parts; one pass makes at most 256 pictures.")
@@ -235,6 +231,10 @@ def _check_hit(view: View, hits: int) -> None:
         )
 
 
-def _announce(kernel: Any) -> None:
-    if not kernel.signatures:
-        _LOG.info("Loading the ray kernel: its first use on a computer compiles it, which takes some seconds.")
+def _run(kernel: Any, *arguments: Any) -> Any:
+    """Calls a kernel; the first time on a computer it is compiled, which is kept, and said."""
+    kinds = tuple(numba.typeof(argument) for argument in arguments)
+    if kinds not in kernel.overloads:
+        with progress.notice("Compiling a ray kernel for this computer, which is kept: some ten seconds.", after_s=2):
+            kernel.compile(kinds)
+    return kernel(*arguments)

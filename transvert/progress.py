@@ -1,9 +1,12 @@
-"""Bars for long work, and the question whether a person watches."""
+"""Bars and notices for long work, and the question whether a person watches."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -32,3 +35,18 @@ def bar(items: Iterable[Any], what: str, *, quiet: bool = False) -> Any:
         from tqdm.std import tqdm
     # In a batch each redraw is kept in the executed notebook, so it redraws seldom.
     return tqdm(items, desc=what, leave=False, disable=quiet, mininterval=1.0)
+
+
+@contextlib.contextmanager
+def notice(text: str, after_s: float) -> Iterator[None]:
+    """Says on stderr why nothing seems to happen, should the block under this take longer than `after_s` seconds."""
+    from tqdm.std import tqdm
+
+    # As tqdm writes it: above any bar, which then goes on below.
+    timer = threading.Timer(after_s, lambda: tqdm.write(text, file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
