@@ -174,7 +174,7 @@ def contact_sheet(samples: Samples) -> Figure:
     columns = min(7, len(samples))
     rows = -(-len(samples) // columns)
     figure, axes = plt.subplots(
-        2 * rows, columns, figsize=(1.8 * columns, 3.8 * rows), layout="constrained", squeeze=False
+        2 * rows, columns, figsize=(1.5 * columns, 3.2 * rows), layout="constrained", squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")
