@@ -186,7 +186,7 @@ def test_parallel_rays_along_an_axis_equal_the_general_kernel(axis: int, monkeyp
 
 def way(volume: Volume, view: View) -> str:
     poses, cone, _ = drr._poses(volume, [view])
-    return drr._way(poses[0], bool(cone[0]), volume.data.shape, view.shape)
+    return drr._way(poses[0], cone[0], volume.data.shape, view.shape)
 
 
 def upright_view(random: np.random.Generator, volume: Volume, cone: bool) -> View:

@@ -65,7 +65,7 @@ def upright(
     Args:
         data: (X, Y, Z) float32, contiguous.
         poses: (V, 4, 3) float64, with down = (0, 0, z).
-        cone: (V,) bool.
+        cone: (V,) int64, 1 or 0.
         metric: (3, 3) float64.
         images: (V, rows, columns) float32.
 
@@ -165,7 +165,7 @@ def upright(
 
 @numba.njit(cache=True)
 def _rows_at(
-    u: float, start: np.ndarray, towards: np.ndarray, step: float, axis: int, cone: bool
+    u: float, start: np.ndarray, towards: np.ndarray, step: float, axis: int, cone: int
 ) -> tuple[float, float]:
     """Where row 0 of a column is on the last axis in slice u, and how far it is from there to the next row."""
     # Not 0, which it is at the source: rows are divided by it.

@@ -138,7 +138,7 @@ def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarra
     data = np.ascontiguousarray(volume.data, np.float32)
     images = np.zeros((len(numbers), *view.shape), np.float32)
     with _ONE_AT_A_TIME:
-        hits = _run(rays.joseph_parts, data, index, poses[0], bool(cone[0]), metric, images)
+        hits = _run(rays.joseph_parts, data, index, poses, cone, metric, images)
     _check_hit(view, hits)
     if not np.isfinite(images).all():
         raise InputError(_NOT_FINITE)
@@ -154,14 +154,14 @@ _NOT_FINITE = "The volume has NaN or infinite voxels; fill them (air is -1000 HU
 
 
 def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Poses (V, 4, 3) in voxels, whether each is a cone (V,), and the metric (3, 3), as `rays` wants them."""
+    """Poses (V, 4, 3) in voxels, whether each is a cone (V,) int64, and the metric (3, 3), as `rays` wants them."""
     if volume.data.ndim != 3 or not volume.data.size:
         raise InputError(f"The volume has the shape {volume.data.shape}; rays need three axes that are not empty.")
     matrix = np.asarray(volume.affine, float)[:3, :3]
     # Relative to the voxel's size, so that micrometre voxels are no less of a volume.
     if not np.isfinite(volume.affine).all() or abs(np.linalg.det(matrix)) <= 1e-6 * volume.spacing_mm.prod():
         raise InputError("The volume's affine is degenerate: its three axes need a length and must not lie in a plane.")
-    vectors, cone = np.empty((len(views), 4, 3)), np.empty(len(views), bool)
+    vectors, cone = np.empty((len(views), 4, 3)), np.empty(len(views), np.int64)
     for i, view in enumerate(views):
         cone[i] = view.source is not None
         towards = view.direction if view.source is None else view.corner - view.source
@@ -177,7 +177,7 @@ def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarra
     return poses, cone, matrix.T @ matrix
 
 
-def _way(pose: np.ndarray, cone: bool, volume: tuple[int, ...], picture: tuple[int, int]) -> str:
+def _way(pose: np.ndarray, cone: int, volume: tuple[int, ...], picture: tuple[int, int]) -> str:
     """Which kernel is exact for a view and cheapest: "along" an axis, "upright" in the grid, or for "any" pose."""
     _, towards, down, across = pose
     axis = int(np.abs(towards).argmax())

@@ -54,6 +54,8 @@ def joseph(data: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.nda
 
     Rays are worked through in tiles of a picture. Within a tile a slice is finished for all rays before the next, in a
     loop without branches that the compiler turns into vector code. Positions are float32 there: some 1e-5 voxels.
+    It does so only as long as it sees that no arrays overlap, which a bool array or a part taken out of `poses` ends
+    (numba 0.68, half again the time): hence whole numbers for `cone`, and `poses` always with its index.
     """
     views, rows, columns = images.shape
     flat = data.reshape(-1)
@@ -77,7 +79,7 @@ def joseph(data: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.nda
             p_axis, q_axis = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
             lowest, highest = np.inf, -np.inf
             for i in range(count):
-                _ray(poses[view], cone[view], first_row + i % high, first_column + i // high, start, towards)
+                _ray(poses, view, cone[view], first_row + i % high, first_column + i // high, start, towards)
                 enter[i] = leave[i] = 0.0
                 if _main_axis(towards) != axis:
                     continue
@@ -99,7 +101,8 @@ def joseph(data: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.nda
             p_next = np.uint64(strides[p_axis] if data.shape[p_axis] > 1 else 0)
             q_next = np.uint64(strides[q_axis] if data.shape[q_axis] > 1 else 0)
             slices = range(max(0, int(np.floor(lowest + 0.5))), min(data.shape[axis] - 1, int(highest + 0.5)) + 1)
-            skip = _rays_per_line(p0, p_step, q0, q_step, enter, leave, high, q_axis)
+            middle_row, middle_column = first_row + high // 2, first_column + wide // 2
+            skip = _rays_per_line(poses, view, cone[view], middle_row, middle_column, axis, (lowest + highest) / 2)
             for k in slices:
                 ahead = np.float32(min(k + 1, data.shape[axis] - 1))
                 for i in range(0, count, skip):
@@ -129,33 +132,26 @@ def joseph(data: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.nda
     return hits.sum(axis=1)
 
 
-@numba.njit(cache=True)
-def _rays_per_line(
-    p0: np.ndarray,
-    p_step: np.ndarray,
-    q0: np.ndarray,
-    q_step: np.ndarray,
-    enter: np.ndarray,
-    leave: np.ndarray,
-    high: int,
-    q_axis: int,
-) -> int:
+@numba.njit(cache=True, error_model="numpy")
+def _rays_per_line(poses: np.ndarray, view: int, cone: int, row: int, column: int, axis: int, slice_k: float) -> int:
     """How many rays down a column share a line of the cache, roughly: 1 to 8. Only speed depends on it."""
-    for i in range(len(p0) - 1):
-        if leave[i] > enter[i] and leave[i + 1] > enter[i + 1] and (i + 1) % high:
-            k = (enter[i] + leave[i]) / 2
-            p_move = abs(p0[i + 1] - p0[i] + k * (p_step[i + 1] - p_step[i]))
-            q_move = abs(q0[i + 1] - q0[i] + k * (q_step[i + 1] - q_step[i]))
-            return min(max(int(2.4 / (p_move + q_move / (LINE if q_axis == 2 else 1) + 0.01)), 1), 8)
-    return 8
+    here, there, towards = np.empty(3), np.empty(3), np.empty(3)
+    _ray(poses, view, cone, row, column, here, towards)
+    here += towards * ((slice_k - here[axis]) / towards[axis])
+    _ray(poses, view, cone, row + 1, column, there, towards)
+    there += towards * ((slice_k - there[axis]) / towards[axis])
+    lines = 0.01
+    for j in range(3):
+        lines += abs(there[j] - here[j]) / (LINE if j == 2 else 1)
+    return int(min(max(2.4 / lines, 1.0), 8.0))
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
 def joseph_parts(
     data: np.ndarray,
     parts: np.ndarray,
-    pose: np.ndarray,
-    cone: bool,
+    poses: np.ndarray,
+    cone: np.ndarray,
     metric: np.ndarray,
     images: np.ndarray,
 ) -> int:
@@ -164,8 +160,8 @@ def joseph_parts(
     Args:
         data: (X, Y, Z) float32, contiguous.
         parts: (X, Y, Z) uint8, each voxel's part, below P.
-        pose: (4, 3) float64.
-        cone: whether the view is one.
+        poses: (1, 4, 3) float64.
+        cone: (1,) int64, 1 or 0.
         metric: (3, 3) float64.
         images: (P, rows, columns) float32.
 
@@ -179,12 +175,12 @@ def joseph_parts(
     for column in numba.prange(columns):
         start, towards, total = np.empty(3), np.empty(3), np.zeros(count)
         for row in range(rows):
-            _ray(pose, cone, row, column, start, towards)
+            _ray(poses, 0, cone[0], row, column, start, towards)
             axis = _main_axis(towards)
             p_axis, q_axis = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
             p_step, q_step = towards[p_axis] / towards[axis], towards[q_axis] / towards[axis]
             p0, q0 = start[p_axis] - start[axis] * p_step, start[q_axis] - start[axis] * q_step
-            near, far = within_axis(cone, start[axis], towards[axis], data.shape[axis])
+            near, far = within_axis(cone[0], start[axis], towards[axis], data.shape[axis])
             near, far = clip(near, far, p0, p_step, data.shape[p_axis])
             near, far = clip(near, far, q0, q_step, data.shape[q_axis])
             if far <= near:
@@ -218,12 +214,14 @@ def joseph_parts(
 
 
 @numba.njit(cache=True)
-def _ray(pose: np.ndarray, cone: bool, row: int, column: int, start: np.ndarray, towards: np.ndarray) -> None:
+def _ray(
+    poses: np.ndarray, view: int, cone: int, row: int, column: int, start: np.ndarray, towards: np.ndarray
+) -> None:
     """Sets `start` and `towards` (3,) to the ray of a pixel."""
     for j in range(3):
-        step = row * pose[2, j] + column * pose[3, j]
-        start[j] = pose[0, j] if cone else pose[0, j] + step
-        towards[j] = pose[1, j] + step if cone else pose[1, j]
+        step = row * poses[view, 2, j] + column * poses[view, 3, j]
+        start[j] = poses[view, 0, j] if cone else poses[view, 0, j] + step
+        towards[j] = poses[view, 1, j] + step if cone else poses[view, 1, j]
 
 
 @numba.njit(cache=True)
@@ -244,7 +242,7 @@ def thickness_mm(ray: np.ndarray, metric: np.ndarray, axis: int) -> float:
 
 
 @numba.njit(cache=True)
-def within_axis(cone: bool, start: float, towards: float, length: int) -> tuple[float, float]:
+def within_axis(cone: int, start: float, towards: float, length: int) -> tuple[float, float]:
     """The part of an axis of `length` voxels, from face to face, that lies in front of a cone's source."""
     low, high = -0.5, length - 0.5
     if cone and towards > 0:
