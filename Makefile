@@ -8,10 +8,10 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv reproduce test lint lab clean
+.PHONY: help venv reproduce test lint lab bench-drr clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target text; do printf '%-16s %s\n' "$$target" "$$text"; done
 
 venv: $(INSTALLED)  ## Make the virtual environment from constraints.txt
@@ -49,6 +49,16 @@ lint: venv  ## Check style and types
 
 lab: venv  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter-lab notebooks/01_drr_synthesis.ipynb
+
+bench-drr: .venv-bench/.installed  ## Time, accuracy and memory of the DRR engines: benchmarks/drr.md
+	.venv-bench/bin/python -m benchmarks.drr
+
+# An environment of its own: the peers bring some 5 GB, and nothing else needs them.
+.venv-bench/.installed: benchmarks/requirements.txt $(INSTALLED)
+	$(BIN)/python -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -r benchmarks/requirements.txt -e .
+	@touch $@
 
 clean:  ## Remove caches and builds; the environment and runs/ stay
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,7 @@ volume is read on its own grid, oblique and anisotropic ones too, and never resa
 
 `cast` chooses the cheapest way that is exact for a view: a sum along an axis for parallel rays that follow it, one
 that treats a picture's column at a time where columns stand upright in the grid (every named view of an unturned CT),
-and one for any pose. `gradients` has the same integrals on a GPU, with gradients.
+and one for any pose. `gradients` has the same integrals in torch: with gradients, on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -107,9 +107,10 @@ def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
         for i in np.flatnonzero(ways == "along"):
             hits[i] = _along_axis(data, poses[i], metric, images[i])
     for view, hit in zip(views, hits, strict=True):
-        _check_hit(view, hit)
+        if not hit:
+            raise all_miss(view)
     if not np.isfinite(images).all():
-        raise InputError(_NOT_FINITE)
+        raise not_finite()
     return images
 
 
@@ -139,9 +140,10 @@ def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarra
     images = np.zeros((len(numbers), *view.shape), np.float32)
     with _ONE_AT_A_TIME:
         hits = _run(rays.joseph_parts, data, index, poses, cone, metric, images)
-    _check_hit(view, hits)
+    if not hits:
+        raise all_miss(view)
     if not np.isfinite(images).all():
-        raise InputError(_NOT_FINITE)
+        raise not_finite()
     return dict(zip(numbers.tolist(), images, strict=True))
 
 
@@ -150,7 +152,14 @@ def check(volume: Volume, view: View) -> None:
     _poses(volume, [view])
 
 
-_NOT_FINITE = "The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays."
+def all_miss(view: View) -> InputError:
+    """What to raise where no ray of a view meets the volume."""
+    return InputError(f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size.")
+
+
+def not_finite() -> InputError:
+    """What to raise where ray integrals are not finite."""
+    return InputError("The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays.")
 
 
 def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,13 +231,6 @@ def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = np.zeros(high + 1, np.uint8)
     places[numbers] = np.arange(len(numbers))
     return numbers, np.ascontiguousarray(places[labels])
-
-
-def _check_hit(view: View, hits: int) -> None:
-    if not hits:
-        raise InputError(
-            f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size."
-        )
 
 
 def _run(kernel: Any, *arguments: Any) -> Any:
