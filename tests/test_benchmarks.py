@@ -94,3 +94,7 @@ def test_resampling_keeps_the_box_and_the_empty_border(ramp: Volume) -> None:
     for axis in range(3):
         ends = np.moveaxis(halved.data, axis, 0)
         assert not ends[0].any() and not ends[-1].any()
+
+
+def test_the_readme_quotes_the_table(table: pd.DataFrame) -> None:
+    assert report.readme_table(table) in (FOLDER.parent / "README.md").read_text(encoding="utf-8")
