@@ -5,6 +5,7 @@ import csv
 import functools
 import hashlib
 import http.server
+import json
 import os
 import re
 import subprocess
@@ -17,9 +18,9 @@ import pooch
 import pytest
 import yaml
 
-from transvert import levels, manifest
+from transvert import cache, download, levels, manifest
 from transvert.files import InputError
-from transvert.manifest import DataFile, Manifest, WheelMember
+from transvert.manifest_schema import DataFile, Manifest, WheelMember, ZipMember
 
 MIRROR = os.environ.get("TRANSVERT_MIRROR")
 CT = b"a ct volume" * 1000
@@ -98,7 +99,8 @@ def small(folder: Path) -> Manifest:
 
 
 def cached(folder: Path) -> list[Path]:
-    return sorted(path for path in (folder / "cache").rglob("*") if path.is_file())
+    """What lies in the cache, but for what is recorded of it."""
+    return sorted(path for path in (folder / "cache").rglob("*") if path.is_file() and path.parent.name != "_locks")
 
 
 # The schema
@@ -129,24 +131,28 @@ OF_WHEEL = "The wheel of file 1 of the data manifest small.yaml"
         ((), "version", 1.0, f"{OF_SET}: 'version' must be text, not 1.0; put it in quotes."),
         ((), "title", " ", f"{OF_SET}: 'title' must be text, not ' '."),
         ((), "name", "../up", f"{OF_SET}: 'name' must be letters, digits, '.', '_' and '-', not '../up'."),
-        ((), "files", [], f"{OF_SET} must list at least one file under 'files'."),
-        (("files",), 0, "ct.nii.gz", f"{OF_CT} must be a mapping with the keys role, subject, sha256, bytes."),
+        ((), "files", [], f"{OF_SET} must list at least one entry under 'files'."),
+        ((), "layout", [], f"{OF_SET} must have either 'files' or 'layout'."),
+        ((), "folder", "here", f"{OF_SET} must not have a 'folder' beside 'files' or 'archives'."),
+        (("files",), 0, "ct.nii.gz", f"{OF_CT} must be a mapping with the keys role, subject."),
         (("files", 0), "sha", "00", f"{OF_CT} has the unknown key 'sha'"),
-        (("files", 0), "sha256", REMOVE, f"{OF_CT} lacks the key 'sha256'."),
+        (("files", 0), "subject", REMOVE, f"{OF_CT} lacks the key 'subject'."),
         (("files", 0), "sha256", "abc", f"{OF_CT}: 'sha256' must be 64 lower-case hexadecimal digits, not 'abc'."),
         (("files", 0), "sha256", digest(CT) + "\n", f"{OF_CT}: 'sha256' must be 64 lower-case"),
         (("files", 0), "bytes", "10", f"{OF_CT}: 'bytes' must be a whole number above 0, not '10'."),
         (("files", 0), "bytes", 0, f"{OF_CT}: 'bytes' must be a whole number above 0, not 0."),
         (("files", 0), "role", "scan", f"{OF_CT} has the unknown role 'scan'; use ct, mask, surface"),
         (("files", 0), "subject", "a/../b", f"{OF_CT}: 'subject' must be letters, digits"),
-        (("files", 0), "url", URL, f"{OF_CT} must have exactly one source, either 'wheel' or 'url'."),
-        (("files", 0), "wheel", REMOVE, f"{OF_CT} must have exactly one source, either 'wheel' or 'url'."),
+        (("files", 0), "url", URL, f"{OF_CT} must have exactly one source: 'wheel', 'zip' or 'url'."),
+        (("files", 0), "wheel", REMOVE, f"{OF_CT} must have exactly one source: 'wheel', 'zip' or 'url'."),
         (("files", 0), "convention", "verse", f"{OF_CT} is a ct: a mask must have the key 'convention'"),
         (("files", 1), "convention", REMOVE, f"{OF_MASK} is a mask: a mask must have the key 'convention'"),
         (("files", 1), "convention", "mine", f"{OF_MASK} has the unknown convention 'mine'; use verse, totalseg"),
         (("files", 2), "level", "L9", f"{OF_SURFACE}: 'L9' is not a vertebral level; use C1-C7"),
         (("files", 2), "frame", "RSA", f"{OF_SURFACE} has the unknown frame 'RSA'; use RAS, LPS, ALS, unstated."),
-        (("files", 2), "unit", "cm", f"{OF_SURFACE} has the unknown unit 'cm'; use mm, m, voxel."),
+        (("files", 2), "unit", "cm", f"{OF_SURFACE} has the unknown unit 'cm'; use mm, m, voxel, pixel."),
+        (("files", 2), "role", "film", f"{OF_SURFACE} is a film and must have the key 'view': ap or lateral."),
+        (("files", 2), "view", "pa", f"{OF_SURFACE} has the unknown view 'pa'; use ap, lateral."),
         (("files", 2), "url", "http://a.org/b", f"{OF_SURFACE}: 'url' must be an https address"),
         (("files", 2), "url", "https://a.org/", f"{OF_SURFACE}: 'url' must be an https address"),
         (("files", 2), "url", "https://a.org/b/%2e%2e/c", f"{OF_SURFACE} names 'b/../c', which must be a plain"),
@@ -183,7 +189,7 @@ def test_a_subject_has_one_of_each(tmp_path: Path, number: int) -> None:
 
 
 def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no data manifest named 'nothing'; use embedded, public_samples or the path"):
+    with pytest.raises(InputError, match="no data manifest named 'nothing'; use buu_.*, verse20 or the path"):
         manifest.load("nothing")
     with pytest.raises(InputError, match="absent.yaml does not exist"):
         manifest.load(tmp_path / "absent.yaml")
@@ -244,7 +250,7 @@ def test_what_pip_cannot_give_is_told_in_one_sentence(surroundings: Path) -> Non
     ],
 )
 def test_reasons_that_pip_gives(stderr: str, reason: str) -> None:
-    assert re.search(reason, manifest._pip_reason(stderr))
+    assert re.search(reason, download.pip_reason(stderr))
 
 
 def test_a_damaged_file_is_fetched_again(surroundings: Path) -> None:
@@ -271,6 +277,89 @@ def test_two_processes_at_once(surroundings: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert answers == [str(path) for path in cached(surroundings)] * 2
     assert Path(answers[0]).read_bytes() == CT
+
+
+# Zip members, and hashes that nobody has published
+
+ZIP_URL = "https://example.org/sets/scans.zip"
+
+
+def build_zip(folder: Path, **members: bytes) -> Path:
+    path = folder / "mirror" / "example.org" / "sets" / "scans.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"deep/{name}.nii.gz", content)
+    return folder / "mirror"
+
+
+def zipped(folder: Path, role: str, **more: object) -> Manifest:
+    source = {"zip": {"url": ZIP_URL, "member": f"deep/{role}.nii.gz"}}
+    content = {**CONTENT, "files": [{"role": role, "subject": "someone", **source, **more}]}
+    return manifest.load(write(folder, content))
+
+
+def test_a_zip_member_is_a_place_of_a_file(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(build_zip(surroundings, ct=CT)))
+    found = zipped(surroundings, "ct", sha256=digest(CT), bytes=len(CT))
+    assert found.files[0].source == ZipMember(ZIP_URL, "deep/ct.nii.gz")
+    (subject,) = manifest.fetch(found, progress=False)
+    assert subject.ct.read_bytes() == CT and cached(surroundings) == [subject.ct]
+    with pytest.raises(InputError, match="ct.nii.gz of the archive scans.zip is not the file .*" + digest(MASK)):
+        manifest.fetch(zipped(surroundings, "ct", sha256=digest(MASK)), progress=False)
+    with pytest.raises(InputError, match="archive scans.zip holds no file deep/mask.nii.gz; correct the manifest"):
+        manifest.fetch(zipped(surroundings, "mask", convention="verse"), progress=False)
+
+
+@pytest.mark.parametrize("member", ["../up.nii.gz", "a/../../up.nii.gz", "/etc/up", "C:/up", "a\\..\\..\\up"])
+def test_a_zip_that_leads_out_of_its_folder_is_refused(surroundings, monkeypatch, member) -> None:
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(build_zip(surroundings, ct=CT)))
+    with zipfile.ZipFile(surroundings / "mirror/example.org/sets/scans.zip", "a") as archive:
+        archive.writestr(zipfile.ZipInfo(member), b"evil")
+        archive.filelist[-1].filename = member  # ZipInfo itself changes some
+    with pytest.raises(InputError, match="scans.zip holds the member '.*up.*', which leads out of its folder; do not"):
+        manifest.fetch(zipped(surroundings, "ct"), progress=False)
+    assert cached(surroundings) == []
+
+
+def test_the_first_download_is_recorded_and_another_refused(surroundings, monkeypatch) -> None:
+    content = copy.deepcopy(CONTENT)
+    del content["files"][2]["sha256"], content["files"][2]["bytes"]
+    found = manifest.load(write(surroundings, content))
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(build_mirror(surroundings)))
+    (subject,) = manifest.fetch(found, roles="surface", progress=False)
+    lock = surroundings / "cache" / "_locks" / "small.lock.json"
+    recorded = json.loads(lock.read_text(encoding="utf-8"))["files"][URL]
+    assert (recorded["sha256"], recorded["bytes"]) == (digest(STL), len(STL))
+    for path in subject.surfaces.values():
+        path.unlink()
+    build_mirror(surroundings, b"solid L2")
+    with pytest.raises(
+        InputError, match=f"is not the file that came the first time: .*{digest(b'solid L2')}, not"
+    ) as told:
+        manifest.fetch(found, roles="surface", progress=False)
+    assert str(lock) in str(told.value) and "\n" not in str(told.value)
+    # The lock file, copied beside a manifest, gives it the hash that the publisher doesn't.
+    (surroundings / "small.lock.json").write_bytes(lock.read_bytes())
+    assert manifest.load(surroundings / "small.yaml").files[2].sha256 == digest(STL)
+    lock.write_text('{"schema": "transvert-lock/1", "files": {"a": {"sha256": "b"}}}', encoding="utf-8")
+    with pytest.raises(InputError, match="small.lock.json is garbled; restore or delete it"):
+        manifest.fetch(found, roles="surface", progress=False)
+
+
+def test_a_file_is_read_again_only_if_it_has_changed(surroundings, monkeypatch) -> None:
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(build_zip(surroundings, ct=CT)))
+    (subject,) = manifest.fetch(zipped(surroundings, "ct"), progress=False)
+    read = []
+    digests = cache.digests
+    monkeypatch.setattr(cache, "digests", lambda path, *more: read.append(path) or digests(path, *more))
+    for _ in range(2):
+        manifest.fetch(zipped(surroundings, "ct"), progress=False)
+        assert read == []
+    os.utime(subject.ct, ns=(1, 1))
+    for _ in range(2):
+        manifest.fetch(zipped(surroundings, "ct"), progress=False)
+        assert read == [subject.ct], "another time: read once, found to be the same, and recorded"
 
 
 # The mirror and the web

