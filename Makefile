@@ -8,7 +8,7 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv reproduce test lint lab bench-drr clean
+.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -52,6 +52,15 @@ lab: venv  ## Open the notebooks in JupyterLab
 
 bench-drr: .venv-bench/.installed  ## Time, accuracy and memory of the DRR engines: benchmarks/drr.md
 	.venv-bench/bin/python -m benchmarks.drr
+
+bench-store: .venv-bench/.installed  ## Size, writing and reading of a subject's samples: benchmarks/store.md
+	.venv-bench/bin/python -m benchmarks.store
+
+bench-synthesis: venv  ## What a CT costs on its way into the store: benchmarks/synthesis.md
+	$(BIN)/python -m benchmarks.synthesis
+
+bench-augment: venv  ## Training samples a second: benchmarks/augment.md
+	$(BIN)/python -m benchmarks.augment
 
 # An environment of its own: the peers bring some 5 GB, and nothing else needs them.
 .venv-bench/.installed: benchmarks/requirements.txt $(INSTALLED)

@@ -142,3 +142,17 @@ def tiny() -> Callable[[str], torch.nn.Module]:
         return network.build(name, width=8)
 
     return make
+
+
+def part_of(whole: Volume) -> Volume:
+    """The block around L2."""
+    affine = whole.affine.copy()
+    affine[:3, 3] = whole.world([30, 20, 12])
+    return Volume(whole.data[30:140, 20:100, 12:54].copy(), affine)
+
+
+def part_alone(patient: Patient, name: str, path: Path) -> Subject:
+    """A subject with a mask of L2 alone and no CT: a phantom."""
+    mask = part_of(patient.mask)
+    mask.data[mask.data != 21] = 0
+    return Subject(name, None, store_as(mask, "RAS", path), "verse", {}, {})

@@ -150,7 +150,12 @@ OF_WHEEL = "The wheel of file 1 of the data manifest small.yaml"
         (("files", 1), "convention", "mine", f"{OF_MASK} has the unknown convention 'mine'; use verse, totalseg"),
         (("files", 2), "level", "L9", f"{OF_SURFACE}: 'L9' is not a vertebral level; use C1-C7"),
         (("files", 2), "frame", "RSA", f"{OF_SURFACE} has the unknown frame 'RSA'; use RAS, LPS, ALS, unstated."),
-        (("files", 2), "unit", "cm", f"{OF_SURFACE} has the unknown unit 'cm'; use mm, m, voxel, pixel."),
+        (
+            ("files", 2),
+            "unit",
+            "inch",
+            f"{OF_SURFACE} has the unknown unit 'inch'; use mm, cm, m, voxel, pixel, unstated.",
+        ),
         (("files", 2), "role", "film", f"{OF_SURFACE} is a film and must have the key 'view': ap or lateral."),
         (("files", 2), "view", "pa", f"{OF_SURFACE} has the unknown view 'pa'; use ap, lateral."),
         (("files", 2), "url", "http://a.org/b", f"{OF_SURFACE}: 'url' must be an https address"),

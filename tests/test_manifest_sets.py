@@ -31,12 +31,12 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nifti(path: Path, labels: tuple[int, ...] = ()) -> bytes:
-    """A CT without labels, or a mask with a block of each label."""
+    """A CT without labels, or a mask with a block of each label, from head to tail."""
     data = np.linspace(-1000, 1200, np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)
     if labels:
         data = np.zeros(SHAPE, np.uint8)
         for place, label in enumerate(labels):
-            data[2:5, 2:5, 2 * place : 2 * place + 2] = label
+            data[2:5, 2:5, SHAPE[2] - 2 * place - 2 : SHAPE[2] - 2 * place] = label
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(data, AFFINE), path)
     return path.read_bytes()
@@ -80,7 +80,7 @@ def put_verse(tmp_path: Path, mirror: Path, name: str) -> dict[str, str]:
     """Three archives in the publisher's layout, with its previews; gives each scan's split."""
     splits = {}
     ct = nifti(tmp_path / "ct.nii.gz")
-    mask = nifti(tmp_path / "mask.nii.gz", (19, 20, 25, 28))
+    mask = nifti(tmp_path / "mask.nii.gz", (19, 28, 20, 25))
     centroids = json.dumps([{"direction": ["L", "P", "S"]}, {"label": 20, "X": 3.0, "Y": 3.0, "Z": 2.5}]).encode()
     for archive in manifest.load(name).archives:
         top, scans = VERSE[name][archive.split]
@@ -176,7 +176,7 @@ def test_lidc_idri_says_how_to_get_labels() -> None:
     nifti(data / "LIDC-IDRI-0001" / "ct.nii.gz")
     with pytest.raises(InputError, match="fits the path {subject}/vertebrae.nii.gz of the role mask"):
         manifest.fetch(found)
-    nifti(data / "LIDC-IDRI-0001" / "vertebrae.nii.gz", (31, 32, 5))
+    nifti(data / "LIDC-IDRI-0001" / "vertebrae.nii.gz", (32, 31, 5))
     (subject,) = manifest.fetch(found)
     check_readable(subject, {"L1", "T12"})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from conftest import MIDDLES, Patient, occupancy
 from numpy.testing import assert_allclose, assert_array_equal
 
-from transvert import film, samples, volume
+from transvert import drr, film, samples, volume
 from transvert.files import InputError
-from transvert.samples import SIZE, SPACING_MM, WIDE, Samples
+from transvert.samples import SIZE, SPACING_MM, WIDE, Samples, StoredSamples
+from transvert.store import Shelf
 from transvert.volume import Volume, cube_affine
 
 L1, L2, L3 = 20, 21, 22
@@ -183,79 +185,109 @@ def test_a_stray_piece_is_dropped_and_named(patient: Patient) -> None:
     assert (found.labels == L2).sum() == pytest.approx((patient.mask.data == L2).sum() * 2.4 / 1.5**3, rel=0.03)
 
 
-def test_a_stray_piece_at_the_border_does_not_cut_the_vertebra(patient: Patient) -> None:
-    stray = patient.mask.data.copy()
-    stray[0, 0, 0] = L2
-    found, notes = samples.whole_vertebrae(Volume(stray, patient.mask.affine))
-    assert list(found) == [L1, L2, L3]
-    assert notes == ["L2: 1 stray piece(s), 1 voxels, dropped."]
-
-
-def test_t13_stands_between_t12_and_l1_and_the_sacrum_is_no_vertebra() -> None:
-    mask = Volume(np.zeros((12, 12, 40), np.uint8), np.eye(4))
-    for level, z in ((19, 30), (28, 22), (20, 14), (26, 6)):
-        mask.data[4:8, 4:8, z : z + 5] = level
-    assert list(samples.whole_vertebrae(mask)[0]) == [19, 28, 20]
-
-
 def test_nothing_whole_is_an_error_that_says_why(patient: Patient) -> None:
     low = int(np.argwhere(patient.mask.data == L1)[:, 2].mean())
     with pytest.raises(InputError, match="No whole vertebra in sub-cut: L1: cut by the volume's border, skipped"):
         samples.cut(_part(patient.ct, low), _part(patient.mask, low), "sub-cut")
 
 
+# The body around it, or nothing
+
+
+def test_a_cube_s_radiographs_show_the_cube_alone(box_samples: Samples, patient: Patient) -> None:
+    """As the public benchmark casts them: sums of the resampled cube's own voxels, and nothing beyond."""
+    for projection in ("parallel", "cone"):
+        found = samples.cut(patient.ct, patient.mask, "sub-box", projection=projection, surroundings="cube")
+        assert (found.surroundings, box_samples.surroundings) == ("cube", "body")
+        assert_array_equal(found.hu, box_samples.hu)
+        inside = np.zeros((WIDE, WIDE), bool)
+        inside[samples.MIDDLE, samples.MIDDLE] = True
+        assert np.isfinite(found.pictures[..., inside]).all() and np.isnan(found.pictures[..., ~inside]).all()
+        cubes = drr.attenuation(found.hu[:, samples.MIDDLE, samples.MIDDLE, samples.MIDDLE])
+        patches = found.pictures[:, :, samples.MIDDLE, samples.MIDDLE]
+        for cube, pair in zip(cubes, patches, strict=True):
+            for patch, sums in zip(pair, _silhouettes(cube), strict=True):
+                if projection == "parallel":
+                    assert_allclose(patch, sums * SPACING_MM, rtol=1e-4, atol=1e-4)
+                else:
+                    assert _fit(patch[8:-8, 8:-8], sums[8:-8, 8:-8]) > 0.95
+
+
+def test_what_stands_beside_the_cube_shows_in_the_body_s_radiographs_alone(patient: Patient) -> None:
+    """A plate 60 mm in front of L2, which is outside of its cube and within the CT."""
+    ct = patient.ct.data.copy()
+    y = round(float(patient.ct.index(patient.centroids[L2] + np.array([0, 60, 0]))[1]))
+    ct[:, y : y + 2] = 1500
+    plated = Volume(ct, patient.ct.affine)
+    for surroundings, changed in (("body", True), ("cube", False)):
+        plain, plate = (
+            samples.cut(one, patient.mask, "sub-box", surroundings=surroundings).chosen([L2]).images()[0, 0, 0]
+            for one in (patient.ct, plated)
+        )
+        assert np.allclose(plain, plate, atol=1e-3) != changed
+
+
+def test_unknown_surroundings_are_refused(patient: Patient) -> None:
+    with pytest.raises(InputError, match="'room' are no surroundings; use body or cube"):
+        samples.cut(patient.ct, patient.mask, "sub-box", surroundings="room")
+
+
 # The store
 
 
 def test_the_store_gives_back_what_it_was_given(box_samples: Samples, tmp_path: Path) -> None:
-    shard = samples.write(tmp_path / "store", box_samples)
-    assert shard == tmp_path / "store" / "sub-box.npz"
+    given = replace(
+        box_samples, person="box", official_split="training", counts={"whole": 3}, notes=["one.", 'two, "three".']
+    )
+    name = samples.write(tmp_path / "store", given, "abcdefabcdefabcdef")
+    assert name == "sub-box-abcdefabcdef.parquet"
     found = samples.read(tmp_path / "store", "sub-box")
-    for name in ("levels", "centroids", "hu", "labels", "pictures"):
-        assert_array_equal(getattr(found, name), getattr(box_samples, name))
-        assert getattr(found, name).dtype == getattr(box_samples, name).dtype
-    assert (found.subject, found.source, found.projection) == ("sub-box", "ct", "parallel")
+    for field in fields(Samples):
+        assert_array_equal(getattr(found, field.name), getattr(given, field.name))
+    for field in ("levels", "centroids", "hu", "labels", "pictures"):
+        assert getattr(found, field).dtype == getattr(given, field).dtype
 
 
 def test_the_index_has_a_row_a_sample_and_a_subject_replaces_itself(box_samples: Samples, tmp_path: Path) -> None:
     few = box_samples.chosen([L3, L1])
     assert few.levels.tolist() == [L3, L1]
-    for made in (few, replace(few, subject="sub-other", source="phantom"), few.chosen([L1])):
+    for made in (few, replace(few, subject="sub-other", source="phantom", person="p"), few.chosen([L1])):
         samples.write(tmp_path, made)
+        time.sleep(0.002)  # Times are kept in milliseconds.
     index = samples.read_index(tmp_path)
-    assert sorted(zip(index.subject, index.level, index.row, index.source, strict=True)) == [
-        ("sub-box", "L1", 0, "ct"),
-        ("sub-other", "L1", 1, "phantom"),
-        ("sub-other", "L3", 0, "phantom"),
+    assert list(zip(index.subject, index.level, index.row, index.source, index.person, strict=True)) == [
+        ("sub-box", "L1", 0, "ct", "sub-box"),
+        ("sub-other", "L3", 0, "phantom", "p"),
+        ("sub-other", "L1", 1, "phantom", "p"),
     ]
-    assert set(index.shard) == {"sub-box.npz", "sub-other.npz"}
+    assert set(index.surroundings) == {"body"} and set(index.projection) == {"parallel"}
     here = index[index.subject == "sub-box"].iloc[0]
     assert_allclose([here[f"centroid_{axis}_mm"] for axis in "xyz"], box_samples.centroids[0])
     assert samples.read(tmp_path, "sub-box").levels.tolist() == [L1]
 
 
-def test_a_missing_store_or_subject_gets_its_sentence(box_samples: Samples, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="There is no sample store at .*; run notebook 01 or `transvert synthesize`"):
-        samples.read_index(tmp_path / "none")
+def test_equal_samples_are_one_shard_and_others_another(box_samples: Samples, tmp_path: Path) -> None:
+    one = box_samples.chosen([L1])
+    assert samples.write(tmp_path, one) == samples.write(tmp_path, box_samples.chosen([L1]))
+    assert samples.write(tmp_path, replace(one, hu=one.hu + 1)) != samples.write(tmp_path, one)
+
+
+def test_a_missing_subject_gets_its_sentence(box_samples: Samples, tmp_path: Path) -> None:
     samples.write(tmp_path, box_samples.chosen([L1]))
     with pytest.raises(InputError, match="has no subject 'sub-x'; it has sub-box"):
         samples.read(tmp_path, "sub-x")
 
 
-@pytest.mark.parametrize("damage", ["cut short", "overwritten", "emptied", "removed", "another"])
-def test_a_damaged_shard_gets_its_sentence(damage: str, box_samples: Samples, tmp_path: Path) -> None:
-    shard = samples.write(tmp_path, box_samples.chosen([L1]))
-    content = shard.read_bytes()
-    if damage == "cut short":
-        shard.write_bytes(content[: len(content) // 2])
-    elif damage == "overwritten":
-        half = len(content) // 2
-        shard.write_bytes(content[:half] + b"\xff" * 500 + content[half + 500 :])
-    elif damage == "emptied":
-        shard.write_bytes(b"")
-    elif damage == "removed":
-        shard.unlink()
-    else:
-        np.savez(shard, levels=np.array([L1]), other=np.zeros(3))
-    with pytest.raises(InputError, match=r"The shard sub-box\.npz is damaged .*; synthesise sub-box again"):
-        samples.read(tmp_path, "sub-box")
+def test_stored_samples_are_the_samples_one_by_one(box_samples: Samples, tmp_path: Path) -> None:
+    samples.write(tmp_path, box_samples)
+    index = samples.read_index(tmp_path)
+    few = StoredSamples(Shelf(tmp_path, keep=1), index.iloc[[2, 0]])
+    expected = box_samples.chosen([L3, L1])
+    assert len(few) == 2 and few.levels.tolist() == [L3, L1]
+    assert (few.subject, few.source, few.surroundings) == ("sub-box", "ct", "body")
+    for row in (1, 0, 1):
+        few.order(0)
+        for ours, theirs in zip(few.sample(row), expected.sample(row), strict=True):
+            assert_array_equal(ours, theirs)
+    assert_array_equal(few.load().images(), expected.images())
+    assert_array_equal(few.load().centroids, expected.centroids)

@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MIDDLES, Patient, store_as
-from numpy.testing import assert_allclose, assert_array_equal
+from conftest import Patient, store_as
+from numpy.testing import assert_array_equal
 from torch import nn
 
-from transvert import levels, mesh, record, samples, stages, volume
+from transvert import record, samples, stages, training, volume
 from transvert.files import InputError, sha256
 from transvert.manifest import Subject
-from transvert.manifest_schema import DataFile
 from transvert.samples import SIZE, SPACING_MM, Samples
 from transvert.volume import Volume
 
@@ -43,12 +42,6 @@ class Ball(nn.Module):
 @pytest.fixture(autouse=True)
 def _runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path / "runs"))
-
-
-def _alone(patient: Patient, name: str, path: Path) -> Subject:
-    """A subject with a mask of L2 alone and no CT: small and fast."""
-    part = Volume(np.where(patient.mask.data == L2, L2, 0).astype(np.uint8)[30:140, 20:100, 12:54], patient.mask.affine)
-    return Subject(name, None, store_as(part, "RAS", path), "verse", {}, {})
 
 
 # VerSe's layouts
@@ -91,6 +84,14 @@ def test_several_folders_are_read_in_order(patient: Patient, tmp_path: Path) -> 
     assert [s.name for s in stages.verse_subjects([tmp_path / "b", tmp_path / "a"])] == ["sub-1", "sub-2", "sub-3"]
 
 
+def test_scans_of_one_person_and_two_of_one_name_are_told(patient: Patient, tmp_path: Path) -> None:
+    for folder, name in (("a", "sub-7_split-1"), ("a", "sub-7_split-2"), ("a", "sub-8"), ("b", "sub-8")):
+        _lay(patient, tmp_path / folder / f"{name}_seg-vert_msk.nii.gz", None)
+    assert [s.person for s in stages.verse_subjects([tmp_path / "a"])] == ["sub-7", "sub-7", ""]
+    with pytest.raises(InputError, match=r"Two masks in the folder\(s\) have the subject id sub-8; rename or move one"):
+        stages.verse_subjects([tmp_path])
+
+
 def test_an_absent_or_empty_folder_gets_its_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"The folder .*none does not exist"):
         stages.verse_subjects([tmp_path / "none"])
@@ -98,91 +99,86 @@ def test_an_absent_or_empty_folder_gets_its_sentence(tmp_path: Path) -> None:
         stages.verse_subjects([tmp_path])
 
 
-# Opening a subject
+# Splits
 
 
-def test_a_ct_and_a_mask_are_opened_as_they_are(patient: Patient) -> None:
-    ct, mask, source = stages.open_subject(patient.subject)
-    assert source == "ct"
-    assert_array_equal(mask.data, patient.mask.data)
-    assert ct.data.shape == mask.data.shape
-
-
-def test_a_mask_alone_becomes_a_phantom_of_its_own(patient: Patient, tmp_path: Path) -> None:
-    one = _alone(patient, "sub-one", tmp_path / "m.nii.gz")
-    painted, mask, source = stages.open_subject(one)
-    assert source == "phantom" and set(np.unique(mask.data)) == {0, L2}
-    again, _, _ = stages.open_subject(one)
-    assert_array_equal(painted.data, again.data)
-    for other in (stages.open_subject(replace(one, name="sub-other")), stages.open_subject(one, seed=1)):
-        assert other[0].data.shape != painted.data.shape or not np.array_equal(other[0].data, painted.data)
-
-
-def test_surfaces_are_placed_by_their_frame_and_unit(patient: Patient, tmp_path: Path) -> None:
-    surfaces, files = {}, {}
-    for level, frame, factor in ((L1, "LPS", 1.0), (L2, "RAS", 0.001), (L3, "LPS", 0.001)):
-        surface = mesh.surface(patient.mask.data == level, patient.mask.affine)
-        surface.vertices = surface.vertices * ([-1, -1, 1] if frame == "LPS" else [1, 1, 1]) * factor
-        path = mesh.write_surface(tmp_path / f"{levels.name(level)}.stl", surface)
-        unit = "mm" if factor == 1 else "m"
-        surfaces[level] = path
-        files[path] = DataFile("surface", "sub-stl", "0" * 64, 1, "x", "https://x.org/a", level, frame=frame, unit=unit)
-    painted, mask, source = stages.open_subject(Subject("sub-stl", None, None, "", surfaces, files))
-    assert source == "phantom"
-    for level in (L1, L2, L3):
-        where = mask.world(np.argwhere(mask.data == level))
-        assert_allclose(where.mean(0), patient.centroids[level], atol=0.5)
-        reach = np.array([where.min(0), where.max(0)]) - np.array(MIDDLES[level])
-        assert_allclose(reach[:, 0], [-28, 42], atol=2)  # the long process is on the right
-        assert_allclose(reach[:, 1], [-34, 29], atol=2)  # the spinous process is behind
-    assert not mask.data[[0, -1]].any() and not mask.data[:, [0, -1]].any() and not mask.data[..., [0, -1]].any()
-    assert samples.cut(painted, mask, "sub-stl", source=source).levels.tolist() == [L1, L2, L3]
-
-
-def test_a_subject_with_nothing_and_one_on_two_grids_get_their_sentence(patient: Patient, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="The subject sub-x has neither a mask nor surfaces of vertebrae"):
-        stages.open_subject(Subject("sub-x", patient.ct_path, None, "", {}, {}))
-    shifted = patient.mask.affine.copy()
-    shifted[0, 3] += 5
-    mask = store_as(Volume(patient.mask.data, shifted), "RAS", tmp_path / "m.nii.gz")
-    with pytest.raises(
-        InputError, match=r"The CT sub-box_ct\.nii\.gz \(.*mm\) and the mask \(.*\) lie on different grids"
-    ):
-        stages.open_subject(replace(patient.subject, mask=mask))
-
-
-# Into a store
-
-
-def test_synthesize_fills_a_store_and_names_what_it_could_not(patient: Patient, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.nii.gz"
-    broken.write_bytes(patient.mask_path.read_bytes()[:3000])
-    bad = Subject("sub-bad", None, broken, "verse", {}, {})
-    good = _alone(patient, "sub-good", tmp_path / "m.nii.gz")
-    notes = stages.synthesize([bad, good], tmp_path / "store", progress=False)
-    assert len(notes) == 1 and notes[0].startswith("sub-bad: broken.nii.gz is cut short")
-    index = samples.read_index(tmp_path / "store")
-    assert list(zip(index.subject, index.level, index.source, strict=True)) == [("sub-good", "L2", "phantom")]
-    with pytest.raises(InputError, match=r"No subject could be synthesised\. sub-bad: broken"):
-        stages.synthesize([bad], tmp_path / "other", progress=False)
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_split_holds_whole_subjects_out(box_samples: Samples, tmp_path: Path) -> None:
-    one = box_samples.chosen([L2])
+@pytest.fixture
+def six(box_samples: Samples, tmp_path: Path) -> Path:
+    """A store of six subjects with L1 and L2; sub-3 and sub-4 are scans of one person."""
+    two = box_samples.chosen([L1, L2])
     for n in range(6):
-        samples.write(tmp_path, replace(one, subject=f"sub-{n}"))
-    made = stages.split(samples.read_index(tmp_path), "subjects")
-    assert dict(zip(made.subject, made.split, strict=True)) == {
-        **{f"sub-{n}": "train" for n in (0, 1, 2, 3, 5)},
-        "sub-4": "held_out_subject",
-    }
-    train = stages.chosen(tmp_path, made[made.split == "train"])
-    assert [s.subject for s in train] == [f"sub-{n}" for n in (0, 1, 2, 3, 5)]
+        person, official = "sub-p" if n in (3, 4) else "", "test" if n == 0 else "training"
+        samples.write(tmp_path, replace(two, subject=f"sub-{n}", person=person, official_split=official))
+    return tmp_path
+
+
+def _held(made: pd.DataFrame) -> list[str]:
+    return sorted(set(made.subject[made.split == "held_out_subject"]))
+
+
+def test_a_split_holds_whole_subjects_out(six: Path) -> None:
+    index = samples.read_index(six)
+    made = stages.split(index, "subjects")
+    assert _held(made) == ["sub-3", "sub-4"] and set(made.split) == {"train", "held_out_subject"}
+    train = stages.chosen(six, made[made.split == "train"])
+    assert [s.subject for s in train] == [f"sub-{n}" for n in (0, 1, 2, 5)]
+    assert _held(stages.split(index, "official")) == ["sub-0"] and _held(stages.split(index, "all")) == []
     with pytest.raises(InputError, match="There is no split 'none': none.csv is not among data_manifests/splits"):
         stages.split(made, "none")
     with pytest.raises(InputError, match="The split 'demo' leaves nothing to train on in this store"):
-        stages.split(samples.read_index(tmp_path), "demo")
+        stages.split(index, "demo")
+    with pytest.raises(InputError, match="The split 'subjects' leaves nothing to train on"):
+        stages.split(index[:0], "subjects")
+
+
+def test_one_subject_is_left_out_with_all_its_scans(six: Path) -> None:
+    index = samples.read_index(six)
+    for name in ("loso:sub-p", "loso:sub-3", "loso:sub-4"):
+        assert _held(stages.split(index, name)) == ["sub-3", "sub-4"]
+    for name in ("loso", "loso:", "loso:sub-9"):
+        with pytest.raises(InputError, match=f"'{name}' names no subject of this store; write loso:NAME with .*sub-0"):
+            stages.split(index, name)
+    with pytest.raises(InputError, match="The split 'loso:sub-0' leaves nothing to train on"):
+        stages.split(index[index.subject == "sub-0"], "loso:sub-0")
+
+
+def test_leaving_each_out_in_turn_tests_every_subject_once(six: Path) -> None:
+    index = samples.read_index(six)
+    folds = dict(stages.folds(index, "loso"))
+    assert list(folds) == ["sub-0", "sub-1", "sub-2", "sub-5", "sub-p"]
+    tested = pd.concat([made[made.split == "held_out_subject"] for made in folds.values()])
+    assert sorted(zip(tested.subject, tested.level, strict=True)) == sorted(
+        zip(index.subject, index.level, strict=True)
+    )
+    for made in folds.values():
+        assert len(made) == len(index)
+        assert not set(made.person[made.split == "train"]) & set(made.person[made.split == "held_out_subject"])
+    ((name, only),) = stages.folds(index, "subjects")
+    assert name == "" and _held(only) == ["sub-3", "sub-4"]
+
+
+def test_nobody_is_trained_on_and_held_out(six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = tmp_path / "share" / "splits"
+    splits.mkdir(parents=True)
+    monkeypatch.setattr(stages.manifest, "share_folder", lambda kind: splits.parent)
+    index = samples.read_index(six)
+    lines = {"mine": ("sub-1", "L2"), "theirs": ("sub-4", "L1")}  # the same subject, and another scan of one person
+    for name, (subject, level) in lines.items():
+        text = f"subject,level,split\nsub-1,L1,train\nsub-3,L1,train\n{subject},{level},held_out_subject\n"
+        (splits / f"{name}.csv").write_text(text)
+        with pytest.raises(InputError, match=f"The split '{name}' trains on the held-out subject sub-(1|p)"):
+            stages.split(index, name)
+
+
+def test_streamed_samples_are_the_chosen_ones(six: Path) -> None:
+    rows = samples.read_index(six).iloc[[5, 4, 1]]
+    loaded, streamed = stages.chosen(six, rows), stages.streamed(six, rows, keep=2)
+    assert [s.subject for s in streamed] == [s.subject for s in loaded] == ["sub-2", "sub-0"]
+    for one, other in zip(streamed, loaded, strict=True):
+        assert one.levels.tolist() == other.levels.tolist()
+        for row in range(len(one)):
+            for ours, theirs in zip(one.sample(row), other.sample(row), strict=True):
+                assert_array_equal(ours, theirs)
 
 
 # Evaluation
@@ -219,6 +215,32 @@ def test_metrics_have_the_promised_columns_and_six_digits(patient: Patient, tmp_
     assert said[0].startswith("sub-bad: bad.nii.gz is not a NIfTI file")
     assert said[1:] == ["sub-cut: L3: cut by the volume's border, skipped."]
     assert (tmp_path / "out" / "skipped.txt").read_text().splitlines() == said
+
+
+def test_who_is_held_out_is_scored_and_nobody_else(six: Path) -> None:
+    index = samples.read_index(six)
+    rows = stages.split(index, "loso:sub-p")
+    table = stages.score_held_out(six, rows, Ball())
+    assert list(table.columns) == COLUMNS and sorted(set(table.subject)) == ["sub-3", "sub-4"] and len(table) == 4
+    assert stages.score_held_out(six, stages.split(index, "all"), Ball()).empty
+
+
+def test_each_is_left_out_once_and_one_table_has_them_all(box_samples: Samples, tmp_path: Path) -> None:
+    place, out = tmp_path / "store", tmp_path / "out"
+    for name, person in (("sub-0", ""), ("sub-1", "sub-p"), ("sub-2", "sub-p")):
+        samples.write(place, replace(box_samples.chosen([L2]), subject=name, person=person))
+    recipe = training.Recipe("transvert", {"width": 8}, steps=1, epoch_steps=1, batch=2, precision="32", device="cpu")
+    said: list[str] = []
+    table = stages.train(place, "loso", recipe, out, say=said.append)
+    assert table.subject.tolist() == ["sub-0", "sub-1", "sub-2"]
+    assert pd.read_csv(out / "metrics.csv").dice.tolist() == pytest.approx(table.dice.tolist(), abs=1e-6)
+    assert [line.partition(":")[0] for line in said] == ["sub-0", "sub-p"]
+    for person, learned in (("sub-0", ["sub-1", "sub-2"]), ("sub-p", ["sub-0"])):
+        _, card = stages.open_network(out / person / "weights.safetensors")
+        assert card["subjects"] == learned
+    before = (out / "sub-0" / "checkpoint.pt").stat().st_mtime_ns
+    assert stages.train(place, "loso", recipe, out, say=said.append).equals(table)
+    assert (out / "sub-0" / "checkpoint.pt").stat().st_mtime_ns == before and len(said) == 2
 
 
 def test_nothing_to_evaluate_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

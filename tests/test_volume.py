@@ -11,7 +11,7 @@ import pytest
 from conftest import Patient, store_as
 from numpy.testing import assert_allclose, assert_array_equal
 
-from transvert import volume
+from transvert import levels, volume
 from transvert.files import InputError
 from transvert.volume import Volume
 
@@ -218,8 +218,11 @@ BAD_VOLUMES = {
     "4D": (lambda f: _save(np.zeros((6, 5, 4, 3), np.int16), f / "a.nii"), r"shape \(6, 5, 4, 3\); one 3D volume"),
     "4D, flat": (lambda f: _save(np.zeros((6, 5, 1, 3), np.int16), f / "a.nii"), r"\(6, 5, 1, 3\); one 3D volume"),
     "2D": (lambda f: _save(np.zeros((6, 5), np.int16), f / "a.nii"), r"shape \(6, 5\); one 3D volume"),
-    "no affine": (_no_affine, r"a\.nii has an affine that places no volume"),
-    "colour": (_in_colour, r"a\.nii is a colour picture; a volume of single values is needed"),
+    "no affine": (
+        _no_affine,
+        r"a\.nii has an affine that places no body \(voxels of 0 x 0 x 0 mm, the first at 0, 0, 0\); correct it",
+    ),
+    "colour": (_in_colour, r"a\.nii holds colours or complex numbers; a volume of single values is needed"),
 }
 
 
@@ -264,6 +267,91 @@ def test_a_mask_that_holds_no_vertebra_gets_its_sentence(values: list[float], se
     labels = np.resize(np.array(values, np.float32), (6, 5, 4))
     with pytest.raises(InputError, match=rf"The mask a\.nii has {sentence}"):
         volume.read_mask(_save(labels, tmp_path / "a.nii"))
+
+
+def _column(numbers: list[int], path: Path) -> Path:
+    """A mask whose labels stand one on the other, the first at the head."""
+    labels = np.zeros((8, 8, 4 * len(numbers) + 2), np.int16)
+    for step, number in enumerate(reversed(numbers)):
+        labels[2:6, 2:6, 4 * step + 1 : 4 * step + 5] = number
+    return _save(labels, path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "convention"),
+    [
+        (list(range(1, 27)), "verse"),
+        ([18, 19, 28, 20, 21, 22, 23, 24, 25, 26], "verse"),  # T13 and L6
+        ([28], "verse"),
+        ([28, 20], "verse"),
+        ([6, 7, 126, 227], "verse"),  # whatever else a mask holds
+        ([20, 22, 21, 23, 24], "verse"),  # one slip is for `mend` to judge
+        (list(range(50, 25, -1)), "totalsegmentator"),
+        ([29], "totalsegmentator"),
+        ([30, 29, 1, 2, 3], "totalsegmentator"),  # organs
+    ],
+)
+def test_vertebrae_that_stand_head_to_tail_are_read(numbers: list[int], convention: str, tmp_path: Path) -> None:
+    known = levels.CONVENTIONS[convention]
+    found = volume.read_mask(_column(numbers, tmp_path / "a.nii"), convention)
+    assert set(np.unique(found.data)) == {0, *(known[number] for number in numbers if number in known)}
+
+
+def test_a_crumb_in_the_wrong_place_says_nothing(tmp_path: Path) -> None:
+    path = _column([20, 21], tmp_path / "a.nii")
+    labels = np.asanyarray(nibabel.load(path).dataobj).copy()
+    labels[0, 0, -1] = 24
+    assert 24 in volume.read_mask(_save(labels, path)).data
+
+
+@pytest.mark.parametrize(
+    ("numbers", "convention", "sentence"),
+    [
+        (
+            [5, 4, 3, 2, 1],
+            "verse",
+            r"C2 above C1 by the 'verse' label numbers .*; it has other numbers, or stands on its",
+        ),
+        ([20, 22, 21], "verse", "L3 above L2 by the 'verse'"),
+        ([21, 20], "verse", "L2 above L1 by the 'verse'"),
+        ([17, 2, 9, 4, 13, 3], "verse", ".* above .* by the 'verse' .*; it has other numbers"),
+        (
+            [*range(32, 26, -1), 25],
+            "verse",
+            r"T13 and L6 by the 'verse' .*; it seems to have those of 'totalsegmentator'",
+        ),
+        (
+            [*range(32, 26, -1)],
+            "verse",
+            r"T13 by the 'verse' .*; it seems to have those of 'totalsegmentator', which its",
+        ),
+        ([31], "verse", r"no vertebra by the 'verse' .*; it seems to have those of 'totalsegmentator'"),
+        (
+            [20, 21, 22],
+            "totalsegmentator",
+            r"no vertebra by the 'totalsegmentator' .*; it seems to have those of 'verse'",
+        ),
+        ([31, 32, 33], "totalsegmentator", "T12 above T11 by"),
+    ],
+)
+def test_label_numbers_of_another_convention_get_its_name(
+    numbers: list[int], convention: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"^The mask a\.nii has ({sentence})") as caught:
+        volume.read_mask(_column(numbers, tmp_path / "a.nii"), convention)
+    assert "\n" not in str(caught.value)
+
+
+def test_nibabel_tells_of_its_repairs_again_afterwards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _save(_ct(), tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes([99, 0, 99, 0])
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="does not state how it lies in the patient"):
+        volume.read_ct(path)
+    assert not caplog.messages
+    nibabel.load(path)
+    assert "sform_code 99 not valid; setting to 0" in caplog.messages
 
 
 def test_different_grids_get_a_sentence_and_rounding_none() -> None:

@@ -1,27 +1,41 @@
 """Random draws of a vertebra for training: its shape and pose, its material, its surroundings, its films.
 
-Everything happens on the batch's device in one pass: the wide cube is warped, projected along y and x, laid over the
-body's shadow outside the cube, and turned into what a film might look like. Equal seeds draw equal batches.
+Everything happens on the batch's device: the wide cube is bent, shone through from two sides, laid over the body's
+shadow outside the cube, and turned into what a film might look like. Equal seeds draw equal batches.
+
+A drawn target lives in the patient's own frame, in which the nominal AP rays run along y and the lateral ones along x.
+Neither film need be nominal: each view is turned, tilted and magnified by itself, as a patient is never quite straight
+before either detector and a film's scale is never quite known. The target follows neither view, so that it is right on
+average; the landmarks follow their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from transvert import drr, film, phantom
-from transvert.samples import CENTROID_SIGMA_MM, MIDDLE, SIZE, SPACING_MM, WIDE, Samples
+from transvert import clutter, drr, phantom, warp
+from transvert.clutter import Random
+from transvert.samples import CENTROID_SIGMA_MM, MIDDLE, SIZE, SPACING_MM, WIDE, Samples, StoredSamples
+from transvert.warp import OTHER, OWN
 
 WATER_PER_MM = float(drr.attenuation(np.zeros(1, np.float32))[0])
 _MM = (torch.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
+_COARSE = 17  # Points a side of the grid that is bent, 6 mm apart.
+_AHEAD = 2  # Steps whose samples are ordered before they are due.
 
 
 @dataclass(frozen=True)
 class Strength:
     """How far a draw may stray from its sample; ranges are half-widths, `elastic_mm` a standard deviation.
+
+    All at 0 gives a CT's sample itself. `bare=1, clutter=0, collimate=0` gives what the public benchmark trains on: a DRR of
+    the cube alone, bone and flesh, with nothing beyond it. (Samples that were cut with `surroundings="cube"` are bare
+    anyway, but not without clutter.)
 
     Attributes:
         turn_deg: rotation about each axis.
@@ -29,10 +43,18 @@ class Strength:
         stretch: relative size of each axis by itself.
         shift_mm: of the vertebra in its cube; the landmark goes with it.
         elastic_mm: smooth displacement, on control points about 24 mm apart.
+        mirror: how often left and right are exchanged.
+        view_deg: of each view by itself, its rays turned about the body's long axis and tilted about the horizontal
+            axis of its picture. The angle between two views strays by up to twice as much.
+        magnification: relative size of each film by itself, about the patch's centre. The target keeps its size.
         click_mm: of each view's landmark away from the true centroid.
         repaint: how often a CT vertebra gets a phantom's material instead of its own.
+        bare: how often a CT vertebra is shown without the body beyond its cube.
         clutter: of random shadows: 1 for a body's, 0 for none.
-        noise: of the film, relative to the vertebra's own contrast.
+        blur: of the film: 1 for up to some 6 mm, 0 for none.
+        noise: of the film where a patch has its mean attenuation, relative to the vertebra's own contrast. For the
+            embedded CT a usual dose (2.5 uGy behind the patient) gives 0.03, a tenth of it 0.08, a hundredth 0.25.
+        contrast: of the film: its grey is a power of the attenuation, whose exponent's logarithm this is.
         collimate: how often a film's edge cuts the patch.
     """
 
@@ -41,147 +63,167 @@ class Strength:
     stretch: float = 0.12
     shift_mm: float = 4.0
     elastic_mm: float = 3.5
-    click_mm: float = 2.0
+    mirror: float = 0.5
+    view_deg: float = 5.0
+    magnification: float = 0.05
+    click_mm: float = 3.0
     repaint: float = 0.3
+    bare: float = 0.0
     clutter: float = 1.0
+    blur: float = 1.0
     noise: float = 0.25
+    contrast: float = 0.4
     collimate: float = 0.15
 
 
 class Sampler:
-    """Draws training batches from subjects.
+    """Draws training batches from subjects, in memory or in a store.
+
+    Of a store only what a step needs is read, and the samples of the next steps are ordered before they are due, so
+    that reading hides behind computing. Nothing is kept here: the store's `Shelf` keeps the samples that were read
+    last (three steps' at least, or what was ordered is gone when it is due and is read again), and what is derived from
+    them is derived anew for each draw, which takes a tenth of the draw's time.
 
     Args:
         subjects: the training subjects' samples.
         strength: of the augmentation.
         seed: with a step's number it decides the whole batch, whatever was drawn before.
         device: where the batches are made.
+        stride: from one step that is drawn here to the next: the number of processes that share the steps.
     """
 
-    def __init__(self, subjects: list[Samples], strength: Strength, seed: int, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        subjects: Sequence[Samples | StoredSamples],
+        strength: Strength,
+        seed: int,
+        device: torch.device | str = "cpu",
+        stride: int = 1,
+    ):
         self.subjects = subjects
         self.strength = strength
         self.seed = seed
         self.device = torch.device(device)
+        self.stride = stride
         self.rows = [(s, row) for s, samples in enumerate(subjects) for row in range(len(samples))]
-        self._outside = [_outside(samples) for samples in subjects]
 
     def draw(self, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch of a step: images (size, 2, 2, 64, 64) and targets (size, 1, 64, 64, 64), float32.
 
         Steps walk through shuffled passes over all samples, so that none comes twice before each came once.
         """
+        chosen = self._choose(step, size)
+        self._order(chosen)
+        unpacked = [unpack(self.subjects[s], row) for s, row in chosen]
+        for n in range(1, _AHEAD + 1):
+            self._order(self._choose(step + n * self.stride, size))
+        hu, labels, outside = (
+            torch.from_numpy(np.stack(arrays)).to(self.device) for arrays in zip(*unpacked, strict=True)
+        )
+        real = torch.tensor([self.subjects[s].source == "ct" for s, _ in chosen], device=self.device)
+        random = Random(int(np.random.default_rng([self.seed, 1, step]).integers(2**62)), self.device)
+        # Pictures are too small to be shared: threads would wait for one another, and for long on a busy machine.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return draw(hu, labels, outside, real, self.strength, random, threads)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _order(self, chosen: list[tuple[int, int]]) -> None:
+        for s, row in chosen:
+            self.subjects[s].order(row)
+
+    def _choose(self, step: int, size: int) -> list[tuple[int, int]]:
+        """Subject and row of each sample of a step."""
         places = range(step * size, (step + 1) * size)
         count = len(self.rows)
         turns = {p // count for p in places}
         orders = {turn: np.random.default_rng([self.seed, 0, turn]).permutation(count) for turn in turns}
-        chosen = [self.rows[orders[p // count][p % count]] for p in places]
-        cubes = [self._cubes(s, row) for s, row in chosen]
-        hu, own, other, outside = (
-            torch.from_numpy(np.stack(parts)).to(self.device) for parts in zip(*cubes, strict=True)
-        )
-        real = torch.tensor([self.subjects[s].source == "ct" for s, _ in chosen], device=self.device)
-        random = _Random(int(np.random.default_rng([self.seed, 1, step]).integers(2**62)), self.device)
-        return draw(hu, own, other, outside, real, self.strength, random)
-
-    def _cubes(self, s: int, row: int) -> tuple[np.ndarray, ...]:
-        samples = self.subjects[s]
-        labels = samples.labels[row]
-        own = labels == samples.levels[row]
-        other = (labels > 0) & ~own
-        if not other.any():
-            # A vertebra that came alone is shown between two copies of itself, as its neighbours would look.
-            extent = int(0.7 * np.flatnonzero(own.any((0, 1))).size)
-            other = (np.roll(own, extent, 2) | np.roll(own, -extent, 2)) & ~own
-        return (
-            samples.hu[row].astype(np.float32),
-            own.astype(np.float32),
-            other.astype(np.float32),
-            self._outside[s][row],
-        )
+        return [self.rows[orders[p // count][p % count]] for p in places]
 
 
-class _Random:
-    """Random numbers that are the same on every device: drawn on the CPU, moved where they are used."""
+def unpack(subject: Samples | StoredSamples, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One sample as `draw` wants it: HU, parts, and the body's shadows from outside the cube.
 
-    def __init__(self, seed: int, device: torch.device):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.device = device
-
-    def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
-        return (low + (high - low) * torch.rand(shape, generator=self.generator)).to(self.device)
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device)
+    A draw's rays are parallel, whatever the sample's are. In a body, what cone rays make different is counted to the
+    outside; of a cube alone there is no outside, and its draws are those of parallel rays.
+    """
+    hu, labels, pictures = subject.sample(row)
+    own = labels == subject.levels[row]
+    parts = np.where(own, np.uint8(OWN), OTHER * (labels > 0).view(np.uint8))
+    if not (parts == OTHER).any():
+        # A vertebra that came alone is shown between two copies of itself, as its neighbours would look.
+        extent = int(0.7 * np.flatnonzero(own.any((0, 1))).size)
+        parts[(np.roll(own, extent, 2) | np.roll(own, -extent, 2)) & ~own] = OTHER
+    if subject.surroundings == "cube":
+        return hu, parts, np.zeros_like(pictures)
+    return hu, parts, pictures - _slabs(hu)
 
 
 def draw(
     hu: torch.Tensor,
-    own: torch.Tensor,
-    other: torch.Tensor,
+    parts: torch.Tensor,
     outside: torch.Tensor,
     real: torch.Tensor,
     strength: Strength,
-    random: _Random,
+    random: Random,
+    threads: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One random draw of each sample of a batch.
 
     Args:
-        hu: (B, 84, 84, 84) float32, HU, RAS order.
-        own: (B, 84, 84, 84) float32, 1 in the vertebra.
-        other: (B, 84, 84, 84) float32, 1 in any other vertebra.
+        hu: (B, 84, 84, 84) int16, HU, RAS order.
+        parts: (B, 84, 84, 84) uint8, `warp.OWN` in the vertebra, `warp.OTHER` in any other, or 0.
         outside: (B, 2, 84, 84) float32, attenuation × mm of what lies beyond the middle 96 mm, AP and lateral; NaN
-            where there is no film.
+            where there is no film. All 0 where the pictures show the cube alone.
         real: (B,) bool, whether `hu` and `outside` come from a CT.
         strength: of the draw.
         random: the source of chance.
+        threads: of the CPU, for what is worth sharing.
 
     Returns:
         images (B, 2, 2, 64, 64) and targets (B, 1, 64, 64, 64), float32.
     """
     batch = len(hu)
     matrix, shift = _affine(batch, strength, random)
-    grid = _grid(matrix, shift, strength, random)
-    sources = torch.stack([hu, own, other], dim=1)
-    warped = functional.grid_sample(sources, grid, "bilinear", "border", align_corners=True)
-    target = (warped[:, 1] > 0.5).float()
-    bone = torch.maximum(target, (warped[:, 2] > 0.5).float())
-    painted = _paint(bone, random)
+    density, found = warp.bend(hu, parts, _bent_grid(matrix, shift, strength, random), SIZE, threads)
+    target = (found == OWN).float()
     keep = real & (random.uniform(0, 1, batch) >= strength.repaint)
-    chosen = torch.where(keep[:, None, None, None], (1 + warped[:, 0] / 1000).clamp(min=0), painted)
-    shadows = project(chosen) * WATER_PER_MM
-    own_body = keep[:, None, None, None]
-    seen = _warp_outside(torch.isfinite(outside).float(), matrix, shift) > 0.99
-    beyond = _warp_outside(outside.nan_to_num(), matrix, shift)
-    shadows = shadows + torch.where(own_body & seen, beyond, torch.zeros_like(beyond))
-    contrast = project(target).std(dim=(-2, -1), keepdim=True) * WATER_PER_MM * 0.6
-    images = _films(shadows, contrast, seen | ~own_body, strength, random)
-    maps = _maps(target, strength, random)
+    density = _paint(density, found > 0, ~keep, random)
+    views = _views(batch, strength, random)
+    shadows = warp.project(density, views, threads) * (SPACING_MM * WATER_PER_MM)
+    in_body = (keep & (random.uniform(0, 1, batch) >= strength.bare))[:, None, None, None]
+    beyond, seen = _warp_outside(outside, matrix, shift, views)
+    shadows = shadows + torch.where(in_body & seen, beyond, 0.0)
+    # (B, 2, x or y, z): which way a picture of it would be turned matters neither to the spread nor to the centroid.
+    thickness = torch.stack([target.sum(2), target.sum(1)], dim=1) * SPACING_MM
+    images = clutter.expose(
+        shadows,
+        thickness.std(dim=(-2, -1), keepdim=True) * WATER_PER_MM * 0.6,
+        seen | ~in_body,
+        random,
+        clutter=strength.clutter,
+        blur=strength.blur,
+        noise=strength.noise,
+        contrast=strength.contrast,
+        collimate=strength.collimate,
+    )
+    maps = _maps(thickness, views, strength, random)
     return torch.stack([images, maps], dim=2), target[:, None]
 
 
-def project(cube: torch.Tensor) -> torch.Tensor:
-    """(B, X, Y, Z) summed into AP and lateral pictures (B, 2, rows, columns), times the voxel size in mm."""
-    return torch.stack([_shadow(cube, 2), _shadow(cube, 1)], dim=1)
+def _slabs(hu: np.ndarray) -> np.ndarray:
+    """(2, 84, 84) float32, the AP and lateral pictures of a wide cube's middle 96 mm along the rays, attenuation × mm."""
+    above_air = np.maximum(hu, -1000)
+    above_air += 1000
+    # Whole numbers, so that the sums are exact.
+    sums = np.stack([above_air[:, MIDDLE].sum(1, dtype=np.int32), above_air[MIDDLE].sum(0, dtype=np.int32)])
+    return sums.swapaxes(1, 2)[:, ::-1, ::-1].astype(np.float32) * np.float32(WATER_PER_MM * SPACING_MM / 1000)
 
 
-def _shadow(cube: torch.Tensor, along: int) -> torch.Tensor:
-    """(B, rows, columns): the sum along y (2, AP) or x (1, lateral), turned from [x or y, z] to a picture, × mm."""
-    return cube.sum(dim=along).flip(1, 2).transpose(1, 2) * SPACING_MM
-
-
-def _outside(samples: Samples) -> np.ndarray:
-    """(N, 2, 84, 84) float32, the pictures less what the middle slab of the cube throws; NaN beyond the picture."""
-    parts = []
-    for hu, pictures in zip(samples.hu, samples.pictures, strict=True):
-        cube = torch.from_numpy(drr.attenuation(hu.astype(np.float32)))[None]
-        slabs = torch.cat([_shadow(cube[:, :, MIDDLE], 2), _shadow(cube[:, MIDDLE], 1)])
-        parts.append(pictures - slabs.numpy())
-    return np.array(parts, np.float32)
-
-
-def _affine(batch: int, strength: Strength, random: _Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 3, 3) from the drawn cube's mm to the sample's mm, mirrored at the midplane every second time; (B, 3) mm."""
+def _affine(batch: int, strength: Strength, random: Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, 3) from the drawn cube's mm to the sample's mm, some mirrored at the midplane; (B, 3) mm."""
     angles = torch.deg2rad(random.uniform(-strength.turn_deg, strength.turn_deg, batch, 3))
     matrix = torch.eye(3, device=random.device).expand(batch, 3, 3)
     for axis in range(3):
@@ -192,152 +234,85 @@ def _affine(batch: int, strength: Strength, random: _Random) -> tuple[torch.Tens
         matrix = matrix @ turn
     size = 1 + random.uniform(-strength.scale, strength.scale, batch, 1)
     size = size * (1 + random.uniform(-strength.stretch, strength.stretch, batch, 3))
-    mirror = torch.where(random.uniform(0, 1, batch, 1) < 0.5, -1.0, 1.0)
+    mirror = torch.where(random.uniform(0, 1, batch, 1) < strength.mirror, -1.0, 1.0)
     size = torch.cat([size[:, :1] * mirror, size[:, 1:]], dim=1)
     return matrix * size[:, None, :], random.uniform(-strength.shift_mm, strength.shift_mm, batch, 3)
 
 
-def _grid(matrix: torch.Tensor, shift: torch.Tensor, strength: Strength, random: _Random) -> torch.Tensor:
-    """(B, 64, 64, 64, 3) where each voxel of the drawn cube lies in the wide cube, as `grid_sample` wants it."""
-    batch = len(matrix)
-    mm = _MM.to(random.device)
-    points = torch.stack(torch.meshgrid(mm, mm, mm, indexing="ij"), dim=-1).reshape(1, -1, 3)
-    moved = (points @ matrix.transpose(1, 2) + shift[:, None]).reshape(batch, SIZE, SIZE, SIZE, 3)
-    if strength.elastic_mm > 0:
-        control = random.normal(batch, 3, 5, 5, 5) * strength.elastic_mm
-        control = functional.interpolate(control, size=(17, 17, 17), mode="trilinear", align_corners=True)
-        control = functional.avg_pool3d(control, 3, 1, 1, count_include_pad=False)
-        field = functional.interpolate(control, size=(SIZE,) * 3, mode="trilinear", align_corners=True)
-        moved = moved + field.permute(0, 2, 3, 4, 1)
-    return moved.flip(-1) / (SPACING_MM * (WIDE - 1) / 2)
+def _bent_grid(matrix: torch.Tensor, shift: torch.Tensor, strength: Strength, random: Random) -> torch.Tensor:
+    """(B, 3, 17, 17, 17) where a coarse grid of the drawn cube lies in the wide cube, voxels from the middle."""
+    mm = torch.linspace(float(_MM[0]), float(_MM[-1]), _COARSE, device=random.device)
+    points = torch.stack(torch.meshgrid(mm, mm, mm, indexing="ij"))
+    moved = torch.einsum("bij,jxyz->bixyz", matrix, points) + shift[:, :, None, None, None]
+    control = random.normal(len(matrix), 3, 5, 5, 5) * strength.elastic_mm
+    control = functional.interpolate(control, size=(_COARSE,) * 3, mode="trilinear", align_corners=True)
+    control = functional.avg_pool3d(control, 3, 1, 1, count_include_pad=False)
+    return (moved + control) / SPACING_MM
 
 
-def _warp_outside(outside: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """(B, 2, 64, 64) the shadows from beyond the cube, moved with the plane of each picture."""
+def _views(batch: int, strength: Strength, random: Random) -> torch.Tensor:
+    """(B, 2, 3): each view's turn and tilt in radians, and its magnification, as `warp.project` wants them."""
+    angles = torch.deg2rad(random.uniform(-strength.view_deg, strength.view_deg, batch, 2, 2))
+    size = 1 + random.uniform(-strength.magnification, strength.magnification, batch, 2, 1)
+    return torch.cat([angles, size], dim=2)
+
+
+def _warp_outside(
+    outside: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor, views: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The shadows from beyond the cube, moved with the plane of each picture; and where there are any.
+
+    They lie before the cube and behind it: what a turned view moves to one side in front, it moves to the other behind.
+    So they are turned in their plane alone. (B, 2, 64, 64) float32 and bool.
+    """
+    planes = warp.cross(views)[0]
+    layers = torch.stack([outside.nan_to_num(), torch.isfinite(outside).float()], dim=2)
     parts = []
     for view, axes in enumerate(([0, 2], [1, 2])):
         # Picture steps go against the world's axes, (across, down) = -(x or y, z): both signs cancel in the matrix.
-        plane = matrix[:, axes][:, :, axes]
+        plane = matrix[:, axes][:, :, axes] @ planes[:, view]
         move = -shift[:, axes] / (SPACING_MM * (WIDE - 1) / 2)
-        scale = (SIZE - 1) / (WIDE - 1)
-        theta = torch.cat([plane * scale, move[:, :, None]], dim=2)
+        theta = torch.cat([plane * ((SIZE - 1) / (WIDE - 1)), move[:, :, None]], dim=2)
         grid = functional.affine_grid(theta, [len(outside), 1, SIZE, SIZE], align_corners=True)
-        parts.append(
-            functional.grid_sample(outside[:, view : view + 1], grid, "bilinear", "border", align_corners=True)
-        )
-    return torch.cat(parts, dim=1)
+        parts.append(functional.grid_sample(layers[:, view], grid, "bilinear", "border", align_corners=True))
+    moved = torch.stack(parts, dim=1)
+    return moved[:, :, 0], moved[:, :, 1] > 0.99
 
 
-def _paint(bone: torch.Tensor, random: _Random) -> torch.Tensor:
-    """(B, 64, 64, 64) attenuation relative to water of a bone phantom, above that of its soft tissue."""
+def _paint(density: torch.Tensor, bone: torch.Tensor, wanted: torch.Tensor, random: Random) -> torch.Tensor:
+    """(B, 64, 64, 64) attenuation relative to water, of a bone phantom above its soft tissue where it is `wanted`."""
     batch = len(bone)
-
-    def one(limits: tuple[float, float]) -> torch.Tensor:
-        return random.uniform(*limits, batch, 1, 1, 1)
-
-    cortical, trabecular, soft = one(phantom.CORTICAL_HU), one(phantom.TRABECULAR_HU), one(phantom.SOFT_HU)
-    inner = -functional.max_pool3d(-bone[:, None], 3, 1, 1)[:, 0]
+    limits = (phantom.CORTICAL_HU, phantom.TRABECULAR_HU, phantom.SOFT_HU, phantom.SHELL_MM, (0.4, 1.0))
+    drawn = torch.stack([random.uniform(*pair, batch, 1, 1, 1) for pair in limits])
+    texture = random.normal(batch, 1, 12, 12, 12)
+    if not wanted.any():
+        return density
+    cortical, trabecular, soft, shell_mm, fade = drawn[:, wanted]
+    inner = ~bone[wanted]
+    for axis in (1, 2, 3):
+        whole, last = inner, inner.shape[axis] - 1
+        inner = whole.clone()
+        inner.narrow(axis, 0, last).logical_or_(whole.narrow(axis, 1, last))
+        inner.narrow(axis, 1, last).logical_or_(whole.narrow(axis, 0, last))
+    inner = ~inner
     # A shell thinner than a voxel is a voxel of a lower value.
-    shell = (one(phantom.SHELL_MM) / SPACING_MM).clamp(max=1.0)
-    texture = functional.interpolate(random.normal(batch, 1, 12, 12, 12), size=(SIZE,) * 3, mode="trilinear")[:, 0]
-    rim = trabecular + (cortical - trabecular) * shell
-    value = torch.where(inner > 0.5, trabecular + 50 * texture, rim) - soft
+    rim = trabecular + (cortical - trabecular) * (shell_mm / SPACING_MM).clamp(max=1.0)
+    grain = functional.interpolate(texture[wanted], size=(SIZE,) * 3, mode="trilinear")[:, 0]
+    value = torch.where(inner, trabecular + 50 * grain, rim) - soft
     # Osteoporotic bone hardly stands out from what surrounds it.
-    return bone * value * one((0.4, 1.0)) / 1000
+    density = density.clone()
+    density[wanted] = bone[wanted] * value * fade / 1000
+    return density
 
 
-def _films(
-    shadows: torch.Tensor, contrast: torch.Tensor, seen: torch.Tensor, strength: Strength, random: _Random
-) -> torch.Tensor:
-    """(B, 2, 64, 64) standardised film patches from attenuation integrals, with clutter, blur, noise and edges."""
-    batch = len(shadows)
-    amount = random.uniform(0, strength.clutter, batch, 2, 1, 1)
-    shadows = shadows + contrast * amount * _clutter(batch, random)
-    grain = random.normal(batch, 2, SIZE, SIZE) * random.uniform(0, strength.noise, batch, 2, 1, 1)
-    # A film's grey is rarely linear: a mild power of the patch's own range.
-    low, high = shadows.amin((-2, -1), keepdim=True), shadows.amax((-2, -1), keepdim=True)
-    unit = (shadows - low) / (high - low).clamp(min=1e-6)
-    unit = unit ** torch.exp(random.uniform(-0.4, 0.4, batch, 2, 1, 1))
-    soft = functional.avg_pool2d(unit, 3, 1, 1, count_include_pad=False)
-    softest = functional.avg_pool2d(soft, 5, 1, 2, count_include_pad=False)
-    unit = torch.lerp(unit, soft, random.uniform(0, 1, batch, 2, 1, 1))
-    unit = torch.lerp(unit, softest, random.uniform(-0.5, 1, batch, 2, 1, 1).clamp(min=0))
-    unit = unit + grain * contrast / (high - low).clamp(min=1e-6)
-    return _standardise(unit, seen & _field(batch, strength, random))
-
-
-def _clutter(batch: int, random: _Random) -> torch.Tensor:
-    """(B, 2, 64, 64) random shadows in units of the vertebra's contrast.
-
-    A body's shadows are many times stronger than the bone under them: smooth ones; a column with soft edges, such as
-    the mediastinum between the lungs; edges, such as a diaphragm's; and bands, such as ribs. Each is there more often
-    than not, with a strength drawn from a range on a logarithmic scale.
-    """
-    shape = (batch, 2, 1, 1)
-
-    def strength(low: float, high: float) -> torch.Tensor:
-        there = random.uniform(0, 1, *shape) < 0.8
-        sign = torch.where(random.uniform(0, 1, *shape) < 0.5, -1.0, 1.0)
-        return there * sign * torch.exp(random.uniform(np.log(low), np.log(high), *shape))
-
-    total = torch.zeros(batch, 2, SIZE, SIZE, device=random.device)
-    for cells, low, high in ((3, 0.5, 15.0), (7, 0.2, 2.0), (16, 0.05, 0.5)):
-        coarse = random.normal(batch, 2, cells, cells)
-        smooth = functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=True)
-        total = total + strength(low, high) * smooth
-    unit = torch.linspace(-1, 1, SIZE, device=random.device)
-    down, across = unit[:, None], unit[None, :]
-    kinds = (("column", 0.5, 15.0), ("edge", 0.5, 8.0), ("edge", 0.3, 3.0), *[("band", 0.2, 2.0)] * 5)
-    for kind, low, high in kinds:
-        # A column stands nearly upright, as the spine does; the rest lie anyhow.
-        reach = 0.35 if kind == "column" else np.pi
-        angle = random.uniform(-reach, reach, *shape) + (np.pi / 2 if kind == "column" else 0.0)
-        along = torch.cos(angle) * across + torch.sin(angle) * down
-        beside = torch.cos(angle) * down - torch.sin(angle) * across
-        offset = random.uniform(-0.5, 0.5, *shape) if kind == "column" else random.uniform(-1.2, 1.2, *shape)
-        distance = beside - offset - random.uniform(-0.5, 0.5, *shape) * along**2
-        soft = random.uniform(0.01, 0.12, *shape)
-        if kind == "band":
-            width = random.uniform(0.04, 0.15, *shape)
-            profile = torch.sqrt((1 - (distance / width) ** 2).clamp(min=0))
-        elif kind == "edge":
-            profile = torch.sigmoid(distance / soft)
-        else:
-            half = random.uniform(0.25, 0.8, *shape)
-            profile = torch.sigmoid((half - distance.abs()) / soft)
-        total = total + strength(low, high) * profile
-    return total
-
-
-def _field(batch: int, strength: Strength, random: _Random) -> torch.Tensor:
-    """(B, 2, 64, 64) bool: where there is film. A film's upper or lower edge may cut both patches, a side one."""
-    rows = torch.arange(SIZE, device=random.device)
-    cut = random.uniform(0, 1, batch, 1, 1, 1) < strength.collimate
-    depth = random.uniform(1, SIZE * 0.25, batch, 1, 1, 1)
-    top = random.uniform(0, 1, batch, 1, 1, 1) < 0.5
-    place = torch.where(top, rows[None, None, :, None], SIZE - 1 - rows[None, None, :, None])
-    return ~(cut & (place < depth)).expand(batch, 2, SIZE, SIZE)
-
-
-def _standardise(images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """`film.standardise` for a batch."""
-    smooth = torch.from_numpy(film.smoothing_matrix(SIZE)).to(images)
-    weight = 1 - functional.max_pool2d(1 - valid.to(images), 3, 1, 1)
-    count = weight.sum((-2, -1), keepdim=True).clamp(min=1)
-    values = (images - (images * weight).sum((-2, -1), keepdim=True) / count) * weight
-    around = (smooth @ weight @ smooth.T).clamp(min=1e-6)
-    detail = (values - smooth @ values @ smooth.T / around) * weight
-    whole = (detail**2).sum((-2, -1), keepdim=True) / count
-    spread = (smooth @ detail**2 @ smooth.T / around + film.FLOOR * whole).sqrt()
-    return (detail / spread.clamp(min=1e-9)).clamp(-film.CLIP, film.CLIP)
-
-
-def _maps(target: torch.Tensor, strength: Strength, random: _Random) -> torch.Tensor:
-    """(B, 2, 64, 64) centroid maps at the drawn vertebra's centroid, each view with its own click error."""
-    mm = _MM.to(target.device)
-    total = target.sum((1, 2, 3)).clamp(min=1)
-    x, y, z = (target.sum(dims) @ mm / total for dims in ((2, 3), (1, 3), (1, 2)))
-    offsets = torch.stack([torch.stack([-z, -x], -1), torch.stack([-z, -y], -1)], dim=1)
-    offsets = offsets + random.uniform(-strength.click_mm, strength.click_mm, len(target), 2, 2)
+def _maps(thickness: torch.Tensor, views: torch.Tensor, strength: Strength, random: Random) -> torch.Tensor:
+    """(B, 2, 64, 64) centroid maps where each view shows the drawn vertebra's centroid, each with its own click error."""
+    mm = _MM.to(thickness.device)
+    total = thickness.sum((-2, -1)).clamp(min=1e-6)
+    x_or_y = thickness.sum(-1) @ mm / total
+    z = thickness.sum(-2) @ mm / total
+    points = torch.stack([x_or_y, x_or_y.flip(1), z], dim=-1)  # Beside, deep, up; one view's depth is the other's side.
+    shown = (warp.show(views) @ points[..., None])[..., 0]
+    offsets = -shown.flip(-1) + random.uniform(-strength.click_mm, strength.click_mm, *shown.shape)
     down, across = (torch.exp(-0.5 * ((mm - offsets[..., i, None]) / CENTROID_SIGMA_MM) ** 2) for i in (0, 1))
     return down[..., :, None] * across[..., None, :]

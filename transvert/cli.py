@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -64,27 +65,58 @@ def fetch(
 @app.command()
 def synthesize(
     source: Annotated[str, typer.Argument(help="A data manifest, or a folder in VerSe's layout.")],
-    out: Out,
+    out: Annotated[str, typer.Option(help="The store: a folder, or an address such as s3://bucket/store.")],
     projection: Annotated[str, typer.Option(help="parallel or cone.")] = "parallel",
+    surroundings: Annotated[
+        str,
+        typer.Option(help="body casts the whole CT; cube each vertebra's 96 mm alone, as the public benchmark does."),
+    ] = "body",
     seed: Annotated[int, typer.Option(help="Of the phantoms of subjects without a CT.")] = 0,
     without: Annotated[list[str] | None, typer.Option(help="A subject to leave out; may be given again.")] = None,
+    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler; by default this computer works.")] = "",
+    workers: Annotated[int, typer.Option(help="Processes on this computer; 0 for as many as it has room for.")] = 0,
+    memory: Annotated[str, typer.Option(help="What each of them may take.")] = "4 GB",
 ) -> None:
-    """Cast the radiographs of many subjects and cut their vertebra samples into a store."""
-    from transvert import manifest, stages
+    """Cast the radiographs of many subjects and cut their samples into a store; run it again to complete one."""
+    from transvert import manifest, synthesis
 
-    subjects = stages.verse_subjects([source]) if Path(source).is_dir() else manifest.fetch(manifest.load(source))
-    usable = [s for s in subjects if (s.mask is not None or s.surfaces) and s.name not in (without or ())]
-    for note in stages.synthesize(usable, out, projection=projection, seed=seed):
+    subjects: Iterable[manifest.Subject]
+    if Path(source).is_dir():
+        from transvert import stages
+
+        subjects = stages.verse_subjects([source])
+        total = len(subjects)
+    else:
+        found, roles = manifest.load(source), ("ct", "mask", "surface")
+        subjects = manifest.stream(found, roles=roles, strict=False)
+        named = {file.subject for file in found.files if file.role in roles}
+        total = len(named or manifest.subject_names(found))
+    usable = (subject for subject in subjects if subject.name not in (without or ()))
+    for note in synthesis.synthesize(
+        usable,
+        out,
+        projection=projection,
+        surroundings=surroundings,
+        seed=seed,
+        scheduler=scheduler,
+        workers=workers,
+        memory=memory,
+        total=total,
+    ):
         typer.echo(note)
     typer.echo(f"Wrote {out}")
 
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Argument(help="A sample store.")],
+    store: Annotated[str, typer.Argument(help="A sample store: a folder, or an address such as s3://bucket/store.")],
     out: Out,
     split: Annotated[
-        str, typer.Option(help="A split of data_manifests/splits, 'subjects' (hold out every fifth), or 'all'.")
+        str,
+        typer.Option(
+            help="Who is held out: every fifth of the 'subjects'; 'loso' (each in turn, a training each); 'loso:NAME'; "
+            "those of the 'official' test sets; what a CSV of data_manifests/splits says; nobody ('all')."
+        ),
     ] = "subjects",
     network: Annotated[str, typer.Option(help="transvert or transvert_lift.")] = "transvert_lift",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7000,
@@ -100,11 +132,8 @@ def train(
     half: Annotated[bool, typer.Option("--half", help="Keep the weights as float16, as the shipped ones are.")] = False,
 ) -> None:
     """Train a network on a store; run it again to continue after a stop."""
-    from transvert import samples, stages, training
+    from transvert import stages, training
 
-    index = samples.read_index(store)
-    rows = index.assign(split="train") if split == "all" else stages.split(index, split)
-    learned, held = (stages.chosen(store, part) for part in (rows[rows.split == "train"], rows[rows.split != "train"]))
     recipe = training.Recipe(
         network,
         steps=steps,
@@ -115,15 +144,11 @@ def train(
         device=device,
         seed=seed,
     )
-
-    def report(curve: training.pd.DataFrame) -> None:
-        last = curve.iloc[-1]
-        typer.echo(
-            f"step {last.step:.0f}: loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}, {last.seconds:.0f} s"
-        )
-
-    training.train(learned, held, recipe, out, resume=not fresh, on_epoch=report, half=half)
-    typer.echo(f"Wrote {out / 'weights.safetensors'}")
+    table = stages.train(store, split, recipe, out, resume=not fresh, half=half, say=typer.echo)
+    if len(table):
+        subjects = table["subject"].nunique()
+        typer.echo(f"Mean Dice {table['dice'].mean():.3f} over {len(table)} vertebrae of {subjects} held-out subjects.")
+    typer.echo(f"Wrote {out}")
 
 
 @app.command()

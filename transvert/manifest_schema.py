@@ -14,7 +14,7 @@ from transvert.files import InputError
 
 ROLES = ("ct", "mask", "surface", "centroids", "film", "landmarks", "structures", "licence")
 FRAMES = ("RAS", "LPS", "ALS", "unstated")
-UNITS = ("mm", "m", "voxel", "pixel")
+UNITS = ("mm", "cm", "m", "voxel", "pixel", "unstated")
 VIEWS = ("ap", "lateral")
 
 ID = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -89,7 +89,7 @@ class DataFile:
         convention: the label convention of a mask (a key of `levels.CONVENTIONS`), "" for other roles.
         frame: one of `FRAMES` for points and surfaces ("unstated" where the source doesn't say), "" where a file
             carries its own, as NIfTI does.
-        unit: one of `UNITS` for points and surfaces, "" otherwise.
+        unit: one of `UNITS` for points and surfaces ("unstated" as above), "" otherwise.
         view: one of `VIEWS` for films and their points, "" otherwise.
         person: whose scan it is where a set has several of one person, else "".
         split: the official split, "" for none.

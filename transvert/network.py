@@ -1,4 +1,4 @@
-"""TransVert, its critic, and this companion's own faster network; from two radiographs to one vertebra in 3D.
+"""TransVert and its critic, this companion's own faster networks, and all networks by name with their weights in files.
 
 What is known of the paper's network (its code and weights are not public): per view the image patch and an image that
 marks the centroid, so four 2D inputs; one encoder a view; fusion; a 3D decoder; self-attention; and a least-squares
@@ -8,136 +8,40 @@ adversarial term beside the voxel loss. Channel counts, depths and everything be
 |---|---|
 | AP and lateral image, AP and lateral vertebral annotation | `images[:, view, (patch, map)]` |
 | AP and lateral encoder | `TransVert.encoders` |
-| map-and-fuse block with anisotropic convolutions | `Growth`, `TransVert.fuse` |
-| self-attention | `Attention` |
+| map-and-fuse block with anisotropic convolutions | `blocks.Growth`, `TransVert.fuse` |
+| self-attention | `blocks.Attention`, at the encoders' end |
 | decoder | `TransVert.decode` |
 | discriminator of the least-squares GAN | `Critic` |
-
-Inside a network a volume is `[z, y, x]` with every axis running the way the pictures run: head to feet, front to back,
-right to left. So an AP picture is `[z, x]` and a lateral one `[z, y]`, without a flip; the result is turned to RAS
-`[x, y, z]` at the very end.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
+from transvert.blocks import (
+    Decoder,
+    Encoder,
+    Exchange,
+    Finer,
+    Growth,
+    Head,
+    Lift,
+    Residual,
+    blanked,
+    conv,
+    norm_act,
+    to_ras,
+)
 from transvert.files import InputError, atomic_path
-
-
-def _norm_act(channels: int, dims: int) -> nn.Sequential:
-    norm = nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
-    return nn.Sequential(norm, nn.ReLU(inplace=True))
-
-
-def _conv(inputs: int, outputs: int, dims: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    conv = (nn.Conv2d if dims == 2 else nn.Conv3d)(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, _norm_act(outputs, dims))
-
-
-class Residual(nn.Module):
-    """Two convolutions and a way around them."""
-
-    def __init__(self, channels: int, dims: int):
-        super().__init__()
-        self.body = nn.Sequential(_conv(channels, channels, dims), _conv(channels, channels, dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map, added with a gain that starts at zero."""
-
-    def __init__(self, channels: int, heads: int = 4):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-        self.gain = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        tokens = self.norm(x.flatten(2).transpose(1, 2))
-        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
-        return x + self.gain * self.out(mixed).transpose(1, 2).reshape(b, c, h, w)
-
-
-class Encoder(nn.Module):
-    """A picture to features at 64², 32² and 16² (and 8² where `deep`)."""
-
-    def __init__(self, widths: tuple[int, ...], attention: bool):
-        super().__init__()
-        self.stem = nn.Sequential(_conv(2, widths[0], 2, kernel=7), Residual(widths[0], 2))
-        self.stages = nn.ModuleList(
-            nn.Sequential(_conv(a, b, 2, stride=2), Residual(b, 2), Residual(b, 2)) for a, b in pairwise(widths)
-        )
-        self.attention = Attention(widths[-1]) if attention else nn.Identity()
-
-    def forward(self, picture: Tensor) -> list[Tensor]:
-        features = [self.stem(picture)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        features[-1] = self.attention(features[-1])
-        return features
-
-
-class Growth(nn.Module):
-    """Grows a picture's features along the axis it does not see, doubling it each time.
-
-    A step is a transposed convolution of stride 2 in its sub-pixel form: a convolution makes twice the channels, which
-    become twice the length. (torch's own transposed convolution returns NaN gradients on a length of one in bfloat16 on
-    a CPU, now and then, and not the same each time.)
-    """
-
-    def __init__(self, channels: int, axis: int, doublings: int):
-        super().__init__()
-        self.axis = axis
-        self.widen = nn.ModuleList(
-            nn.Conv3d(channels, 2 * channels, 3, padding=1, bias=False) for _ in range(doublings)
-        )
-        self.act = nn.ModuleList(_norm_act(channels, 3) for _ in range(doublings))
-
-    def forward(self, x: Tensor) -> Tensor:
-        along = 2 + self.axis
-        x = x.unsqueeze(along)
-        for widen, act in zip(self.widen, self.act, strict=True):
-            pair = torch.stack(widen(x).chunk(2, dim=1), dim=along + 1)
-            x = act(pair.flatten(along, along + 1))
-        return x
-
-
-class Head(nn.Module):
-    """Logits at 64³ from features at 32³: eight sub-voxels each, plus the product of both views' full-size features."""
-
-    def __init__(self, channels: int, picture_channels: int, rank: int = 24):
-        super().__init__()
-        self.voxels = nn.Conv3d(channels, 8, 1)
-        self.ap = nn.Conv2d(picture_channels, rank, 1)
-        self.lateral = nn.Conv2d(picture_channels, rank, 1)
-        self.gain = nn.Parameter(torch.full((1,), 0.1))
-
-    def forward(self, x: Tensor, ap: Tensor, lateral: Tensor) -> Tensor:
-        b, _, z, y, w = x.shape
-        fine = self.voxels(x).reshape(b, 2, 2, 2, z, y, w).permute(0, 4, 1, 5, 2, 6, 3).reshape(b, 2 * z, 2 * y, 2 * w)
-        product = torch.einsum("bkzx,bkzy->bzyx", self.ap(ap), self.lateral(lateral))
-        return (fine + self.gain * product).unsqueeze(1)
-
-
-def _to_ras(logits: Tensor) -> Tensor:
-    """(B, 1, z, y, x) along the pictures to (B, 1, x, y, z) in RAS order."""
-    return logits.flip(2, 3, 4).permute(0, 1, 4, 3, 2)
+from transvert.lift import TransVertLift
+from transvert.peers import AttentionUnet, OneDConcat, TwoDPermuteConcat
 
 
 class TransVert(nn.Module):
@@ -153,85 +57,71 @@ class TransVert(nn.Module):
         super().__init__()
         self.maps = maps
         widths = (width // 4, width // 2, width)
-        self.encoders = nn.ModuleList(Encoder(widths, attention) for _ in range(2))
+        self.encoders = nn.ModuleList(Encoder(widths, (1, 2, 2), attention=attention) for _ in range(2))
         # The AP picture does not see y, the lateral one does not see x: axes 1 and 2 of [z, y, x].
         self.grow = nn.ModuleList(Growth(width, axis, doublings=4) for axis in (1, 2))
-        self.fuse = _conv(2 * width, width, 3)
+        self.fuse = conv(2 * width, width, 3)
         self.decode = nn.Sequential(
             Residual(width, 3),
             Residual(width, 3),
-            nn.ConvTranspose3d(width, width // 2, 2, 2, bias=False),
-            _norm_act(width // 2, 3),
+            Finer(width, width // 2, 3),
+            norm_act(width // 2, 3),
             Residual(width // 2, 3),
         )
         self.head = Head(width // 2, widths[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
-        ap, lateral = (encode(_blanked(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
+        ap, lateral = (encode(blanked(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
         grown = [grow(features[-1]) for grow, features in zip(self.grow, (ap, lateral), strict=True)]
         solid = self.decode(self.fuse(torch.cat(grown, dim=1)))
-        return _to_ras(self.head(solid, ap[0], lateral[0]))
+        return to_ras(self.head(solid, ap[0], lateral[0]))
 
 
-class Lift(nn.Module):
-    """Turns a picture's features into a volume in one step: channels become depth along the axis it does not see."""
+class TransVertHull(nn.Module):
+    """This companion's own: both pictures read to the end in 2D, where it is cheap, and met in 3D at every scale.
 
-    def __init__(self, inputs: int, channels: int, depth: int, axis: int):
-        super().__init__()
-        self.channels, self.depth, self.axis = channels, depth, axis
-        self.project = nn.Conv2d(inputs, channels * depth, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        volume = self.project(x).reshape(b, self.channels, self.depth, h, w)
-        return volume.transpose(2, 3) if self.axis == 1 else volume.permute(0, 1, 3, 4, 2)
-
-
-class TransVertLift(nn.Module):
-    """This companion's own: the same four inputs, lifted to 3D at every scale, so that the 3D part can stay small.
+    A U-shaped network a view, joined by attention across both views where they are coarsest, makes features that know
+    which of the shadows is the vertebra. Lifted to 3D they are added, not concatenated, to what comes from the coarser
+    scale, so that all of the 3D convolutions are those of residual blocks, and most of them at 8³ and 16³. The 64³ is
+    left to the head: sub-voxels, and the product of both views, which is a visual hull.
 
     Args:
-        width: channels at the coarsest 3D scale (8³); halved at each finer one.
-        attention: self-attention at the encoders' end.
+        width: channels at 8² and 8³.
+        attention: attention over both views' pixels at 8².
         maps: whether the centroid maps are seen; False blanks them.
     """
 
     def __init__(self, width: int = 128, attention: bool = True, maps: bool = True):
         super().__init__()
         self.maps = maps
-        widths = (24, 48, 96, 128)
-        self.encoders = nn.ModuleList(Encoder(widths, attention) for _ in range(2))
-        solid = (width // 4, width // 2, width)
-        lifted = (12, 24, 48)
-        sides = (32, 16, 8)
-        self.lifts = nn.ModuleList(
-            nn.ModuleList(Lift(w, c, n, axis) for axis in (1, 2))
-            for w, c, n in zip(widths[1:], lifted, sides, strict=True)
+        flat = (width // 8, width // 4, width // 2, width)
+        solid = (width // 8, width // 2, width)
+        self.encoders = nn.ModuleList(Encoder(flat, (0, 1, 1, 2), kernel=5) for _ in range(2))
+        self.exchange = Exchange(width) if attention else None
+        self.decoders = nn.ModuleList(Decoder(flat, 2) for _ in range(2))
+        # The AP picture does not see y, the lateral one does not see x: axes 1 and 2 of [z, y, x].
+        self.ap_lifts, self.lateral_lifts = (
+            nn.ModuleList(Lift(f, s, side, axis) for f, s, side in zip(flat[1:], solid, (32, 16, 8), strict=True))
+            for axis in (1, 2)
         )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(_conv(2 * c + up, s, 3), Residual(s, 3))
-            for c, s, up in zip(lifted, solid, (solid[0], solid[1], 0), strict=True)
-        )
-        self.ups = nn.ModuleList(
-            nn.Sequential(nn.ConvTranspose3d(a, b, 2, 2, bias=False), _norm_act(b, 3))
-            for a, b in ((solid[1], solid[0]), (solid[2], solid[1]))
-        )
-        self.head = Head(solid[0], widths[0])
+        self.first = nn.Sequential(norm_act(solid[-1], 3), Residual(solid[-1], 3), Residual(solid[-1], 3))
+        self.decode = Decoder(solid, 3)
+        self.head = Head(solid[0], flat[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
-        pyramids = [encode(_blanked(images[:, v], self.maps)) for v, encode in enumerate(self.encoders)]
-        x: Tensor | None = None
-        for scale in (2, 1, 0):
-            parts = [
-                lift(pyramid[scale + 1])
-                for lift, pyramid in zip(cast(nn.ModuleList, self.lifts[scale]), pyramids, strict=True)
-            ]
-            if x is not None:
-                parts.append(self.ups[scale](x))
-            x = self.blocks[scale](torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last_3d))
-        return _to_ras(self.head(x, pyramids[0][0], pyramids[1][0]))
+        ap, lateral = (encode(blanked(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
+        if self.exchange is not None:
+            ap[-1], lateral[-1] = self.exchange(ap[-1], lateral[-1])
+        ap, lateral = (decode(features) for decode, features in zip(self.decoders, (ap, lateral), strict=True))
+        # The lateral one first: the sum takes over its memory order, channels last.
+        lifted = [
+            lift_lateral(b) + lift_ap(a)
+            for lift_ap, lift_lateral, a, b in zip(self.ap_lifts, self.lateral_lifts, ap[1:], lateral[1:], strict=True)
+        ]
+        lifted[-1] = self.first(lifted[-1])
+        return to_ras(self.head(self.decode(lifted)[0], ap[0], lateral[0]))
 
 
 class Critic(nn.Module):
@@ -251,11 +141,36 @@ class Critic(nn.Module):
         return self.layers(volume)
 
 
-def _blanked(picture: Tensor, maps: bool) -> Tensor:
-    return picture if maps else torch.cat([picture[:, :1], torch.zeros_like(picture[:, 1:])], dim=1)
+NETWORKS: dict[str, type[nn.Module]] = {
+    "transvert": TransVert,
+    "transvert_lift": TransVertLift,
+    "transvert_hull": TransVertHull,
+    "twod_permute_concat": TwoDPermuteConcat,
+    "oned_concat": OneDConcat,
+    "attention_unet": AttentionUnet,
+}
+"""The paper's form, this companion's own, and those to compare with."""
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"transvert": TransVert, "transvert_lift": TransVertLift}
+def drop_views(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Takes one of the two views away from some samples, so that a network learns to do with the other.
+
+    A missing view is all zeros, patch and centroid map. The map tells a network so: that of a view that is there peaks
+    at its landmark, or beyond the patch's rim in a film that is cut there, where the patch itself is not zero.
+
+    Args:
+        images: (B, 2, 2, 64, 64) float32; not changed.
+        share: of the samples that lose a view, 0 to 1; AP and lateral are as likely.
+        generator: on the CPU, seeded by the step, so that equal steps lose equal views on every device.
+
+    Returns:
+        (B, 2, 2, 64, 64) float32.
+    """
+    count = len(images)
+    gone = torch.zeros(count, 2, dtype=torch.bool)
+    gone[torch.arange(count), torch.randint(2, (count,), generator=generator)] = True
+    gone &= (torch.rand(count, generator=generator) < share)[:, None]
+    return images.masked_fill(gone.to(images.device)[:, :, None, None, None], 0)
 
 
 def build(name: str, **options: Any) -> nn.Module:
@@ -265,7 +180,7 @@ def build(name: str, **options: Any) -> nn.Module:
         InputError: no such network, or an option it does not have.
     """
     if name not in NETWORKS:
-        raise InputError(f"'{name}' is not a network; use {' or '.join(NETWORKS)}.")
+        raise InputError(f"'{name}' is not a network; use one of {', '.join(NETWORKS)}.")
     try:
         network = NETWORKS[name](**options)
     except TypeError as error:

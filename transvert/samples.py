@@ -7,18 +7,20 @@ turn, stretch and shift a vertebra without inventing what lies at the rim.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
-from transvert import drr, film, geometry, levels
-from transvert.files import InputError, atomic_path
-from transvert.volume import Volume, cut_cube
+from transvert import drr, film, geometry, levels, mend, twins
+from transvert import store as shards
+from transvert.files import InputError
+from transvert.store import read_index
+from transvert.volume import Volume, cube_affine, cut_cube
 
 SIZE = 64
 WIDE = 84
@@ -30,9 +32,11 @@ CENTROID_SIGMA_MM = 5.0
 """The width of a centroid map's Gaussian, as the public port of the paper draws it."""
 
 VIEWS = ("ap", "lateral")
+SURROUNDINGS = ("body", "cube")
+"""What a vertebra's radiographs show around it: the whole CT, or nothing beyond its own cube of 96 mm."""
+
 RIM = (WIDE - SIZE) // 2
 MIDDLE = slice(RIM, RIM + SIZE)
-_INDEX = "index.parquet"
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,12 @@ class Samples:
         centroids: (N, 3) float32, RAS mm, the centre of mass of each vertebra.
         hu: (N, 84, 84, 84) int16, HU, RAS order.
         labels: (N, 84, 84, 84) uint8, VerSe numbers, RAS order.
-        pictures: (N, 2, 84, 84) float32, whole-body attenuation × mm, AP and lateral; NaN beyond the picture.
+        pictures: (N, 2, 84, 84) float32, attenuation × mm, AP and lateral; NaN beyond the picture.
         notes: what was mended or skipped, one sentence each.
+        surroundings: one of `SURROUNDINGS`: what the pictures show.
+        person: whom several subjects (scans) may have in common, "" for the subject itself.
+        official_split: that of the data set, such as "training", or "".
+        counts: how many vertebrae of the mask were whole, cut, merged ...; the kinds are those of `mend`.
     """
 
     subject: str
@@ -60,6 +68,10 @@ class Samples:
     labels: np.ndarray
     pictures: np.ndarray
     notes: list[str] = field(default_factory=list)
+    surroundings: str = "body"
+    person: str = ""
+    official_split: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -77,8 +89,15 @@ class Samples:
     def chosen(self, wanted: list[int]) -> Samples:
         """The samples of the wanted levels only, in the wanted order."""
         rows = [int(np.flatnonzero(self.levels == level)[0]) for level in wanted]
-        arrays = {name: getattr(self, name)[rows] for name in ("levels", "centroids", "hu", "labels", "pictures")}
-        return Samples(self.subject, self.source, self.projection, notes=self.notes, **arrays)
+        names = ("levels", "centroids", "hu", "labels", "pictures")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def sample(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """HU, labels and pictures of one sample: (84, 84, 84) int16 and uint8, and (2, 84, 84) float32."""
+        return self.hu[row], self.labels[row], self.pictures[row]
+
+    def order(self, row: int) -> None:
+        """Nothing to wait for here; see `StoredSamples.order`."""
 
 
 def centroid_map(offset: np.ndarray, size: int = SIZE, sigma_mm: float = CENTROID_SIGMA_MM) -> np.ndarray:
@@ -116,7 +135,15 @@ def network_input(patches: np.ndarray, valid: np.ndarray, offsets: np.ndarray) -
     )
 
 
-def cut(ct: Volume, mask: Volume, subject: str, *, source: str = "ct", projection: str = "parallel") -> Samples:
+def cut(
+    ct: Volume,
+    mask: Volume,
+    subject: str,
+    *,
+    source: str = "ct",
+    projection: str = "parallel",
+    surroundings: str = "body",
+) -> Samples:
     """Cuts the samples of one subject out of its CT (or phantom) and mask.
 
     Args:
@@ -124,45 +151,61 @@ def cut(ct: Volume, mask: Volume, subject: str, *, source: str = "ct", projectio
         mask: VerSe levels.
         subject: the subject's name.
         source: "ct" or "phantom".
-        projection: "parallel", or "cone" with the distances of `geometry` around the volume's middle.
+        projection: "parallel", or "cone" with the distances of `geometry` around the middle of what is cast.
+        surroundings: "body" casts the whole CT: ribs and bowel lie over the vertebra as on a film. "cube" casts each
+            vertebra's cube of 96 mm alone, resampled to 1.5 mm, as the public benchmark does: an easier task.
 
     Returns:
-        The subject's whole vertebrae, head to tail. Vertebrae that touch a face of the mask's volume are cut by its
-        border and skipped; parts not joined to the largest piece are dropped; both are said in `notes`.
+        The subject's whole vertebrae, head to tail, mended and chosen by the rule of `mend`; `notes` say what it did.
 
     Raises:
-        InputError: no whole vertebra is left.
+        InputError: no whole vertebra is left; unknown surroundings or projection.
     """
-    found, notes = whole_vertebrae(mask)
+    if surroundings not in SURROUNDINGS:
+        raise InputError(f"'{surroundings}' are no surroundings; use {' or '.join(SURROUNDINGS)}.")
+    mended = mend.find(mask)
+    found = mended.parts
     if not found:
-        raise InputError(f"No whole vertebra in {subject}: " + " ".join(notes or ["its mask is empty."]))
-    attenuation = Volume(drr.attenuation(ct.data), ct.affine)
-    views = body_views(ct, projection)
-    pictures = [drr.cast(attenuation, view) for view in views]
-    clean = np.where(np.isin(mask.data, list(found)), 0, mask.data)
+        raise InputError(f"No whole vertebra in {subject}: " + " ".join(mended.notes or ["its mask is empty."]))
+    kept = np.arange(256, dtype=np.uint8)
+    kept[list(found)] = 0
+    clean = kept[mask.data]
     for level, (part, box) in found.items():
         clean[box][part] = level
     labels = Volume(clean, mask.affine)
-    centroids, hus, cubes, patches = [], [], [], []
-    for part, box in found.values():
-        centre = centroid(mask, part, box)
-        centroids.append(centre)
-        cubes.append(cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data)
-        hu = cut_cube(ct, centre, WIDE, SPACING_MM, order=1, fill=-1000).data
-        hus.append(np.clip(np.rint(hu), -1024, 4000).astype(np.int16))
-        cuts = [film.cut_patch(p, v, centre, WIDE, SPACING_MM) for p, v in zip(pictures, views, strict=True)]
-        patches.append([np.where(valid, patch, np.nan) for patch, valid in cuts])
-    return Samples(
-        subject,
-        source,
-        projection,
-        np.array(list(found), np.uint8),
-        np.array(centroids, np.float32),
-        np.array(hus),
-        np.array(cubes),
-        np.array(patches, np.float32),
-        notes,
-    )
+    centroids = [mend.centroid(mask, *part) for part in found.values()]
+    cubes = [cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centroids]
+    found_hu = (cut_cube(ct, centre, WIDE, SPACING_MM, order=1, fill=-1000).data for centre in centroids)
+    hu = [np.clip(np.rint(cube), -1024, 4000).astype(np.int16) for cube in found_hu]
+    if surroundings == "body":
+        patches = _cast(ct, centroids, projection)
+    else:
+        patches = np.array([_cast_cube(*pair, projection) for pair in zip(hu, centroids, strict=True)])
+    arrays = np.array(list(found), np.uint8), np.array(centroids, np.float32), np.array(hu), np.array(cubes), patches
+    return Samples(subject, source, projection, *arrays, mended.notes, surroundings, counts={**mended.counts})
+
+
+def _cast(ct: Volume, centres: list[np.ndarray], projection: str) -> np.ndarray:
+    """(N, 2, 84, 84) float32, the patches around `centres` of both pictures of a whole volume; NaN beyond them."""
+    attenuation = Volume(drr.attenuation(ct.data), ct.affine)
+    views = body_views(ct, projection)
+    pictures = [drr.cast(attenuation, view) for view in views]
+    patches = np.empty((len(centres), 2, WIDE, WIDE), np.float32)
+    for n, centre in enumerate(centres):
+        for v, (picture, view) in enumerate(zip(pictures, views, strict=True)):
+            patch, valid = film.cut_patch(picture, view, centre, WIDE, SPACING_MM)
+            patches[n, v] = np.where(valid, patch, np.nan)
+    return patches
+
+
+def _cast_cube(hu: np.ndarray, centre: np.ndarray, projection: str) -> np.ndarray:
+    """(2, 84, 84) float32, both pictures of the middle of a vertebra's own cube; NaN around them."""
+    cone, pixel_mm = _detector(projection, SPACING_MM)
+    views = [geometry.named_view(name, centre, (SIZE, SIZE), pixel_mm, cone=cone) for name in VIEWS]
+    cube = Volume(drr.attenuation(hu[MIDDLE, MIDDLE, MIDDLE]), cube_affine(centre, SIZE, SPACING_MM))
+    patches = np.full((2, WIDE, WIDE), np.nan, np.float32)
+    patches[:, MIDDLE, MIDDLE] = drr.cast_batch(cube, views)
+    return patches
 
 
 def body_views(volume: Volume, projection: str) -> tuple[geometry.View, geometry.View]:
@@ -171,89 +214,54 @@ def body_views(volume: Volume, projection: str) -> tuple[geometry.View, geometry
     Raises:
         InputError: an unknown projection.
     """
-    if projection not in ("parallel", "cone"):
-        raise InputError(f"'{projection}' is not a projection; use parallel or cone.")
-    cone = projection == "cone"
-    magnification = geometry.SOURCE_TO_DETECTOR_MM / geometry.SOURCE_TO_ISOCENTRE_MM if cone else 1.0
-    ap, lateral = (
-        geometry.covering_view(name, volume.corners(), DRR_PIXEL_MM * magnification, cone=cone) for name in VIEWS
-    )
+    cone, pixel_mm = _detector(projection, DRR_PIXEL_MM)
+    ap, lateral = (geometry.covering_view(name, volume.corners(), pixel_mm, cone=cone) for name in VIEWS)
     return ap, lateral
 
 
-def whole_vertebrae(mask: Volume) -> tuple[dict[int, tuple[np.ndarray, tuple[slice, ...]]], list[str]]:
-    """The whole vertebrae of a mask, head to tail, and what was skipped or mended.
+def _detector(projection: str, pixel_mm: float) -> tuple[bool, float]:
+    """Whether rays spread, and the pitch on the detector of pixels of `pixel_mm` in the body's middle."""
+    if projection not in ("parallel", "cone"):
+        raise InputError(f"'{projection}' is not a projection; use parallel or cone.")
+    cone = projection == "cone"
+    return cone, pixel_mm * (geometry.SOURCE_TO_DETECTOR_MM / geometry.SOURCE_TO_ISOCENTRE_MM if cone else 1.0)
+
+
+def write(store: str | Path, samples: Samples, digest: str = "") -> str:
+    """Adds a subject's shard to a store; whole, beside any number of other writers. `transvert.store` says how.
+
+    Args:
+        store: a folder, or an address that fsspec knows.
+        samples: at least one.
+        digest: of what they were made from, or else of themselves; equal ones are written in the same place.
 
     Returns:
-        Per level the bool array of its largest connected piece with the block of the volume it fills; and notes.
+        The shard's name. `read_index` knows it from now on; `store.write_index` makes that fast.
     """
-    boxes = ndimage.find_objects(mask.data.astype(np.uint8))
-    present = [i + 1 for i, box in enumerate(boxes) if box is not None and i + 1 in levels.VERTEBRAE]
-    found, notes = {}, []
-    for level in levels.in_order(present):
-        box = boxes[level - 1]
-        pieces, count = ndimage.label(mask.data[box] == level, np.ones((3, 3, 3)))
-        sizes = np.bincount(pieces.ravel())[1:]
-        if count > 1:
-            stray = int(sizes.sum() - sizes.max())
-            notes.append(f"{levels.name(level)}: {count - 1} stray piece(s), {stray} voxels, dropped.")
-        part = pieces == sizes.argmax() + 1
-        (tight,) = ndimage.find_objects(part.astype(np.uint8))
-        block = tuple(slice(b.start + t.start, b.start + t.stop) for b, t in zip(box, tight, strict=True))
-        if any(s.start == 0 or s.stop == n for s, n in zip(block, mask.data.shape, strict=True)):
-            notes.append(f"{levels.name(level)}: cut by the volume's border, skipped.")
-            continue
-        found[level] = (part[tight], block)
-    return found, notes
-
-
-def centroid(mask: Volume, part: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-    """(3,) RAS mm, the centre of mass of a piece that `whole_vertebrae` found: its bool array and its block."""
-    return mask.world(np.argwhere(part).mean(0) + [side.start for side in box])
-
-
-def write(store: str | Path, samples: Samples) -> Path:
-    """Adds a subject's shard to a store, replacing an earlier one of the same subject; then its rows in the index."""
-    store = Path(store)
-    shard = store / f"{samples.subject}.npz"
-    with atomic_path(shard) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            levels=samples.levels,
-            centroids=samples.centroids,
-            hu=samples.hu,
-            labels=samples.labels,
-            pictures=samples.pictures,
-        )
+    arrays = {name: getattr(samples, name) for name in ("hu", "labels", "pictures")}
+    grid = cube_affine(np.zeros(3), WIDE, SPACING_MM)
+    bones = [Volume(cube == level, grid) for cube, level in zip(samples.labels, samples.levels, strict=True)]
+    lengths = np.array([twins.lengths_mm(bone) for bone in bones])
+    digest = digest or hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
     rows = pd.DataFrame(
         {
             "subject": samples.subject,
+            "person": samples.person or samples.subject,
             "level": [levels.name(level) for level in samples.levels],
             "source": samples.source,
             "projection": samples.projection,
-            "shard": shard.name,
-            "row": range(len(samples)),
+            "surroundings": samples.surroundings,
             **{f"centroid_{axis}_mm": samples.centroids[:, i] for i, axis in enumerate("xyz")},
+            **dict(zip(twins.LENGTHS, lengths.T, strict=True)),
+            "official_split": samples.official_split,
+            "notes": "\n".join(samples.notes),
+            "counts": json.dumps(samples.counts),
+            "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
     )
-    if (store / _INDEX).exists():
-        old = read_index(store)
-        rows = pd.concat([old[old.subject != samples.subject], rows], ignore_index=True)
-    with atomic_path(store / _INDEX) as temporary:
-        rows.to_parquet(temporary)
-    return shard
-
-
-def read_index(store: str | Path) -> pd.DataFrame:
-    """The index of a store: one row a sample.
-
-    Raises:
-        InputError: there is no store.
-    """
-    path = Path(store) / _INDEX
-    if not path.exists():
-        raise InputError(f"There is no sample store at {store}; run notebook 01 or `transvert synthesize` first.")
-    return pd.read_parquet(path)
+    name = shards.shard_name(samples.subject, digest)
+    shards.write_shard(store, name, rows, arrays)
+    return name
 
 
 def read(store: str | Path, subject: str) -> Samples:
@@ -263,14 +271,56 @@ def read(store: str | Path, subject: str) -> Samples:
         InputError: no such subject, or a damaged shard.
     """
     index = read_index(store)
-    rows = index[index.subject == subject]
+    rows = index[index["subject"] == subject]
     if rows.empty:
-        raise InputError(
-            f"The store {store} has no subject '{subject}'; it has {', '.join(sorted(set(index.subject)))}."
+        known = sorted(set(index["subject"]))
+        told = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+        raise InputError(f"The store {store} has no subject '{subject}'; it has {told}.")
+    return StoredSamples(shards.Shelf(store), rows).load()
+
+
+class StoredSamples:
+    """The samples of one subject that stay in their store: to training what `Samples` is, read one by one.
+
+    Args:
+        shelf: of the store; all subjects share it.
+        rows: of the store's index, of this subject and in the wanted order.
+    """
+
+    def __init__(self, shelf: shards.Shelf, rows: pd.DataFrame):
+        self._shelf = shelf
+        self._rows = rows
+        self.subject, self.source = str(rows["subject"].iloc[0]), str(rows["source"].iloc[0])
+        self.surroundings = str(rows["surroundings"].iloc[0])
+        self.levels = np.array([levels.number(level) for level in rows["level"]], np.uint8)
+        self._places = list(zip(rows["shard"], rows["row"], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def order(self, row: int) -> None:
+        """Starts to read a sample, so that `sample` need not wait for it."""
+        self._shelf.order(*self._places[row])
+
+    def sample(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `Samples.sample`; not to be changed."""
+        arrays = self._shelf.read(*self._places[row])
+        return arrays["hu"], arrays["labels"], arrays["pictures"]
+
+    def load(self) -> Samples:
+        """All of them, in memory."""
+        first = self._rows.iloc[0]
+        (shard,) = set(self._rows["shard"])
+        return Samples(
+            subject=self.subject,
+            source=self.source,
+            projection=first["projection"],
+            levels=self.levels,
+            centroids=self._rows[[f"centroid_{axis}_mm" for axis in "xyz"]].to_numpy(np.float32),
+            notes=first["notes"].splitlines(),
+            surroundings=self.surroundings,
+            person=first["person"],
+            official_split=first["official_split"],
+            counts=json.loads(first["counts"]),
+            **shards.read_rows(self._shelf.store, shard, list(self._rows["row"])),
         )
-    path = Path(store) / rows.shard.iloc[0]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Samples(subject, rows.source.iloc[0], rows.projection.iloc[0], **{k: arrays[k] for k in arrays})
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
-        raise InputError(f"The shard {path.name} is damaged ({error}); synthesise {subject} again.") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,106 +11,16 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from transvert import (
-    levels,
-    manifest,
-    mesh,
-    metrics,
-    phantom,
-    record,
-    samples,
-    volume,
-)
+from transvert import levels, manifest, metrics, opening, record, samples, store, synthesis, training
 from transvert import network as networks
 from transvert.files import InputError, atomic_path
 from transvert.progress import bar
-from transvert.samples import SPACING_MM, Samples
-from transvert.training import predict
-from transvert.volume import Volume
+from transvert.samples import SPACING_MM, Samples, StoredSamples
+from transvert.training import Recipe, predict
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "transvert_lift.safetensors"
+open_subject, synthesize = opening.open_subject, synthesis.synthesize
 COLUMNS = ("subject", "level", "dice", "hd95_mm", "assd_mm", "nsd_1p5mm", "source")
-
-
-def open_subject(subject: manifest.Subject, *, seed: int = 0) -> tuple[Volume, Volume, str]:
-    """A subject's CT and mask on one grid, or a phantom and its mask.
-
-    Args:
-        subject: with a mask, or with surfaces; with a CT or without.
-        seed: of the phantom's material; a subject's name makes it the subject's own.
-
-    Returns:
-        CT or phantom in HU, mask in VerSe levels, and "ct" or "phantom".
-
-    Raises:
-        InputError: neither mask nor surfaces, or CT and mask on different grids.
-    """
-    if subject.mask is not None:
-        mask = volume.read_mask(subject.mask, subject.convention)
-    elif subject.surfaces:
-        parts = {
-            level: mesh.voxelise(mesh.read_surface(path, subject.files[path].unit, subject.files[path].frame), 1.0)
-            for level, path in subject.surfaces.items()
-        }
-        mask = _merged(parts, 1.0)
-    else:
-        raise InputError(f"The subject {subject.name} has neither a mask nor surfaces of vertebrae.")
-    if subject.ct is not None:
-        ct = volume.read_ct(subject.ct)
-        volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
-        return ct, mask, "ct"
-    return phantom.paint(mask, _own_seed(subject.name, seed)), mask, "phantom"
-
-
-def _own_seed(name: str, seed: int) -> int:
-    return zlib.crc32(f"{name}/{seed}".encode())
-
-
-def _merged(parts: dict[int, Volume], spacing_mm: float) -> Volume:
-    """Masks of single levels on one axis-aligned grid, with a margin so that none touches its border."""
-    corners = np.concatenate([part.corners() for part in parts.values()])
-    # `voxelise` puts voxel centres on whole multiples of the spacing; so does this, and every voxel finds its own.
-    low = np.floor(corners.min(0) / spacing_mm) - 3
-    shape = (np.ceil(corners.max(0) / spacing_mm) + 4 - low).astype(int)
-    affine = np.diag([spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = low * spacing_mm
-    merged = Volume(np.zeros(shape, np.uint8), affine)
-    for level, part in parts.items():
-        where = np.argwhere(part.data)
-        merged.data[tuple(np.rint(merged.index(part.world(where))).astype(int).T)] = level
-    return merged
-
-
-def synthesize(
-    subjects: Iterable[manifest.Subject],
-    store: Path,
-    *,
-    projection: str = "parallel",
-    seed: int = 0,
-    progress: bool = True,
-) -> list[str]:
-    """Cuts the samples of subjects into a store; a subject that fails does not stop the rest.
-
-    Returns:
-        What was skipped, mended or failed, one sentence each.
-
-    Raises:
-        InputError: every subject failed.
-    """
-    notes, failed = [], []
-    subjects = list(subjects)
-    for subject in bar(subjects, "subjects", quiet=not progress):
-        try:
-            ct, mask, source = open_subject(subject, seed=seed)
-            made = samples.cut(ct, mask, subject.name, source=source, projection=projection)
-        except InputError as error:
-            failed.append(f"{subject.name}: {error}")
-            continue
-        samples.write(store, made)
-        notes += [f"{subject.name}: {note}" for note in made.notes]
-    if len(failed) == len(subjects):
-        raise InputError("No subject could be synthesised. " + " ".join(failed))
-    return notes + failed
 
 
 def open_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -141,61 +51,171 @@ def hulls(subject: Samples) -> np.ndarray:
 
 
 def split(index: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Which samples of a store are learned from.
+    """Which samples of a store are learned from. What is held out is a person, with all of their scans.
 
     Args:
         index: a store's.
-        name: a CSV of `data_manifests/splits`, or "subjects" to hold out every fifth subject.
+        name: a CSV of `data_manifests/splits`; "subjects" to hold out every fifth person; "loso:NAME" to hold out the
+            person or the subject of that name alone (leave one subject out; `folds` gives them all); "official" for
+            what the data set's authors trained on; "all" to hold out nobody.
 
     Returns:
         The index with a column `split`: "train", "held_out_vertebra" or "held_out_subject". Samples the CSV does not
         name are left out.
 
     Raises:
-        InputError: no such split, nothing to train on, or a held-out subject that is also trained on.
+        InputError: no such split or subject, nothing to train on, or a held-out person who is also trained on.
     """
+    persons = index["person"]
     if name == "subjects":
-        subjects = sorted(set(index.subject))
-        held = set(subjects[4::5]) or set(subjects[1:][-1:])
-        made = index.assign(split=np.where(index.subject.isin(list(held)), "held_out_subject", "train"))
+        everyone = sorted(set(persons))
+        made = _held_out(index, persons.isin(everyone[4::5] or everyone[1:][-1:]))
+    elif name == "all":
+        made = index.assign(split="train")
+    elif name == "official":
+        made = _held_out(index, index["official_split"] != "training")
+    elif name == "loso" or name.startswith("loso:"):
+        one = name.removeprefix("loso").removeprefix(":")
+        held = persons[(persons == one) | (index["subject"] == one)]
+        if held.empty:
+            raise InputError(
+                f"'{name}' names no subject of this store; write loso:NAME with a NAME such as {persons.iloc[0]}."
+            )
+        made = _held_out(index, persons.isin(held))
     else:
         path = manifest.share_folder("data_manifests") / "splits" / f"{name}.csv"
         if not path.exists():
             raise InputError(f"There is no split '{name}': {path.name} is not among data_manifests/splits.")
         made = index.merge(pd.read_csv(path), on=["subject", "level"], how="inner")
-    train = set(made.subject[made.split == "train"])
+    train = set(made["person"][made["split"] == "train"])
     if not train:
         raise InputError(f"The split '{name}' leaves nothing to train on in this store.")
-    both = train & set(made.subject[made.split == "held_out_subject"])
+    both = train & set(made["person"][made["split"] == "held_out_subject"])
     if both:
         raise InputError(f"The split '{name}' trains on the held-out subject {', '.join(sorted(both))}.")
     return made
 
 
-def chosen(store: Path, rows: pd.DataFrame) -> list[Samples]:
-    """The samples of a store that the rows of its index (or of `split`) name, by subject."""
-    found = []
-    for subject, part in rows.groupby("subject", sort=False):
-        found.append(samples.read(store, str(subject)).chosen([levels.number(level) for level in part["level"]]))
-    return found
+def _held_out(index: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
+    return index.assign(split=np.where(held, "held_out_subject", "train"))
+
+
+def folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The trainings that a split asks for: one, or for "loso" one a person, each with the name of who is held out.
+
+    Args:
+        index: a store's.
+        name: as in `split`, or "loso".
+
+    Yields:
+        The held-out person, "" but for "loso"; and the index as `split` gives it.
+    """
+    if name != "loso":
+        yield "", split(index, name)
+        return
+    for person in sorted(set(index["person"])):
+        yield person, split(index, f"loso:{person}")
+
+
+def streamed(place: str | Path, rows: pd.DataFrame, *, keep: int = 1000) -> list[StoredSamples]:
+    """The samples that the rows of a store's index (or of `split`) name, by subject, left in the store until needed.
+
+    Args:
+        place: the store.
+        rows: of its index.
+        keep: how many samples stay in memory once read, 1.8 MB each.
+    """
+    shelf = store.Shelf(place, keep)
+    return [StoredSamples(shelf, part) for _, part in rows.groupby("subject", sort=False)]
+
+
+def chosen(place: str | Path, rows: pd.DataFrame) -> list[Samples]:
+    """As `streamed`, all in memory."""
+    return [subject.load() for subject in streamed(place, rows)]
+
+
+def score_held_out(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd.DataFrame:
+    """The metrics of the samples that `split` holds out with their subjects, as `score` gives them."""
+    held = streamed(place, rows[rows["split"] == "held_out_subject"])
+    tables = [score(made, predict(network, made.images(), mirror=True)) for made in (s.load() for s in held)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+
+def train(
+    place: str | Path,
+    name: str,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = True,
+    half: bool = False,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Trains on a store, once a fold of a split, and scores what the split holds out with its subjects.
+
+    Args:
+        place: the store; what is learned from stays there until it is drawn.
+        name: of the split, as in `folds`.
+        recipe: of every training.
+        folder: for `training.train`'s files, in a folder of the held-out person's name for "loso"; for `metrics.csv`.
+        resume: as in `training.train`; a fold that is done is not trained again.
+        half: as in `training.train`.
+        say: hears of each epoch.
+
+    Returns:
+        The metrics of all folds, as `score` gives them; empty where nobody is held out.
+    """
+    tables = []
+    for person, rows in folds(samples.read_index(place), name):
+        own = folder / person
+
+        def report(curve: pd.DataFrame, who: str = f"{person}: " if person else "") -> None:
+            last = curve.iloc[-1]
+            figures = f"loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}"
+            say(f"{who}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
+
+        held = chosen(place, rows[rows["split"] != "train"])
+        training.train(
+            streamed(place, rows[rows["split"] == "train"]),
+            held,
+            recipe,
+            own,
+            resume=resume,
+            on_epoch=report,
+            half=half,
+        )
+        if int(os.environ.get("RANK", "0")):
+            continue  # One of several processes scores.
+        network, _ = open_network(own / "weights.safetensors")
+        tables.append(score_held_out(place, rows, network))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+    if len(table):
+        record.write_table(folder / "metrics.csv", table)
+    return table
 
 
 def verse_subjects(folders: Iterable[str | Path]) -> list[manifest.Subject]:
     """The subjects of folders in VerSe's layout: every `*_seg-vert_msk.nii.gz`, with its CT where there is one.
 
+    What stands before the first "_" of a name is the person: VerSe calls two scans of one person
+    `sub-verse401_split-verse253` and `sub-verse401_split-verse260`.
+
     Raises:
-        InputError: a folder that does not exist, or no mask in any of them.
+        InputError: a folder that does not exist, no mask in any of them, or two of one name.
     """
-    found = []
+    found: dict[str, manifest.Subject] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"The folder {folder} does not exist.")
         for mask in sorted(folder.rglob("*_seg-vert_msk.nii.gz")):
             name = mask.name.removesuffix("_seg-vert_msk.nii.gz")
-            found.append(manifest.Subject(name, _ct_beside(mask, name, folder), mask, "verse", {}, {}))
+            if name in found:
+                raise InputError(f"Two masks in the folder(s) have the subject id {name}; rename or move one.")
+            ct, person = _ct_beside(mask, name, folder), name.partition("_")[0]
+            found[name] = manifest.Subject(name, ct, mask, "verse", {}, {}, person=person if person != name else "")
     if not found:
         raise InputError("No file *_seg-vert_msk.nii.gz lies in the folder(s); they hold VerSe's vertebra masks.")
-    return found
+    return list(found.values())
 
 
 def _ct_beside(mask: Path, name: str, folder: Path) -> Path | None:

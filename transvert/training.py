@@ -19,7 +19,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from transvert import samples as sample_store
 from transvert.augment import Sampler, Strength
 from transvert.files import InputError, atomic_path
 from transvert.progress import bar
-from transvert.samples import Samples
+from transvert.samples import Samples, StoredSamples
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Recipe:
 
 
 def train(
-    subjects: list[Samples],
+    subjects: Sequence[Samples | StoredSamples],
     validation: list[Samples],
     recipe: Recipe,
     folder: str | Path,
@@ -86,8 +86,8 @@ def train(
     """Trains a network and leaves `checkpoint.pt`, `curve.csv` and `weights.safetensors` in `folder`.
 
     Args:
-        subjects: what is learned from.
-        validation: what the curve's Dice is measured on; never learned from.
+        subjects: what is learned from; `StoredSamples` stay in their store until a step needs them.
+        validation: what the curve's Dice is measured on, in memory; never learned from.
         recipe: how.
         folder: where; a checkpoint found there is continued if `resume`.
         on_epoch: called with the curve so far after each epoch.
@@ -125,7 +125,7 @@ def train(
         critic = networks.Critic()
         critic_optimiser = torch.optim.Adam(critic.parameters(), 2e-4, betas=(0.5, 0.999))
         critic, critic_optimiser = fabric.setup(critic, critic_optimiser)
-    sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device)
+    sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device, stride=fabric.world_size)
     inputs = _validation_inputs(validation)
     identity = {
         "recipe": asdict(recipe),

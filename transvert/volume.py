@@ -7,6 +7,8 @@ point at voxel centres, to RAS millimetres.
 
 from __future__ import annotations
 
+import itertools
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,14 @@ from transvert import levels
 from transvert.files import InputError, atomic_path
 
 AIR_HU = -1000.0
+FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5
+"""A voxel is no finer, a volume no longer and its first voxel no farther from the origin; else its affine is wrong."""
+
+_PACKED = {".nii": 1, ".gz": 1032}
+"""How many bytes can be in one of a file's: deflate packs no more."""
+_LOG = nibabel.imageglobals.logger
+_CRUMB = 0.05
+"""Of the largest label: what has less of it says nothing about how a mask's labels stand."""
 
 
 @dataclass(frozen=True)
@@ -126,20 +136,15 @@ def read_mask(path: str | Path, convention: str = "verse") -> Volume:
         uint8, VerSe levels, 0 for the rest.
 
     Raises:
-        InputError: no NIfTI file, cut short, not 3D, values that are not whole numbers, or no vertebra in it.
+        InputError: no NIfTI file, cut short, not 3D, values that are not whole numbers, no vertebra in it, or vertebrae
+            that don't stand head to tail, as by the numbers of another convention.
     """
     volume = _read(path, None)
     values = volume.data
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
-            raise InputError(f"The mask {Path(path).name} has values that are not whole numbers: it holds no labels.")
-        values = values.astype(np.int32)
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.rint(values))):
+        raise InputError(f"The mask {Path(path).name} has values that are not whole numbers: it holds no labels.")
     labels = levels.to_verse(values, convention)
-    if not np.isin(np.unique(labels), levels.VERTEBRAE).any():
-        raise InputError(
-            f"The mask {Path(path).name} has no vertebra by the '{convention}' label numbers "
-            f"(it holds {_some(np.unique(values))})."
-        )
+    _check_convention(values, labels, convention, Path(path).name)
     return Volume(labels, volume.affine)
 
 
@@ -169,25 +174,116 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     try:
+        _LOG.disabled = True  # What it repairs and tells of is refused here, or harmless.
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):  # Nifti2 is a subclass
             raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
-        if len(image.shape) < 3 or any(n > 1 for n in image.shape[3:]):
-            raise InputError(f"{path.name} has the shape {image.shape}; one 3D volume is needed.")
-        if image.get_data_dtype().names:
-            raise InputError(f"{path.name} is a colour picture; a volume of single values is needed.")
-        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-            raise InputError(f"{path.name} has an affine that places no volume (zero or undefined voxel size).")
+        _check_header(image, path)
         image = nibabel.as_closest_canonical(nibabel.funcs.squeeze_image(image))
-        data = image.get_fdata(dtype=dtype, caching="unchanged") if dtype else np.asanyarray(image.dataobj)
+        with np.errstate(over="ignore"):  # Values that a scale makes infinite are told of by whoever reads a CT.
+            data = image.get_fdata(dtype=dtype, caching="unchanged") if dtype else np.asanyarray(image.dataobj)
     except ImageFileError:
         raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
-    except (EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:
+    except MemoryError:
+        raise InputError(f"{path.name} takes more memory than there is; resample or crop it.") from None
+    except (ArithmeticError, EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path.name} is cut short or damaged ({reason}); fetch or copy it again.") from None
+        raise _damaged(path, " ".join(str(error).split())) from None
+    finally:
+        _LOG.disabled = False
     return Volume(np.ascontiguousarray(data), image.affine.astype(float))
+
+
+def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
+    """Raises InputError if what a file says of itself can't be, before anything is allocated for it."""
+    shape, dtype = image.shape, image.get_data_dtype()
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise InputError(f"{path.name} has the shape {shape}; one 3D volume is needed.")
+    if dtype.names or dtype.kind == "c":
+        raise InputError(f"{path.name} holds colours or complex numbers; a volume of single values is needed.")
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        header = type(image.header).from_fileobj(file, check=False)  # As it is, before nibabel's repairs.
+    room = path.stat().st_size * _PACKED.get(path.suffix.lower(), math.inf)
+    if min(shape) < 1 or float(header["vox_offset"]) + math.prod(map(int, shape)) * dtype.itemsize > room:
+        told = " x ".join(map(str, shape))
+        raise _damaged(path, f"its header tells of {told} voxels, which it does not hold")
+    if np.isinf(header["scl_slope"]):
+        raise _damaged(path, "its header scales the values by infinity")
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        raise InputError(
+            f"{path.name} does not state how it lies in the patient (its sform and qform codes are 0); set one of them."
+        )
+    by_pixdim = not image.header["sform_code"] and not (header["pixdim"][1:4] > 0).all()
+    affine = image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        by_pixdim
+        or not np.isfinite(affine).all()
+        or not (spacing > FINEST_MM).all()
+        or (spacing * shape[:3] > LONGEST_MM).any()
+        or (np.abs(affine[:3, 3]) > FARTHEST_MM).any()
+        or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1
+    ):
+        size = " x ".join(f"{s:.3g}" for s in (header["pixdim"][1:4] if by_pixdim else spacing))
+        first = ", ".join(f"{x:.3g}" for x in affine[:3, 3])
+        raise InputError(
+            f"{path.name} has an affine that places no body (voxels of {size} mm, the first at {first}); correct it."
+        )
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path.name} is cut short or damaged ({reason}); fetch or copy it again.")
+
+
+def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, name: str) -> None:
+    """Raises InputError unless a mask's labels are vertebrae that stand head to tail.
+
+    Args:
+        values: (X, Y, Z) of the file, canonical.
+        labels: (X, Y, Z) uint8, what they are by the convention.
+        convention: a key of `levels.CONVENTIONS`.
+        name: of the file.
+    """
+    heights = _heights(labels)
+    wrong, pairs = _wrong_way(heights), len(heights) - 1
+    if 3 * len(wrong) <= pairs and len(heights) > 2:
+        return
+    # One or two vertebrae may be all there is. Other numbers have to be far better before they count against these.
+    least = 1 if not heights else 2 if wrong else len(heights) + 3
+    others = ((other, _heights(levels.to_verse(values, other))) for other in levels.CONVENTIONS if other != convention)
+    better = [other for other, found in others if len(found) >= least and not _wrong_way(found)]
+    if heights and not wrong and not better:
+        return
+    by = f"by the '{convention}' label numbers (it holds {_some(np.unique(values))})"
+    if wrong:
+        said = f"{levels.name(wrong[0][1])} above {levels.name(wrong[0][0])}"
+    else:
+        said = " and ".join(map(levels.name, heights)) or "no vertebra"
+    if better:
+        hint = f"it seems to have those of '{better[0]}', which its data manifest has to state as its convention"
+    elif wrong:
+        hint = "it has other numbers, or stands on its head: renumber its labels or correct its affine"
+    else:
+        hint = f"leave it out, or let its data manifest state another convention of {', '.join(levels.CONVENTIONS)}"
+    raise InputError(f"The mask {name} has {said} {by}; {hint}.")
+
+
+def _heights(labels: np.ndarray) -> dict[int, float]:
+    """Where the middle of each vertebra of a mask lies along z, in voxels, from head to tail by its name."""
+    found, sizes = {}, {}
+    for level, box in enumerate(ndimage.find_objects(labels), 1):
+        if box is not None and level in levels.VERTEBRAE:
+            slices = (labels[box] == level).sum((0, 1))
+            sizes[level] = int(slices.sum())
+            found[level] = box[2].start + float(slices @ np.arange(len(slices))) / sizes[level]
+    kept = [level for level in found if sizes[level] >= _CRUMB * max(sizes.values())]
+    return {level: found[level] for level in levels.in_order(kept)}
+
+
+def _wrong_way(heights: dict[int, float]) -> list[tuple[int, int]]:
+    """Pairs of levels, one after the other, of which the upper one by its name does not lie higher."""
+    return [(upper, lower) for upper, lower in itertools.pairwise(heights) if heights[upper] <= heights[lower]]
 
 
 def _index_box(mapping: np.ndarray, size: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -210,5 +306,5 @@ def _grid(volume: Volume) -> str:
 
 
 def _some(values: np.ndarray) -> str:
-    text = ", ".join(str(v) for v in values[:8])
+    text = ", ".join(f"{v:g}" for v in values[:8])
     return text + (", ..." if len(values) > 8 else "")

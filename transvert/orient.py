@@ -1,0 +1,294 @@
+"""Which way surfaces of vertebrae face, where nobody has stated it: from their shape alone.
+
+The rule:
+
+- *Up and down* run through the canal: the direction in which one sees the largest hole through a vertebra.
+- *The front* is where the bone is thick: from the canal's middle to the body's.
+- *Up*, of several vertebrae, is from the lower level to the higher one. Of one, the body stands higher than what lies
+  behind the canal, and the pedicles leave it at its upper half.
+- *Right* follows from the other two, since files are right-handed. A vertebra mirrors itself, so a file that was mirrored
+  can't be told from one that was not: its patient's left and right stay exchanged.
+
+A file's axes are taken to run along the body's, exchanged or reversed at most. Where the rule gives no clear answer the
+surfaces are refused. The thresholds are this companion's choice, tried on 52 vertebrae from C1 to L5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from transvert import levels, mesh
+from transvert.files import InputError
+from transvert.volume import Volume
+
+if TYPE_CHECKING:
+    import trimesh
+
+UNSTATED = "unstated"
+LONGEST_SIDE_MM = {"C": (32.0, 110.0), "T": (38.0, 115.0), "L": (45.0, 145.0)}
+"""The longest side of a vertebra's box, by region, from a child's to a large man's."""
+
+FARTHEST_TURN_DEG = 40.0
+"""How far the body's axes may stray from a file's: as far as a first thoracic vertebra leans forward, and a little."""
+LEAST_CANAL_MM2 = 40.0
+LEAST_FRONT_MM = 2.5
+LEAST_UP_MM = 2.0
+LEAST_PITCH_MM = 6.0
+"""Below these the canal, the front, the upper side, and the distance of one level to the next can't be told."""
+
+_GRID_MM = 1.5
+_PIXEL_MM = 2.0
+_DIRECTIONS = 240
+_LETTERS = np.array([["r", "l"], ["a", "p"], ["s", "i"]])
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A file of one vertebra's surface.
+
+    Attributes:
+        path: of a file that `mesh.read_surface` reads.
+        unit: a key of `mesh.UNITS_MM`, or "unstated".
+        frame: where the file's axes point, as in `mesh.read_surface`, or "unstated".
+    """
+
+    path: Path
+    unit: str = UNSTATED
+    frame: str = UNSTATED
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a vertebra stands in its file.
+
+    Attributes:
+        centre: (3,) mm, its centre of mass.
+        canal: (3,) unit vector along the canal, either way.
+        front: (3,) unit vector across the canal, towards the body.
+        up_mm: how much the shape says that `canal` points up; below 0, that it points down.
+    """
+
+    centre: np.ndarray
+    canal: np.ndarray
+    front: np.ndarray
+    up_mm: float
+
+
+def read_surfaces(files: Mapping[int, Surface]) -> dict[int, trimesh.Trimesh]:
+    """Reads a subject's surfaces and brings them to RAS mm.
+
+    Args:
+        files: level to file; the sacrum may be among them, and follows the vertebrae. Files without a stated frame share
+            one.
+
+    Returns:
+        Level to surface, RAS mm.
+
+    Raises:
+        InputError: as `mesh.read_surface`; a unit or a frame that can't be told; or shapes that contradict a stated one.
+    """
+    bones = [level for level in files if level in levels.VERTEBRAE]
+    if not bones and any(UNSTATED in (file.unit, file.frame) for file in files.values()):
+        raise InputError("A surface without a unit or a frame needs a vertebra beside it; state both.")
+    units = {}
+    for level in bones:
+        file = files[level]
+        units[level] = find_unit(float(mesh.read_surface(file.path).extents.max()), level, file.path.name)
+        if file.unit not in (UNSTATED, units[level]):
+            raise InputError(
+                f"{file.path.name} is stated in {file.unit}, but only in {units[level]} is it as large as "
+                f"{levels.name(level)}; correct the unit."
+            )
+    common = next(iter(units.values()), UNSTATED)
+    units = {level: units.get(level, common if file.unit == UNSTATED else file.unit) for level, file in files.items()}
+    unstated = [level for level in bones if files[level].frame == UNSTATED]
+    frame = find_frame({n: _solid(files[n].path, units[n], "ras") for n in unstated}) if unstated else "ras"
+    frames = {level: frame if file.frame == UNSTATED else file.frame for level, file in files.items()}
+    for level in set(bones) - set(unstated):
+        pose = find_pose(_solid(files[level].path, units[level], frames[level]))
+        if pose is not None and (abs(pose.canal[2]) < 0.5 or pose.front[1] < 0.5):
+            raise InputError(
+                f"{files[level].path.name} is stated in the frame {files[level].frame.upper()}, but there "
+                f"{levels.name(level)} does not look ahead; correct the frame."
+            )
+    return {level: mesh.read_surface(file.path, units[level], frames[level]) for level, file in files.items()}
+
+
+def _solid(path: Path, unit: str, frame: str) -> Volume:
+    return mesh.voxelise(mesh.read_surface(path, unit, frame), _GRID_MM)
+
+
+def find_unit(longest_side: float, level: int, name: str) -> str:
+    """The unit in which a surface is as large as its vertebra can be.
+
+    Args:
+        longest_side: of the surface's box, in the file's unit.
+        level: VerSe number.
+        name: of the file, for the message.
+
+    Returns:
+        A key of `mesh.UNITS_MM`.
+
+    Raises:
+        InputError: it fits in no unit.
+    """
+    low, high = LONGEST_SIDE_MM[levels.region(level)]
+    for unit, scale in mesh.UNITS_MM.items():
+        if low <= longest_side * scale <= high:
+            return unit
+    raise InputError(
+        f"{name} is {longest_side:.3g} long, which is no {levels.name(level)} in {', '.join(mesh.UNITS_MM)} "
+        f"({low:g} to {high:g} mm); check its level and its unit."
+    )
+
+
+def find_frame(bones: Mapping[int, Volume]) -> str:
+    """The frame that vertebrae stand in.
+
+    Args:
+        bones: level to bone, 0 and 1, at least one; RAS mm as if the file's axes pointed there.
+
+    Returns:
+        Where the file's axes point, right-handed, such as "lps".
+
+    Raises:
+        InputError: the rule of this module gives no clear answer.
+    """
+    names = levels.in_order(list(bones))
+    told = levels.name(names[0]) if len(names) == 1 else f"{levels.name(names[0])} to {levels.name(names[-1])}"
+    poses = []
+    for level in names:
+        pose = find_pose(bones[level])
+        if pose is None:
+            raise InputError(
+                f"No canal with a body before it goes through the surface of {levels.name(level)}, so its frame can't be "
+                "told; state the frame."
+            )
+        poses.append(pose)
+    signs = _signs(poses, told)
+    up = np.sum([sign * pose.canal for sign, pose in zip(signs, poses, strict=True)], axis=0)
+    front = np.sum([pose.front for pose in poses], axis=0)
+    front, up = _nearest_axis(front, told), _nearest_axis(up, told)
+    if np.abs(front) @ np.abs(up) > 0.5:
+        raise InputError(f"The canal and the front of {told} point the same way; state the frame of the surfaces.")
+    letters = np.empty(3, dtype="<U1")
+    for vector, names_of in zip((np.cross(front, up), front, up), _LETTERS, strict=True):
+        letters[np.abs(vector).argmax()] = names_of[0 if vector.sum() > 0 else 1]
+    return "".join(letters)
+
+
+def find_pose(bone: Volume) -> Pose | None:
+    """How one vertebra stands, by its canal and its thickness; None where it shows no canal with a body before it.
+
+    Args:
+        bone: 0 and 1.
+    """
+    points, depth = _points(bone)
+    directions = _hemisphere(_DIRECTIONS)
+    areas = np.array([_hole(points, direction)[0] for direction in directions])
+    if areas.max() < LEAST_CANAL_MM2:
+        return None
+    # The middle of the cone of directions that see through the canal, each by how well it does.
+    seen = np.where(areas > areas.max() / 2, areas, 0.0) ** 2
+    canal = np.linalg.eigh((directions * seen[:, None]).T @ directions)[1][:, -1]
+    area, middle = _hole(points, canal)
+    if area < LEAST_CANAL_MM2:
+        return None
+    thick = (points * depth[:, None] ** 2).sum(0) / (depth**2).sum()
+    front = thick - middle
+    front -= front @ canal * canal
+    distance = float(np.linalg.norm(front))
+    if distance < LEAST_FRONT_MM:
+        return None
+    front /= distance
+    forward, height = (points - middle) @ front, points @ canal
+
+    def mean_height(part: np.ndarray) -> float:
+        return float(height[part].mean()) if part.any() else float(height.mean())
+
+    body = mean_height(forward > 0)
+    pedicles = mean_height((forward > -3) & (forward < 6)) - mean_height(forward > 8)
+    up = body - mean_height(forward < -8) + pedicles / 2
+    return Pose(points.mean(0), canal, front, up)
+
+
+def _points(bone: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) mm, the voxels of a bone at about 1.5 mm, and (N,) how deep each lies in it."""
+    step = bone.spacing_mm / _GRID_MM
+    finer = np.maximum(np.rint(step), 1).astype(int)
+    data = np.pad(bone.data > 0, 1)
+    data = data.repeat(finer[0], 0).repeat(finer[1], 1).repeat(finer[2], 2)
+    depth = ndimage.distance_transform_edt(data, sampling=bone.spacing_mm / finer)
+    index = np.argwhere(data)
+    # Voxels much finer than needed are thinned out to one in each cell of the grid.
+    points = bone.world((index + 0.5) / finer - 1.5)
+    _, first = np.unique(np.floor(points / _GRID_MM).astype(int), axis=0, return_index=True)
+    return points[first], depth[tuple(index[first].T)]
+
+
+def _hemisphere(count: int) -> np.ndarray:
+    """(count, 3) unit vectors spread evenly over half the sphere."""
+    steps = np.arange(count) + 0.5
+    z, turn = steps / count, np.pi * (1 + 5**0.5) * steps
+    return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], axis=1)
+
+
+def _hole(points: np.ndarray, direction: np.ndarray) -> tuple[float, np.ndarray]:
+    """The largest hole in the shadow that points throw: mm², and (3,) mm its middle, in the plane across `direction`."""
+    first = np.cross(direction, np.eye(3)[np.abs(direction).argmin()])
+    first /= np.linalg.norm(first)
+    plane = np.stack([first, np.cross(direction, first)], axis=1)
+    flat = points @ plane / _PIXEL_MM
+    low = flat.min(0) - 2
+    pixels = (flat - low).astype(int)
+    shadow = np.zeros(pixels.max(0) + 3, bool)
+    shadow[tuple(pixels.T)] = True
+    shadow = ndimage.binary_closing(shadow)
+    holes, count = ndimage.label(ndimage.binary_fill_holes(shadow) & ~shadow)
+    if not count:
+        return 0.0, np.zeros(3)
+    sizes = np.bincount(holes.ravel())[1:]
+    middle = np.argwhere(holes == sizes.argmax() + 1).mean(0) + 0.5 + low
+    return float(sizes.max()) * _PIXEL_MM**2, plane @ (middle * _PIXEL_MM)
+
+
+def _signs(poses: list[Pose], told: str) -> np.ndarray:
+    """(N,) 1 or -1: which way along each vertebra's canal is up; the poses stand in order from head to tail."""
+    votes = np.array([pose.up_mm for pose in poses])
+    if len(poses) == 1:
+        if abs(votes[0]) < LEAST_UP_MM:
+            raise InputError(f"The surface of {told} doesn't show which side of it is up; state the frame.")
+        return np.sign(votes)
+    centres = np.array([pose.centre for pose in poses])
+    steps = centres[:-1] - centres[1:]
+    along = np.array([np.abs(step @ pose.canal) for step, pose in zip(steps, poses[1:], strict=True)])
+    upward = centres[0] - centres[-1]
+    if (along < LEAST_PITCH_MM).any() or (steps @ upward <= 0).any():
+        raise InputError(
+            f"The surfaces of {told} don't stand one above the other in their order; check their levels, and that all "
+            "share one frame."
+        )
+    signs = np.sign([pose.canal @ upward for pose in poses])
+    if signs @ votes < 0:
+        raise InputError(
+            f"The surfaces of {told} stand on their heads in the order of their names; check their levels."
+        )
+    return signs
+
+
+def _nearest_axis(vector: np.ndarray, told: str) -> np.ndarray:
+    """(3,) the file's axis that a direction runs along, with its sign."""
+    unit = vector / max(float(np.linalg.norm(vector)), 1e-9)
+    axis = int(np.abs(unit).argmax())
+    if abs(unit[axis]) < np.cos(np.deg2rad(FARTHEST_TURN_DEG)):
+        raise InputError(
+            f"{told} stands askew to the axes of its file by more than {FARTHEST_TURN_DEG:g} degrees; turn the surfaces "
+            "upright or state the frame."
+        )
+    return np.sign(unit[axis]) * np.eye(3)[axis]

@@ -1,0 +1,325 @@
+"""From subjects to a sample store: in this process, on this computer's cores, or on a Dask cluster.
+
+    transvert synthesize embedded --out store
+    transvert synthesize verse20 --out store --workers 16 --memory "4 GB"
+    transvert synthesize verse20 --out s3://bucket/store --scheduler tcp://HOST:8786
+
+A worker holds one subject at a time and writes its shard, which is whole or absent (`transvert.store`). Stop a run at
+any moment; the next one makes what is missing. A subject is known as done by its id, its files and the settings: a
+file counts as the same by the SHA-256 that its manifest states, or else by size and time of change.
+
+A cluster's workers need this package, the subjects' files and the store under the same paths, and `--nthreads 1`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import itertools
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transvert import levels, manifest, opening, samples, twins
+from transvert import store as shards
+from transvert.files import InputError
+from transvert.progress import bar
+from transvert.volume import Volume, cube_affine
+
+FAILURES = "failures.csv"
+"""Beside the shards: which subjects could not be made into samples, and why."""
+
+WORKER_MEMORY = "4 GB"
+FEW = 3
+"""Up to so many subjects are made in this process: starting workers would take longer than they save."""
+
+_MADE_BY = 3
+"""Part of what a shard is known by. Raise it whenever the same files and settings come to give other samples."""
+
+_COUNT_WORKERS_S = 5.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are made: `projection` and `surroundings` as in `samples.cut`, and the `seed` of phantoms."""
+
+    projection: str = "parallel"
+    surroundings: str = "body"
+    seed: int = 0
+
+
+def make(subject: manifest.Subject, store: str, digest: str, settings: Settings) -> None:
+    """Makes one subject's samples and writes them: what a worker does.
+
+    Raises:
+        InputError: as `opening.open_subject` and `samples.cut`.
+    """
+    ct, mask, source = opening.open_subject(subject, seed=settings.seed)
+    how = {"projection": settings.projection, "surroundings": settings.surroundings}
+    made = samples.cut(ct, mask, subject.name, source=source, **how)
+    samples.write(store, replace(made, person=subject.person, official_split=subject.split), digest)
+
+
+def synthesize(
+    subjects: Iterable[manifest.Subject],
+    store: str | Path,
+    *,
+    projection: str = "parallel",
+    surroundings: str = "body",
+    seed: int = 0,
+    scheduler: str = "",
+    workers: int = 0,
+    memory: str = WORKER_MEMORY,
+    total: int = 0,
+    progress: bool = True,
+) -> list[str]:
+    """Makes the samples of subjects that a store does not have yet; a subject that fails does not stop the rest.
+
+    Args:
+        subjects: asked for one by one, so they may be fetched on the way.
+        store: a folder, or an address that fsspec can write to.
+        projection: as in `samples.cut`.
+        surroundings: as in `samples.cut`.
+        seed: of the phantoms of subjects without a CT.
+        scheduler: the address of a Dask scheduler; without one, this computer works.
+        workers: processes on this computer; 0 for as many as cores and memory allow, and none for a few subjects.
+        memory: what each of them may take; one that takes more is ended, and its subject fails.
+        total: how many subjects there are, for the bar, where `subjects` has no length.
+        progress: shows a bar.
+
+    Returns:
+        What was skipped, mended or failed, one sentence each, and last how much of it there was, by the kinds of `mend`.
+        What failed also stands in `FAILURES` of the store.
+
+    Raises:
+        InputError: every subject failed; no room is left; there is no such cluster.
+    """
+    store = str(store) if "://" in str(store) else str(Path(store).absolute())
+    settings = Settings(projection, surroundings, seed)
+    number = total or (len(subjects) if isinstance(subjects, Sized) else 0)
+    wanted: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    try:
+        with bar(range(number) if number else itertools.count(), "subjects", quiet=not progress) as shown:
+            jobs = _missing(subjects, store, settings, wanted, failed, shown)
+            first = list(itertools.islice(jobs, FEW + 1))
+            if first and (scheduler or workers or len(first) > FEW):
+                made = _on_workers(itertools.chain(first, jobs), store, settings, scheduler, workers, memory)
+            else:
+                made = _here(first, store, settings)
+            for name, reason in made:
+                if reason:
+                    failed[name] = reason
+                shown.update()
+        _refuse_twins(store, failed, progress)
+        return _finish(store, wanted, failed)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise InputError(f"No room is left for {store}; free some and run this again, to go on from here.") from None
+
+
+def _missing(
+    subjects: Iterable[manifest.Subject],
+    store: str,
+    settings: Settings,
+    wanted: dict[str, str],
+    failed: dict[str, str],
+    shown: Any,
+) -> Iterator[tuple[manifest.Subject, str]]:
+    """The subjects to be made and their digests; `wanted` learns the shards of all, with their subjects' ids."""
+    present = set(shards.shard_names(store))
+    ids: set[str] = set()
+    for subject in subjects:
+        try:
+            if subject.name.casefold() in ids:
+                raise InputError(f"there are two subjects with the id {subject.name}; rename one.")
+            ids.add(subject.name.casefold())
+            if subject.problem:
+                raise InputError(subject.problem)
+            digest = _digest(subject, settings)
+        except InputError as error:
+            failed[subject.name] = str(error)
+            shown.update()
+            continue
+        shard = shards.shard_name(subject.name, digest)
+        wanted[shard] = subject.name
+        if shard in present:
+            shown.update()
+        else:
+            yield subject, digest
+
+
+def _digest(subject: manifest.Subject, settings: Settings) -> str:
+    """What a subject's samples are made from: 64 hexadecimal digits."""
+    inputs: list[Any] = []
+    for role, path in (("ct", subject.ct), (f"mask/{subject.convention}", subject.mask), *subject.surfaces.items()):
+        if path is not None:
+            file = subject.files.get(path)
+            if not path.is_file():
+                raise InputError(f"{path.name} of {subject.name} does not exist.")
+            state = path.stat()
+            known = [file.sha256] if file and file.sha256 else [state.st_size, state.st_mtime_ns]
+            inputs.append([role, *known, *([file.unit, file.frame] if file else [])])
+    seed = settings.seed if subject.ct is None else None
+    how = [_MADE_BY, settings.projection, settings.surroundings, seed, subject.person, subject.split]
+    return hashlib.sha256(json.dumps([how, inputs]).encode()).hexdigest()
+
+
+def _here(jobs: Iterable[tuple[manifest.Subject, str]], store: str, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Makes subjects in this process; yields each one's id and why it failed, or ""."""
+    for subject, digest in jobs:
+        reason = ""
+        try:
+            make(subject, store, digest, settings)
+        except Exception as error:  # noqa: BLE001 one subject among thousands must not stop the rest
+            reason = _reason(error)
+        yield subject.name, reason
+
+
+def _on_workers(
+    jobs: Iterator[tuple[manifest.Subject, str]],
+    store: str,
+    settings: Settings,
+    scheduler: str,
+    workers: int,
+    memory: str,
+) -> Iterator[tuple[str, str]]:
+    """As `_here`, on Dask's workers, in the order in which they are done."""
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    with _client(scheduler, workers, memory) as client:
+        names: dict[str, str] = {}
+        running = as_completed(raise_errors=False)
+
+        def submit(some: int) -> None:
+            for subject, digest in itertools.islice(jobs, some):
+                future = client.submit(make, subject, store, digest, settings, pure=False)
+                names[future.key] = subject.name
+                running.add(future)
+
+        # One a worker and none in wait: Dask holds a worker's death against all it was given. Others may join later.
+        counted = time.monotonic()
+        room = max(1, sum(client.nthreads().values()))
+        submit(room)
+        for future in running:
+            name = names.pop(future.key)
+            if future.status not in ("finished", "error"):
+                raise InputError("The Dask cluster is gone; run this again, to go on from here.")
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                yield name, "it ended its workers, most likely for want of memory; give them more."
+            else:
+                yield name, _reason(error) if error else ""
+            if time.monotonic() - counted > _COUNT_WORKERS_S:
+                counted, room = time.monotonic(), max(1, sum(client.nthreads().values()))
+            submit(max(0, room - len(names)))
+
+
+@contextlib.contextmanager
+def _client(scheduler: str, workers: int, memory: str) -> Iterator[Any]:
+    """A client of the cluster at an address, or of one made for the purpose."""
+    import dask
+    from dask.system import CPU_COUNT
+    from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout=20)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"No Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`."
+            ) from None
+        with client:
+            yield client
+        return
+    try:
+        limit = dask.utils.parse_bytes(memory)
+    except ValueError:
+        raise InputError(f"'{memory}' is no amount of memory; write it as \"4 GB\".") from None
+    number = workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // limit))
+    # A worker computes on one thread; a subject that has ended two workers ends no third.
+    settings = {f"distributed.nanny.pre-spawn-environ.{name}": "1" for name in _ONE_THREAD}
+    with (
+        dask.config.set({**settings, "distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(
+            n_workers=number,
+            threads_per_worker=1,
+            memory_limit=limit,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _reason(error: BaseException) -> str:
+    """What is said of a failed subject. A full disk is no subject's fault: it is raised again."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise error
+    said = " ".join(str(error).split())
+    return said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"
+
+
+def _finish(store: str, wanted: dict[str, str], failed: dict[str, str]) -> list[str]:
+    """Writes index and failures, and tells of both."""
+    failed = dict(sorted(failed.items()))
+    index = shards.write_index(store, wanted)
+    old = shards.get(store, FAILURES)
+    if failed or old:
+        rows = pd.DataFrame({"subject": failed.keys(), "reason": failed.values()})
+        if old:
+            before = pd.read_csv(io.BytesIO(old))
+            asked = {*wanted.values(), *failed}
+            rows = pd.concat([before[~before["subject"].isin(asked)], rows])
+        shards.put(store, FAILURES, rows.to_csv(index=False).encode())
+    made = index[index["shard"].isin(list(wanted))].drop_duplicates("shard")
+    told = [f"{name}: {reason}" for name, reason in failed.items()]
+    if made.empty:
+        more = f" {len(told) - 3} more stand in {FAILURES}." if len(told) > 3 else ""
+        raise InputError("No subject could be synthesised. " + " ".join(told[:3]) + more)
+    notes = zip(made["subject"], made["notes"], strict=True)
+    counts: Counter[str] = Counter()
+    for one in made["counts"]:
+        counts.update(json.loads(one))
+    all_told = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
+    sum_up = f"{len(made)} subjects, {len(failed)} failed. Vertebrae, and what was found of them: {all_told}."
+    return [f"{name}: {note}" for name, several in notes for note in several.splitlines()] + [*told, sum_up]
+
+
+def _refuse_twins(store: str, failed: dict[str, str], progress: bool) -> None:
+    """Removes the samples of who came under two names, as which the other stays; `failed` learns of it.
+
+    Whoever the index names has been compared: it is written last, and a run that was ended before is made up for.
+    """
+    if not shards.shard_names(store):
+        return
+    index = shards.read_index(store)
+    new = set(index["subject"][~index["shard"].isin(shards.listed(store))])
+    for pair in twins.find(index, partial(_bone, store), new, progress=progress):
+        refused = pair.second if pair.second in new else pair.first
+        if refused not in failed:
+            failed[refused] = str(pair)
+            shards.remove(store, set(index["shard"][index["subject"] == refused]))
+
+
+def _bone(store: str, row: pd.Series) -> Volume:
+    """The vertebra of a row of a store's index, 0 and 1."""
+    labels = shards.read_rows(store, row["shard"], [row["row"]])["labels"][0]
+    return Volume(labels == levels.number(row["level"]), cube_affine(np.zeros(3), samples.WIDE, samples.SPACING_MM))
