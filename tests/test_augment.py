@@ -36,9 +36,8 @@ class _Middle(Random):
 def _draw(samples: Samples, strength: Strength, random: Random | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One draw of each sample, in order: images and targets. By default in the middle of all chance."""
     parts = zip(*(augment.unpack(samples, n) for n in range(len(samples))), strict=True)
-    real = torch.full((len(samples),), samples.source == "ct")
     arrays = (torch.from_numpy(np.stack(part)) for part in parts)
-    images, targets = augment.draw(*arrays, real, strength, random or _Middle(0))
+    images, targets = augment.draw(*arrays, strength, random or _Middle(0))
     return images.numpy(), targets[:, 0].numpy() > 0.5
 
 
@@ -172,10 +171,10 @@ def test_each_pass_covers_every_sample_once(size: int, box_samples: Samples, mon
 # Shape, pictures and landmarks together
 
 
-@pytest.mark.parametrize("source", ["ct", "phantom"])
-def test_pictures_show_the_drawn_shape(source: str, box_samples: Samples) -> None:
+@pytest.mark.parametrize("repaint", [0.0, 1.0])
+def test_pictures_show_the_drawn_shape(repaint: float, box_samples: Samples) -> None:
     """Of a strong draw, mirrored or not, the picture fits the drawn target and no flipped one."""
-    sampler = Sampler([replace(box_samples, source=source)], replace(Strength(), clutter=0.0, collimate=0.0), 2)
+    sampler = Sampler([box_samples], replace(Strength(), repaint=repaint, clutter=0.0, collimate=0.0), 2)
     images, targets = (part.numpy() for part in sampler.draw(0, 8))
     signs = [_right_reach(target[0]) > 0 for target in targets]
     assert 0 < sum(signs) < 8

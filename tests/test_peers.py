@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from transvert import network, peers, training
+from transvert import losses, network, peers
 
 SMALL = {"twod_permute_concat": 4, "oned_concat": 4, "attention_unet": 4}
 """Networks to compare with, and a width that is quick to try."""
@@ -118,7 +118,7 @@ def test_one_d_concat_learns_a_shape_where_it_is() -> None:
     made = _small("oned_concat")
     optimiser = torch.optim.Adam(made.parameters(), 1e-2)
     for _ in range(20):
-        loss, _ = training.loss_and_dice(made(_images()), target)
+        loss, _ = losses.loss_and_dice(made(_images()), target)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -64,6 +64,8 @@ ORDER = [
     "peers",
     "network",
     "metrics",
+    "losses",
+    "device",
     "training",
     "spine",
     "render",

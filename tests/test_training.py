@@ -46,20 +46,7 @@ def _same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> boo
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-# The loss
-
-
-def test_loss_and_dice_of_known_pictures() -> None:
-    targets = torch.zeros(2, 1, 4, 4, 4)
-    targets[:, :, :2] = 1
-    sure = (targets * 2 - 1) * 50
-    loss, dice = training.loss_and_dice(sure, targets)
-    assert float(loss) == pytest.approx(0, abs=1e-6) and float(dice) == pytest.approx(1)
-    loss, dice = training.loss_and_dice(-sure, targets)
-    assert float(dice) == pytest.approx(1 / 65) and float(loss) == pytest.approx(1 - 1 / 65 + 50)
-    loss, dice = training.loss_and_dice(torch.zeros_like(targets), targets)
-    assert float(dice) == pytest.approx((2 * 16 + 1) / (32 + 32 + 1))
-    assert float(loss) == pytest.approx(1 - float(dice) + np.log(2), rel=1e-5)
+# The steps
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
@@ -138,6 +125,40 @@ def test_training_from_a_store_streams_and_gives_the_weights_of_training_from_me
     assert len(kept) == TINY.steps * TINY.batch
     assert _same(_weights(tmp_path / "streamed"), _weights(tmp_path / "memory"))
     assert one.loss.tolist() == same.loss.tolist() and one.dice_validation.tolist() == same.dice_validation.tolist()
+
+
+def test_each_of_the_recipe_s_terms_changes_what_is_learned(box_samples: Samples, tmp_path: Path) -> None:
+    plain = _train(box_samples, TINY, tmp_path / "plain")
+    for change in ({"loss": "regression"}, {"projection_weight": 0.5}, {"one_view": 0.9}):
+        name = next(iter(change))
+        changed = _train(box_samples, replace(TINY, **change), tmp_path / name)  # type: ignore[arg-type]
+        assert changed.loss.tolist() != plain.loss.tolist()
+        again = _train(box_samples, replace(TINY, **change), tmp_path / f"{name} again")  # type: ignore[arg-type]
+        assert changed.loss.tolist() == again.loss.tolist()
+
+
+def test_patience_ends_a_training_and_keeps_its_best_epoch(
+    box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation says .1, .5, .3, .4, .9: with a patience of two the last is never reached, stopped or not."""
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def scores(network: nn.Module, *_: object) -> float:
+        kept.append({key: value.clone() for key, value in network.state_dict().items()})
+        return [0.1, 0.5, 0.3, 0.4, 0.9][len(kept) - 1]
+
+    monkeypatch.setattr(training, "_validate", scores)
+    recipe = replace(TINY, steps=5, epoch_steps=1, patience=2)
+    curve = _train(box_samples, recipe, tmp_path / "unbroken")
+    assert curve.dice_validation.tolist() == [0.1, 0.5, 0.3, 0.4]
+    assert _same(_weights(tmp_path / "unbroken"), kept[1])
+    kept.clear()
+    _train(box_samples, recipe, tmp_path / "stopped", stop_after=3)
+    assert len(_train(box_samples, recipe, tmp_path / "stopped")) == 4
+    assert _same(_weights(tmp_path / "stopped"), _weights(tmp_path / "unbroken"))
+    assert len(_train(box_samples, recipe, tmp_path / "stopped")) == len(kept) == 4, "it has settled"
+    with pytest.raises(InputError, match="Nobody is there to validate on, so patience has nothing to look at"):
+        train([box_samples], [], recipe, tmp_path / "nobody", progress=False)
 
 
 # Stopping and resuming
@@ -242,9 +263,11 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(
     honest = training.loss_and_dice
     seen: list[torch.Tensor] = []
 
-    def spoiled(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoiled(
+        logits: torch.Tensor, targets: torch.Tensor, kind: str, weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(targets)
-        loss, dice = honest(logits, targets)
+        loss, dice = honest(logits, targets, kind, weight)
         return (loss * float("nan") if len(seen) == 3 else loss), dice
 
     monkeypatch.setattr(training, "loss_and_dice", spoiled)

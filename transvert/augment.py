@@ -48,8 +48,9 @@ class Strength:
             axis of its picture. The angle between two views strays by up to twice as much.
         magnification: relative size of each film by itself, about the patch's centre. The target keeps its size.
         click_mm: of each view's landmark away from the true centroid.
-        repaint: how often a CT vertebra gets a phantom's material instead of its own.
-        bare: how often a CT vertebra is shown without the body beyond its cube.
+        repaint: how often a vertebra gets other material than its CT or its phantom has, and nothing around it but its
+            neighbours' bones.
+        bare: how often a vertebra is shown without the body beyond its cube.
         clutter: of random shadows: 1 for a body's, 0 for none.
         blur: of the film: 1 for up to some 6 mm, 0 for none.
         noise: of the film where a patch has its mean attenuation, relative to the vertebra's own contrast. For the
@@ -120,13 +121,12 @@ class Sampler:
         hu, labels, outside = (
             torch.from_numpy(np.stack(arrays)).to(self.device) for arrays in zip(*unpacked, strict=True)
         )
-        real = torch.tensor([self.subjects[s].source == "ct" for s, _ in chosen], device=self.device)
         random = Random(int(np.random.default_rng([self.seed, 1, step]).integers(2**62)), self.device)
         # Pictures are too small to be shared: threads would wait for one another, and for long on a busy machine.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return draw(hu, labels, outside, real, self.strength, random, threads)
+            return draw(hu, labels, outside, self.strength, random, threads)
         finally:
             torch.set_num_threads(threads)
 
@@ -165,7 +165,6 @@ def draw(
     hu: torch.Tensor,
     parts: torch.Tensor,
     outside: torch.Tensor,
-    real: torch.Tensor,
     strength: Strength,
     random: Random,
     threads: int = 1,
@@ -177,7 +176,6 @@ def draw(
         parts: (B, 84, 84, 84) uint8, `warp.OWN` in the vertebra, `warp.OTHER` in any other, or 0.
         outside: (B, 2, 84, 84) float32, attenuation × mm of what lies beyond the middle 96 mm, AP and lateral; NaN
             where there is no film. All 0 where the pictures show the cube alone.
-        real: (B,) bool, whether `hu` and `outside` come from a CT.
         strength: of the draw.
         random: the source of chance.
         threads: of the CPU, for what is worth sharing.
@@ -189,7 +187,7 @@ def draw(
     matrix, shift = _affine(batch, strength, random)
     density, found = warp.bend(hu, parts, _bent_grid(matrix, shift, strength, random), SIZE, threads)
     target = (found == OWN).float()
-    keep = real & (random.uniform(0, 1, batch) >= strength.repaint)
+    keep = random.uniform(0, 1, batch) >= strength.repaint
     density = _paint(density, found > 0, ~keep, random)
     views = _views(batch, strength, random)
     shadows = warp.project(density, views, threads) * (SPACING_MM * WATER_PER_MM)

@@ -28,12 +28,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from transvert import network as networks
 from transvert import samples as sample_store
 from transvert.augment import Sampler, Strength
+from transvert.device import accelerator, precision
 from transvert.files import InputError, atomic_path
+from transvert.losses import loss_and_dice
 from transvert.progress import bar
 from transvert.samples import Samples, StoredSamples
 
@@ -48,7 +49,12 @@ class Recipe:
         batch: samples a step and process.
         learning_rate: AdamW's peak, after `warmup` steps; a cosine takes it to a hundredth.
         average: of the moving average of the weights, which is what is validated and kept.
+        loss: a key of `losses.LOSSES`.
+        projection_weight: of `losses.projection_loss`; 0 for none.
         critic_weight: of the least-squares adversarial term; 0 trains without a critic.
+        one_view: share of the samples that lose a view, so that one alone works too; see `network.drop_views`.
+        patience: epochs without a better Dice of the validation samples after which a training ends, with the weights
+            of the best epoch; 0 trains all steps and keeps the last. Never let it look at what is tested on.
         precision: "32", "bf16", or "auto" for bf16 where the processor computes in it.
         device: "auto", "cpu" or "cuda".
         strength: of the augmentation.
@@ -64,7 +70,11 @@ class Recipe:
     weight_decay: float = 0.02
     warmup: int = 50
     average: float = 0.995
+    loss: str = "dice_ce"
+    projection_weight: float = 0.0
     critic_weight: float = 0.0
+    one_view: float = 0.0
+    patience: int = 0
     precision: str = "auto"
     device: str = "auto"
     strength: Strength = field(default_factory=Strength)
@@ -106,12 +116,14 @@ def train(
 
     if not sum(map(len, subjects)):
         raise InputError("There is no sample to train on.")
+    if recipe.patience and not sum(map(len, validation)):
+        raise InputError("Nobody is there to validate on, so patience has nothing to look at; set it to 0.")
     folder = Path(folder)
     fabric = Fabric(
-        accelerator=_accelerator(recipe.device),
+        accelerator=accelerator(recipe.device),
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-        precision=_precision(recipe.precision),
+        precision=precision(recipe.precision),
     )
     fabric.launch()
     torch.manual_seed(recipe.seed)
@@ -134,6 +146,9 @@ def train(
         "processes": fabric.world_size,
     }
     state = {"network": network, "kept": kept, "optimiser": optimiser}
+    best = kept
+    if recipe.patience:
+        best = state["best"] = copy.deepcopy(kept)
     if critic is not None:
         state |= {"critic": critic, "critic_optimiser": critic_optimiser}
     start = 0
@@ -145,16 +160,22 @@ def train(
     began = time.perf_counter()
     end = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     for first in range(start, end, recipe.epoch_steps):
+        if _has_settled(curve, recipe.patience):
+            break
         epoch = range(first, min(first + recipe.epoch_steps, end))
         what = f"epoch {first // recipe.epoch_steps + 1} of {math.ceil(recipe.steps / recipe.epoch_steps)}"
         losses, overlaps = [], []
         network.train()
         for step in bar(epoch, what, quiet=not (progress and fabric.is_global_zero)):
-            images, targets = sampler.draw(step * fabric.world_size + fabric.global_rank, recipe.batch)
+            drawn = step * fabric.world_size + fabric.global_rank
+            images, targets = sampler.draw(drawn, recipe.batch)
+            if recipe.one_view:
+                seed = int(np.random.default_rng([recipe.seed, 2, drawn]).integers(2**62))
+                images = networks.drop_views(images, recipe.one_view, torch.Generator().manual_seed(seed))
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(step, recipe)
             logits = network(images)
-            loss, overlap = loss_and_dice(logits.float(), targets)
+            loss, overlap = loss_and_dice(logits.float(), targets, recipe.loss, recipe.projection_weight)
             if critic is not None:
                 loss = loss + recipe.critic_weight * _criticise(fabric, critic, critic_optimiser, logits, targets)
             if not torch.isfinite(loss):
@@ -177,6 +198,8 @@ def train(
                 "seconds": spent + time.perf_counter() - began,
             }
         )
+        if recipe.patience and _epochs_since_best(curve) == 0:
+            best.load_state_dict(kept.state_dict())
         if fabric.is_global_zero:
             _save(
                 _snapshot(state) | {"step": epoch[-1] + 1, "curve": curve, "identity": identity},
@@ -188,18 +211,9 @@ def train(
             on_epoch(pd.DataFrame(curve))
     if fabric.is_global_zero:
         card = {"subjects": [s.subject for s in subjects], "samples": sum(map(len, subjects)), "recipe": asdict(recipe)}
-        networks.save_weights(folder / "weights.safetensors", kept, recipe.network, recipe.options, half=half, **card)
+        networks.save_weights(folder / "weights.safetensors", best, recipe.network, recipe.options, half=half, **card)
     fabric.barrier()
     return pd.DataFrame(curve)
-
-
-def loss_and_dice(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Soft Dice plus cross-entropy, and the soft Dice itself; (B, 1, X, Y, Z) float32 each."""
-    probability = logits.sigmoid()
-    common = (probability * targets).sum((1, 2, 3, 4))
-    total = (probability + targets).sum((1, 2, 3, 4))
-    dice = ((2 * common + 1) / (total + 1)).mean()
-    return 1 - dice + functional.binary_cross_entropy_with_logits(logits, targets), dice.detach()
 
 
 @torch.no_grad()
@@ -227,30 +241,6 @@ def predict(network: nn.Module, images: np.ndarray, *, batch: int = 8, mirror: b
             probability = (probability + network(other).float().sigmoid().flip(2)) / 2
         parts.append(probability[:, 0].cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, *(sample_store.SIZE,) * 3), np.float32)
-
-
-def _accelerator(wanted: str) -> str:
-    """Fabric's name of a device; "auto" takes a CUDA GPU where there is one and the CPU elsewhere."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"'{wanted}' is not a device; use auto, cpu or cuda.")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA GPU that torch can use here; train with device 'auto' or 'cpu'.")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _precision(wanted: str) -> Any:
-    """Fabric's name of a precision; "auto" asks whether this machine computes bfloat16 at speed."""
-    if wanted not in ("auto", "32", "bf16"):
-        raise InputError(f"'{wanted}' is not a precision; use auto, 32 or bf16.")
-    if wanted == "auto":
-        fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _has_amx()
-        wanted = "bf16" if fast else "32"
-    return "bf16-mixed" if wanted == "bf16" else "32-true"
-
-
-def _has_amx() -> bool:
-    # The only way torch tells; absent on builds for other processors, where bf16 convolutions are slow anyway.
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def _learning_rate(step: int, recipe: Recipe) -> float:
@@ -295,6 +285,15 @@ def _validate(network: nn.Module, inputs: tuple[np.ndarray, np.ndarray] | None, 
     found = predict(network, images) > 0.5
     common = (found & targets).sum((1, 2, 3))
     return float(np.mean(2 * common / (found.sum((1, 2, 3)) + targets.sum((1, 2, 3)))))
+
+
+def _epochs_since_best(curve: list[dict[str, float]]) -> int:
+    scores = [-np.inf if np.isnan(row["dice_validation"]) else row["dice_validation"] for row in curve]
+    return len(scores) - 1 - int(np.argmax(scores))
+
+
+def _has_settled(curve: list[dict[str, float]], patience: int) -> bool:
+    return bool(patience and curve) and _epochs_since_best(curve) >= patience
 
 
 def _snapshot(state: dict[str, Any]) -> dict[str, Any]:
