@@ -58,6 +58,7 @@ ORDER = [
     "samples",
     "warp",
     "clutter",
+    "mixing",
     "augment",
     "blocks",
     "lift",
