@@ -58,7 +58,6 @@ ORDER = [
     "samples",
     "warp",
     "clutter",
-    "mixing",
     "augment",
     "blocks",
     "lift",

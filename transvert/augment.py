@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from transvert import clutter, drr, levels, mixing, phantom, warp
+from transvert import clutter, drr, phantom, warp
 from transvert.clutter import Random
-from transvert.mixing import Shapes
 from transvert.samples import CENTROID_SIGMA_MM, MIDDLE, SIZE, SPACING_MM, WIDE, Samples, StoredSamples
 from transvert.warp import OTHER, OWN
 
@@ -44,7 +43,6 @@ class Strength:
         stretch: relative size of each axis by itself.
         shift_mm: of the vertebra in its cube; the landmark goes with it.
         elastic_mm: smooth displacement, on control points about 24 mm apart.
-        mix: how often a vertebra is taken a part of the way to other people's, where a store has `mixing.Shapes`.
         mirror: how often left and right are exchanged.
         view_deg: of each view by itself, its rays turned about the body's long axis and tilted about the horizontal
             axis of its picture. The angle between two views strays by up to twice as much.
@@ -66,7 +64,6 @@ class Strength:
     stretch: float = 0.12
     shift_mm: float = 4.0
     elastic_mm: float = 3.5
-    mix: float = 0.0
     mirror: float = 0.5
     view_deg: float = 5.0
     magnification: float = 0.05
@@ -94,7 +91,6 @@ class Sampler:
         seed: with a step's number it decides the whole batch, whatever was drawn before.
         device: where the batches are made.
         stride: from one step that is drawn here to the next: the number of processes that share the steps.
-        shapes: between the subjects, for `strength.mix`.
     """
 
     def __init__(
@@ -104,14 +100,12 @@ class Sampler:
         seed: int,
         device: torch.device | str = "cpu",
         stride: int = 1,
-        shapes: Shapes | None = None,
     ):
         self.subjects = subjects
         self.strength = strength
         self.seed = seed
         self.device = torch.device(device)
         self.stride = stride
-        self.shapes = shapes
         self.rows = [(s, row) for s, samples in enumerate(subjects) for row in range(len(samples))]
 
     def draw(self, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,33 +122,17 @@ class Sampler:
             torch.from_numpy(np.stack(arrays)).to(self.device) for arrays in zip(*unpacked, strict=True)
         )
         random = Random(int(np.random.default_rng([self.seed, 1, step]).integers(2**62)), self.device)
-        fields = self._fields(step, chosen)
         # Pictures are too small to be shared: threads would wait for one another, and for long on a busy machine.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return draw(hu, labels, outside, self.strength, random, threads, fields)
+            return draw(hu, labels, outside, self.strength, random, threads)
         finally:
             torch.set_num_threads(threads)
 
     def _order(self, chosen: list[tuple[int, int]]) -> None:
         for s, row in chosen:
             self.subjects[s].order(row)
-
-    def _fields(self, step: int, chosen: list[tuple[int, int]]) -> torch.Tensor | None:
-        """What is mixed into each sample of a step."""
-        if self.shapes is None or not self.strength.mix:
-            return None
-        random = np.random.default_rng([self.seed, 3, step])
-        drawn = []
-        for s, row in chosen:
-            level = levels.name(int(self.subjects[s].levels[row]))
-            field, mixed = (
-                self.shapes.draw(self.subjects[s].subject, level, random),
-                random.uniform() < self.strength.mix,
-            )
-            drawn.append(field * np.float32(mixed))
-        return torch.from_numpy(np.stack(drawn)).to(self.device)
 
     def _choose(self, step: int, size: int) -> list[tuple[int, int]]:
         """Subject and row of each sample of a step."""
@@ -190,7 +168,6 @@ def draw(
     strength: Strength,
     random: Random,
     threads: int = 1,
-    fields: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One random draw of each sample of a batch.
 
@@ -202,14 +179,13 @@ def draw(
         strength: of the draw.
         random: the source of chance.
         threads: of the CPU, for what is worth sharing.
-        fields: (B, 3, 11, 11, 11) float32, displacements in mm as `mixing.at` reads them; None for none.
 
     Returns:
         images (B, 2, 2, 64, 64) and targets (B, 1, 64, 64, 64), float32.
     """
     batch = len(hu)
     matrix, shift = _affine(batch, strength, random)
-    density, found = warp.bend(hu, parts, _bent_grid(matrix, shift, strength, random, fields), SIZE, threads)
+    density, found = warp.bend(hu, parts, _bent_grid(matrix, shift, strength, random), SIZE, threads)
     target = (found == OWN).float()
     keep = random.uniform(0, 1, batch) >= strength.repaint
     density = _paint(density, found > 0, ~keep, random)
@@ -261,9 +237,7 @@ def _affine(batch: int, strength: Strength, random: Random) -> tuple[torch.Tenso
     return matrix * size[:, None, :], random.uniform(-strength.shift_mm, strength.shift_mm, batch, 3)
 
 
-def _bent_grid(
-    matrix: torch.Tensor, shift: torch.Tensor, strength: Strength, random: Random, fields: torch.Tensor | None
-) -> torch.Tensor:
+def _bent_grid(matrix: torch.Tensor, shift: torch.Tensor, strength: Strength, random: Random) -> torch.Tensor:
     """(B, 3, 17, 17, 17) where a coarse grid of the drawn cube lies in the wide cube, voxels from the middle."""
     mm = torch.linspace(float(_MM[0]), float(_MM[-1]), _COARSE, device=random.device)
     points = torch.stack(torch.meshgrid(mm, mm, mm, indexing="ij"))
@@ -271,8 +245,6 @@ def _bent_grid(
     control = random.normal(len(matrix), 3, 5, 5, 5) * strength.elastic_mm
     control = functional.interpolate(control, size=(_COARSE,) * 3, mode="trilinear", align_corners=True)
     control = functional.avg_pool3d(control, 3, 1, 1, count_include_pad=False)
-    if fields is not None:
-        control = control + mixing.at(fields, moved)
     return (moved + control) / SPACING_MM
 
 

@@ -108,17 +108,6 @@ def synthesize(
 
 
 @app.command()
-def mix(
-    store: Annotated[str, typer.Argument(help="A sample store: a folder, or an address such as s3://bucket/store.")],
-    partners: Annotated[int, typer.Option(help="Of each vertebra, so many other people's.")] = 6,
-) -> None:
-    """Register the vertebrae of a store to other people's, so that training can mix their shapes (--mix)."""
-    from transvert import mixing
-
-    typer.echo(f"Registered {mixing.mix(store, partners)} pairs of vertebrae in {store}.")
-
-
-@app.command()
 def train(
     store: Annotated[str, typer.Argument(help="A sample store: a folder, or an address such as s3://bucket/store.")],
     out: Out,
@@ -129,16 +118,11 @@ def train(
             "those of the 'official' test sets; what a CSV of data_manifests/splits says; nobody ('all')."
         ),
     ] = "subjects",
-    network: Annotated[
-        str, typer.Option(help="transvert, transvert_hull, transvert_lift, or one of `peers` to compare with.")
-    ] = "transvert_lift",
+    network: Annotated[str, typer.Option(help="transvert or transvert_lift.")] = "transvert_lift",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7000,
     batch: Annotated[int, typer.Option(help="Samples a step and process.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="AdamW's peak.")] = 2e-3,
     critic_weight: Annotated[float, typer.Option(help="Of the least-squares adversarial term; 0 for none.")] = 0.0,
-    mix_share: Annotated[
-        float, typer.Option("--mix", help="How often a draw mixes shapes of several people; see `transvert mix`.")
-    ] = 0.0,
     precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 0,
@@ -149,7 +133,6 @@ def train(
 ) -> None:
     """Train a network on a store; run it again to continue after a stop."""
     from transvert import stages, training
-    from transvert.augment import Strength
 
     recipe = training.Recipe(
         network,
@@ -160,7 +143,6 @@ def train(
         precision=precision,
         device=device,
         seed=seed,
-        strength=Strength(mix=mix_share),
     )
     table = stages.train(store, split, recipe, out, resume=not fresh, half=half, say=typer.echo)
     if len(table):

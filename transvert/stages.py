@@ -14,7 +14,6 @@ from torch import nn
 from transvert import levels, manifest, metrics, opening, record, samples, store, synthesis, training
 from transvert import network as networks
 from transvert.files import InputError, atomic_path
-from transvert.mixing import Shapes
 from transvert.progress import bar
 from transvert.samples import SPACING_MM, Samples, StoredSamples
 from transvert.training import Recipe, predict
@@ -175,9 +174,16 @@ def train(
             figures = f"loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}"
             say(f"{who}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
 
-        learned, held = streamed(place, rows[rows["split"] == "train"]), chosen(place, rows[rows["split"] != "train"])
-        shapes = Shapes(place, [subject.subject for subject in learned]) if recipe.strength.mix else None
-        training.train(learned, held, recipe, own, resume=resume, on_epoch=report, half=half, shapes=shapes)
+        held = chosen(place, rows[rows["split"] != "train"])
+        training.train(
+            streamed(place, rows[rows["split"] == "train"]),
+            held,
+            recipe,
+            own,
+            resume=resume,
+            on_epoch=report,
+            half=half,
+        )
         if int(os.environ.get("RANK", "0")):
             continue  # One of several processes scores.
         network, _ = open_network(own / "weights.safetensors")

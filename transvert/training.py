@@ -35,7 +35,6 @@ from transvert.augment import Sampler, Strength
 from transvert.device import accelerator, precision
 from transvert.files import InputError, atomic_path
 from transvert.losses import loss_and_dice
-from transvert.mixing import Shapes
 from transvert.progress import bar
 from transvert.samples import Samples, StoredSamples
 
@@ -93,7 +92,6 @@ def train(
     progress: bool = True,
     stop_after: int | None = None,
     half: bool = False,
-    shapes: Shapes | None = None,
 ) -> pd.DataFrame:
     """Trains a network and leaves `checkpoint.pt`, `curve.csv` and `weights.safetensors` in `folder`.
 
@@ -106,7 +104,6 @@ def train(
         progress: whether to draw a bar an epoch.
         stop_after: stop after this step, as if interrupted.
         half: keep the weights as float16, half the size.
-        shapes: between the subjects, for `Strength.mix`.
 
     Returns:
         The curve: one row an epoch with step, loss, dice (training), dice_validation, learning_rate and seconds.
@@ -140,7 +137,7 @@ def train(
         critic = networks.Critic()
         critic_optimiser = torch.optim.Adam(critic.parameters(), 2e-4, betas=(0.5, 0.999))
         critic, critic_optimiser = fabric.setup(critic, critic_optimiser)
-    sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device, fabric.world_size, shapes)
+    sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device, stride=fabric.world_size)
     inputs = _validation_inputs(validation)
     identity = {
         "recipe": asdict(recipe),
