@@ -8,7 +8,7 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment clean
+.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -61,6 +61,9 @@ bench-synthesis: venv  ## What a CT costs on its way into the store: benchmarks/
 
 bench-augment: venv  ## Training samples a second: benchmarks/augment.md
 	$(BIN)/python -m benchmarks.augment
+
+bench-networks: venv  ## Size, time and memory of the networks: benchmarks/networks.md
+	$(BIN)/python -m benchmarks.networks
 
 # An environment of its own: the peers bring some 5 GB, and nothing else needs them.
 .venv-bench/.installed: benchmarks/requirements.txt $(INSTALLED)

@@ -248,6 +248,14 @@ def test_a_cluster_at_an_address_makes_what_one_process_makes(one: Subject, bad:
         assert_array_equal(one_s.pictures, other_s.pictures)
 
 
+def test_a_worker_has_one_thread_its_memory_and_keeps_what_it_has() -> None:
+    with synthesis._client("", 1, "1 GB") as client:
+        (found,) = client.run(lambda: dict(os.environ)).values()
+        assert synthesis.WORKER_ENVIRONMENT.items() <= found.items()
+        ((worker, threads),) = client.nthreads().items()
+        assert threads == 1 and client.scheduler_info()["workers"][worker]["memory_limit"] == 10**9
+
+
 def test_no_cluster_and_no_amount_of_memory_get_their_sentence(one: Subject, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No Dask scheduler answers at nowhere .*; start one with `dask scheduler`"):
         synthesis.synthesize([one], tmp_path / "store", scheduler="nowhere", progress=False)

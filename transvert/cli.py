@@ -118,7 +118,13 @@ def train(
             "those of the 'official' test sets; what a CSV of data_manifests/splits says; nobody ('all')."
         ),
     ] = "subjects",
-    network: Annotated[str, typer.Option(help="transvert or transvert_lift.")] = "transvert_lift",
+    network: Annotated[
+        str,
+        typer.Option(
+            help="transvert (the paper's form), transvert_hull (the fastest), transvert_lift (the shipped one), or, to "
+            "compare with, twod_permute_concat, oned_concat, attention_unet."
+        ),
+    ] = "transvert_lift",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7000,
     batch: Annotated[int, typer.Option(help="Samples a step and process.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="AdamW's peak.")] = 2e-3,

@@ -41,6 +41,14 @@ FAILURES = "failures.csv"
 """Beside the shards: which subjects could not be made into samples, and why."""
 
 WORKER_MEMORY = "4 GB"
+WORKER_ENVIRONMENT = {
+    **dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    # Large arrays come and go. Handed back each time, as Dask has it, their memory costs a phantom a third of its time.
+    "MALLOC_MMAP_THRESHOLD_": str(2**26),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+}
+"""Of the processes that are started here: one thread, and freed memory is kept up to a limit."""
+
 FEW = 3
 """Up to so many subjects are made in this process: starting workers would take longer than they save."""
 
@@ -49,7 +57,6 @@ _MADE_BY = 3
 
 _COUNT_WORKERS_S = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ONE_THREAD = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,7 @@ def _client(scheduler: str, workers: int, memory: str) -> Iterator[Any]:
         raise InputError(f"'{memory}' is no amount of memory; write it as \"4 GB\".") from None
     number = workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // limit))
     # A worker computes on one thread; a subject that has ended two workers ends no third.
-    settings = {f"distributed.nanny.pre-spawn-environ.{name}": "1" for name in _ONE_THREAD}
+    settings = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()}
     with (
         dask.config.set({**settings, "distributed.scheduler.allowed-failures": 1}),
         LocalCluster(
