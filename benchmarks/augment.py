@@ -21,11 +21,9 @@ from unittest import mock
 import pandas as pd
 import torch
 
-from benchmarks.report import describe_machine
+from benchmarks.report import describe_machine, write
 from transvert import augment, clutter, manifest, opening, samples, store, warp
 from transvert.augment import Sampler, Strength
-from transvert.files import atomic_path
-from transvert.record import write_table
 from transvert.samples import Samples, StoredSamples
 from transvert.training import Recipe
 
@@ -61,10 +59,8 @@ def main() -> None:
     cut = {kind: samples.cut(ct, mask, subject.name, surroundings=kind) for kind in STRENGTHS}
     with tempfile.TemporaryDirectory(prefix="bench-augment-") as folder:
         table = measure(cut, Path(folder))
-    write_table(chosen.out / "augment.csv", table)
     machine = describe_machine(len(os.sched_getaffinity(0)), load)
-    with atomic_path(chosen.out / "augment.md") as temporary:
-        temporary.write_text(as_markdown(table, machine, len(cut["body"])), encoding="utf-8")
+    write(chosen.out, "augment", table, as_markdown(table, machine, len(cut["body"])))
 
 
 def measure(cut: dict[str, Samples], folder: Path) -> pd.DataFrame:

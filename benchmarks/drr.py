@@ -68,10 +68,10 @@ def main() -> None:
         if not chosen.only:
             rows += measure_growth(volume, Path(folder), bar)
     table = pd.DataFrame(rows, columns=report.COLUMNS)
-    machine = report.describe_machine(cores, load)
+    page = report.as_markdown(table, report.describe_machine(cores, load))
     if not chosen.only:
-        report.write(table, chosen.out, machine)
-    print(report.as_markdown(table, machine))
+        report.write(chosen.out, "drr", table, page)
+    print(page)
 
 
 def measure_memories(scenes: list[Scene], folder: Path, bar: tqdm) -> dict[tuple[str, str], float | str]:

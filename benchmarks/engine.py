@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ Job = Callable[[], tuple[np.ndarray, float]]
 """Projects prepared views: (N, rows, columns) float32 and seconds."""
 
 
-class Engine:
+class Engine(ABC):
     """One way to project.
 
     Args:
@@ -34,12 +35,12 @@ class Engine:
     packages: tuple[str, ...] = ()
     does_parallel = True
 
-    def __init__(self, volume: Volume, folder: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, volume: Volume, folder: Path) -> None: ...
 
+    @abstractmethod
     def prepare(self, views: Sequence[View], threads: int = THREADS) -> Job:
         """Views of one shape and beam, with the central ray through the middle of the picture, as a job."""
-        raise NotImplementedError
 
     def warm_up(self, views: Sequence[View]) -> None:
         """Projects 8 x 8 pixels, so that what is compiled or loaded once is."""
@@ -47,19 +48,25 @@ class Engine:
 
     def memory(self, views: Sequence[View]) -> float:
         """Peak resident bytes during a projection above those before it; NaN where the system can't tell."""
-        status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-        def resident(field: str) -> int:
-            (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", status.read_text())
-            return int(kilobytes) * 1024
-
         try:
-            idle = resident("VmRSS")
-            reset.write_text("5")
+            idle = resident_bytes("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             return float("nan")
         self.prepare(views)()
-        return max(resident("VmHWM") - idle, 0)
+        return max(resident_bytes("VmHWM") - idle, 0)
+
+
+def resident_bytes(field: str) -> int:
+    """What this process has resident, "VmRSS", or has had at most, "VmHWM". Linux only.
+
+    Not getrusage: its peak begins with that of the process that started this one.
+
+    Raises:
+        OSError: the system doesn't tell.
+    """
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024
 
 
 def clocked(project: Callable[[], np.ndarray]) -> Job:

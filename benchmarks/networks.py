@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -22,10 +21,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import describe_machine
-from transvert.files import atomic_path
+from benchmarks.engine import resident_bytes
+from benchmarks.report import describe_machine, write
 from transvert.network import NETWORKS, build
-from transvert.record import write_table
 from transvert.training import loss_and_dice, predict
 
 HERE = Path(__file__).resolve().parent
@@ -66,10 +64,8 @@ def main() -> None:
     print("The times are measured; memory next, which may be disturbed.", file=sys.stderr, flush=True)
     memory = {name: memory_alone(name, chosen.threads) for name in NETWORKS}
     table[["predict_gib", "train_gib"]] = [memory[name] for name in table.network]
-    write_table(chosen.out / "networks.csv", table[COLUMNS])
     page = as_markdown(table, f"{describe_machine(cores, load)}; {chosen.threads} threads; torch {torch.__version__}")
-    with atomic_path(chosen.out / "networks.md") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write(chosen.out, "networks", table[COLUMNS], page)
     print(page)
 
 
@@ -142,17 +138,11 @@ def measure_memory(name: str) -> tuple[float, float]:
     """This process's high-water mark after predicting a spine, and after training two steps, GiB. Linux only."""
     network = _built(name)
     predict(network, _images(VERTEBRAE).numpy())
-    predicting = _high_water_gib()
+    predicting = resident_bytes("VmHWM")
     trainer = Trainer(network)
     for _ in range(2):
         trainer.step()
-    return predicting, _high_water_gib()
-
-
-def _high_water_gib() -> float:
-    # Not getrusage: its peak begins with that of the process that started this one.
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(kilobytes) / 2**20
+    return predicting / 2**30, resident_bytes("VmHWM") / 2**30
 
 
 def as_markdown(table: pd.DataFrame, machine: str) -> str:

@@ -1,4 +1,4 @@
-"""The measured table as CSV, and as Markdown for readers."""
+"""Measured tables as CSV, and as Markdown for readers; of the DRR benchmark, the page itself."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ COLUMNS = [
 _GROWTH = {"volume": "share of the voxels", "pixels": "pixels", "threads": "threads"}
 
 
-def write(table: pd.DataFrame, folder: Path, machine: str) -> None:
-    """Writes `drr.csv` and `drr.md` into `folder`, each whole or not at all."""
-    write_table(folder / "drr.csv", table)
-    with atomic_path(folder / "drr.md") as temporary:
-        temporary.write_text(as_markdown(table, machine), encoding="utf-8")
+def write(folder: Path, name: str, table: pd.DataFrame, page: str) -> None:
+    """Writes `name`.csv and `name`.md into `folder`, each whole or not at all."""
+    write_table(folder / f"{name}.csv", table)
+    with atomic_path(folder / f"{name}.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def as_markdown(table: pd.DataFrame, machine: str) -> str:

@@ -21,10 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.report import describe_machine
+from benchmarks.report import describe_machine, write
 from transvert import manifest, opening, samples, store
-from transvert.files import atomic_path
-from transvert.record import write_table
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 15
@@ -246,9 +244,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-store-") as folder:
         table = measure(arrays, Path(folder))
     cores = len(os.sched_getaffinity(0))
-    write_table(chosen.out / "store.csv", table)
-    with atomic_path(chosen.out / "store.md") as temporary:
-        temporary.write_text(as_markdown(table, describe_machine(cores, load), len(cut)), encoding="utf-8")
+    write(chosen.out, "store", table, as_markdown(table, describe_machine(cores, load), len(cut)))
 
 
 def measure(arrays: Arrays, folder: Path) -> pd.DataFrame:

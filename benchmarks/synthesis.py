@@ -11,7 +11,6 @@ import functools
 import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,11 +26,11 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from benchmarks.report import describe_machine
+from benchmarks.engine import resident_bytes
+from benchmarks.report import describe_machine, write
 from transvert import manifest, opening, samples, store, synthesis, volume
-from transvert.files import atomic_path
+from transvert.files import write_json
 from transvert.manifest import Subject
-from transvert.record import write_table
 from transvert.volume import Volume
 
 HERE = Path(__file__).resolve().parent
@@ -70,10 +69,8 @@ def main() -> None:
     table = measure_all(rows, chosen.work)
     print(table.to_string(index=False))
     if chosen.most >= max(COUNTS):
-        write_table(chosen.out / "synthesis.csv", table)
         machine = describe_machine(len(os.sched_getaffinity(0)), load)
-        with atomic_path(chosen.out / "synthesis.md") as temporary:
-            temporary.write_text(as_markdown(table, machine), encoding="utf-8")
+        write(chosen.out, "synthesis", table, as_markdown(table, machine))
 
 
 def measure_all(rows: list[str], work: Path) -> pd.DataFrame:
@@ -91,8 +88,7 @@ def measure_all(rows: list[str], work: Path) -> pd.DataFrame:
                 command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **surroundings}
             )
             found[row] = json.loads(done.stdout.splitlines()[-1])
-            with atomic_path(known) as temporary:
-                temporary.write_text(json.dumps(found))
+            write_json(known, found)
     return pd.DataFrame([found[row] for row in rows], columns=COLUMNS)
 
 
@@ -194,18 +190,13 @@ def measure_long(work: Path, slices: int) -> dict[str, Any]:
         timed_make(Path(folder), replace(subject, name="again"), folder, "0", synthesis.Settings())
         # The kernel's high-water mark, set back to what is held now: what a parent process took stands in it, too.
         Path("/proc/self/clear_refs").write_text("5")
-        idle = memory_mb("VmRSS")
+        idle = resident_bytes("VmRSS")
         timed_make(Path(folder), subject, folder, "0", synthesis.Settings())
         began, ended, cpu = json.loads((Path(folder) / f"{subject.name}.json").read_text())
         made = samples.read_index(folder)
     row = {"study": "length", "cts": 1, "workers": 0, "busy_s": ended - began, "cpu_s": cpu, "slices": slices}
     count = int((made["subject"] == subject.name).sum())
-    return row | {"samples": count, "peak_mb": memory_mb("VmHWM"), "idle_mb": idle}
-
-
-def memory_mb(which: str) -> float:
-    (kilobytes,) = re.findall(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(kilobytes) * 1024 / 1e6
+    return row | {"samples": count, "peak_mb": resident_bytes("VmHWM") / 1e6, "idle_mb": idle / 1e6}
 
 
 def as_markdown(table: pd.DataFrame, machine: str) -> str:
