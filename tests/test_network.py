@@ -36,7 +36,7 @@ def _loud(made: nn.Module) -> nn.Module:
 
 def test_our_own_network_is_the_size_that_the_benchmark_tells() -> None:
     sizes = {name: sum(p.numel() for p in network.build(name).parameters()) for name in NAMES}
-    assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_433_370, "transvert_lift": 4_528_763}
+    assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_516_026, "transvert_lift": 4_528_763}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,6 +66,7 @@ ORDER = [
     "metrics",
     "losses",
     "device",
+    "muon",
     "training",
     "spine",
     "render",

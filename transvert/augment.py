@@ -59,11 +59,11 @@ class Strength:
         collimate: how often a film's edge cuts the patch.
     """
 
-    turn_deg: float = 15.0
+    turn_deg: float = 10.0
     scale: float = 0.15
-    stretch: float = 0.12
+    stretch: float = 0.1
     shift_mm: float = 4.0
-    elastic_mm: float = 3.5
+    elastic_mm: float = 2.5
     mirror: float = 0.5
     view_deg: float = 5.0
     magnification: float = 0.05
@@ -75,6 +75,15 @@ class Strength:
     noise: float = 0.25
     contrast: float = 0.4
     collimate: float = 0.15
+
+
+STRENGTHS = {
+    "films": Strength(),
+    "drr": Strength(
+        view_deg=1.0, magnification=0.01, click_mm=1.0, bare=1.0, clutter=0.15, blur=0.3, noise=0.1, collimate=0.0
+    ),
+}
+"""By name: what real films ask for, and DRRs of the cube alone, cast straight and marked well, as benchmarks have them."""
 
 
 class Sampler:

@@ -71,7 +71,10 @@ def synthesize(
         str,
         typer.Option(help="body casts the whole CT; cube each vertebra's 96 mm alone, as the public benchmark does."),
     ] = "body",
-    seed: Annotated[int, typer.Option(help="Of the phantoms of subjects without a CT.")] = 0,
+    phantoms: Annotated[
+        bool, typer.Option("--phantoms", help="Paint every subject as a phantom from its mask, even those with a CT.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the phantoms.")] = 0,
     without: Annotated[list[str] | None, typer.Option(help="A subject to leave out; may be given again.")] = None,
     scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler; by default this computer works.")] = "",
     workers: Annotated[int, typer.Option(help="Processes on this computer; 0 for as many as it has room for.")] = 0,
@@ -97,6 +100,7 @@ def synthesize(
         out,
         projection=projection,
         surroundings=surroundings,
+        phantoms=phantoms,
         seed=seed,
         scheduler=scheduler,
         workers=workers,
@@ -114,20 +118,27 @@ def train(
     split: Annotated[
         str,
         typer.Option(
-            help="Who is held out: every fifth of the 'subjects'; 'loso' (each in turn, a training each); 'loso:NAME'; "
-            "those of the 'official' test sets; what a CSV of data_manifests/splits says; nobody ('all')."
+            help="Who is held out: every fifth of the 'subjects'; 'loso' (each person in turn, a training each); "
+            "'loso:NAME'; 'folds:K' (K groups of people in turn), 'folds:K:N' (the Nth); those of the 'official' test "
+            "sets; what a CSV of data_manifests/splits says; nobody ('all')."
         ),
     ] = "subjects",
     network: Annotated[
         str,
         typer.Option(
-            help="transvert (the paper's form), transvert_hull (the fastest), transvert_lift (the shipped one), or, to "
-            "compare with, twod_permute_concat, oned_concat, attention_unet."
+            help="transvert_hull (this companion's own), transvert (the paper's form), or, to compare with, "
+            "twod_permute_concat, oned_concat, attention_unet."
         ),
-    ] = "transvert_lift",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 7000,
-    batch: Annotated[int, typer.Option(help="Samples a step and process.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's peak.")] = 2e-3,
+    ] = "transvert_hull",
+    draws: Annotated[
+        str,
+        typer.Option(help="What is drawn: 'films' as real ones may look, or clean 'drr' of a cube alone."),
+    ] = "films",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4000,
+    epoch_steps: Annotated[int, typer.Option(help="Steps between two checkpoints and two points of the curve.")] = 200,
+    batch: Annotated[int, typer.Option(help="Samples a step and process.")] = 6,
+    optimiser: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    learning_rate: Annotated[float, typer.Option(help="The optimiser's peak; 0.002 is good for adamw.")] = 4e-3,
     critic_weight: Annotated[float, typer.Option(help="Of the least-squares adversarial term; 0 for none.")] = 0.0,
     precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -138,16 +149,21 @@ def train(
     half: Annotated[bool, typer.Option("--half", help="Keep the weights as float16, as the shipped ones are.")] = False,
 ) -> None:
     """Train a network on a store; run it again to continue after a stop."""
-    from transvert import stages, training
+    from transvert import augment, stages, training
 
+    if draws not in augment.STRENGTHS:
+        raise InputError(f"'{draws}' are no draws; use {' or '.join(augment.STRENGTHS)}.")
     recipe = training.Recipe(
         network,
         steps=steps,
+        epoch_steps=epoch_steps,
         batch=batch,
+        optimiser=optimiser,
         learning_rate=learning_rate,
         critic_weight=critic_weight,
         precision=precision,
         device=device,
+        strength=augment.STRENGTHS[draws],
         seed=seed,
     )
     table = stages.train(store, split, recipe, out, resume=not fresh, half=half, say=typer.echo)

@@ -96,7 +96,7 @@ class TransVertHull(nn.Module):
         super().__init__()
         self.maps = maps
         flat = (width // 8, width // 4, width // 2, width)
-        solid = (width // 8, width // 2, width)
+        solid = (width // 4, width // 2, width)
         self.encoders = nn.ModuleList(Encoder(flat, (0, 1, 1, 2), kernel=5) for _ in range(2))
         self.exchange = Exchange(width) if attention else None
         self.decoders = nn.ModuleList(Decoder(flat, 2) for _ in range(2))

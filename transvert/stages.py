@@ -56,8 +56,9 @@ def split(index: pd.DataFrame, name: str) -> pd.DataFrame:
     Args:
         index: a store's.
         name: a CSV of `data_manifests/splits`; "subjects" to hold out every fifth person; "loso:NAME" to hold out the
-            person or the subject of that name alone (leave one subject out; `folds` gives them all); "official" for
-            what the data set's authors trained on; "all" to hold out nobody.
+            person or the subject of that name alone (leave one subject out; `folds` gives them all); "folds:K:N" to
+            hold out the Nth of K groups of people; "official" for what the data set's authors trained on; "all" to hold
+            out nobody.
 
     Returns:
         The index with a column `split`: "train", "held_out_vertebra" or "held_out_subject". Samples the CSV does not
@@ -74,6 +75,8 @@ def split(index: pd.DataFrame, name: str) -> pd.DataFrame:
         made = index.assign(split="train")
     elif name == "official":
         made = _held_out(index, index["official_split"] != "training")
+    elif name == "folds" or name.startswith("folds:"):
+        made = _held_out(index, persons.isin(_group(index, name)))
     elif name == "loso" or name.startswith("loso:"):
         one = name.removeprefix("loso").removeprefix(":")
         held = persons[(persons == one) | (index["subject"] == one)]
@@ -100,21 +103,68 @@ def _held_out(index: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
     return index.assign(split=np.where(held, "held_out_subject", "train"))
 
 
+def group_people(index: pd.DataFrame, count: int) -> list[list[str]]:
+    """The people of a store in `count` groups of about as many vertebrae; equal stores give equal groups.
+
+    Whoever has most vertebrae comes first, and each goes to the group that has fewest so far.
+
+    Raises:
+        InputError: fewer than two groups, or more than there are people.
+    """
+    sizes = index["person"].value_counts()
+    if not 2 <= count <= len(sizes):
+        raise InputError(f"{len(sizes)} people can't be put into {count} groups; use 2 to {len(sizes)}.")
+    groups: list[list[str]] = [[] for _ in range(count)]
+    totals = [0] * count
+    for person in sorted(sizes.index, key=lambda person: (-sizes[person], person)):
+        least = totals.index(min(totals))
+        groups[least].append(person)
+        totals[least] += int(sizes[person])
+    return groups
+
+
+def _group(index: pd.DataFrame, name: str) -> list[str]:
+    """The people whom "folds:K:N" holds out."""
+    parts = name.split(":")[1:]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[1]) <= int(parts[0]):
+        raise InputError(f"'{name}' is not one split; write folds:K:N for group N of K, such as folds:5:1.")
+    return group_people(index, int(parts[0]))[int(parts[1]) - 1]
+
+
 def folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The trainings that a split asks for: one, or for "loso" one a person, each with the name of who is held out.
+    """The trainings that a split asks for: one, or several that hold out each person once.
 
     Args:
         index: a store's.
-        name: as in `split`, or "loso".
+        name: as in `split`; "loso" for one training a person; "folds:K" for K, each with a group of people held out.
 
     Yields:
-        The held-out person, "" but for "loso"; and the index as `split` gives it.
+        The training's name and the index as `split` gives it. The name is the held-out person's for "loso", "fold1" and
+        so on for "folds:K", and "" where there is one training alone.
     """
-    if name != "loso":
-        yield "", split(index, name)
-        return
-    for person in sorted(set(index["person"])):
-        yield person, split(index, f"loso:{person}")
+    kind, _, count = name.partition(":")
+    if name == "loso":
+        parts = {person: f"loso:{person}" for person in sorted(set(index["person"]))}
+    elif kind == "folds" and count.isdecimal():
+        group_people(index, int(count))  # Says what is wrong before anything is trained.
+        parts = {f"fold{n}": f"{name}:{n}" for n in range(1, int(count) + 1)}
+    else:
+        parts = {"": name}
+    for fold, part in parts.items():
+        yield fold, split(index, part)
+
+
+def sides(rows: pd.DataFrame, patience: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Which samples of a split a training learns from, and which it looks at meanwhile.
+
+    That is everybody who is held out; but where a patience decides by it when to end, every fifth of the others, so that
+    nothing is chosen by looking at whom the network will be tested on.
+    """
+    learned, watched = rows[rows["split"] == "train"], rows[rows["split"] != "train"]
+    if patience:
+        inner = split(learned, "subjects")
+        learned, watched = inner[inner["split"] == "train"], inner[inner["split"] != "train"]
+    return learned, watched
 
 
 def streamed(place: str | Path, rows: pd.DataFrame, *, keep: int = 1000) -> list[StoredSamples]:
@@ -157,7 +207,7 @@ def train(
         place: the store; what is learned from stays there until it is drawn.
         name: of the split, as in `folds`.
         recipe: of every training.
-        folder: for `training.train`'s files, in a folder of the held-out person's name for "loso"; for `metrics.csv`.
+        folder: for `training.train`'s files, in a folder of the fold's name where there are several; for `metrics.csv`.
         resume: as in `training.train`; a fold that is done is not trained again.
         half: as in `training.train`.
         say: hears of each epoch.
@@ -166,18 +216,18 @@ def train(
         The metrics of all folds, as `score` gives them; empty where nobody is held out.
     """
     tables = []
-    for person, rows in folds(samples.read_index(place), name):
-        own = folder / person
+    for fold, rows in folds(samples.read_index(place), name):
+        own = folder / fold
 
-        def report(curve: pd.DataFrame, who: str = f"{person}: " if person else "") -> None:
+        def report(curve: pd.DataFrame, who: str = f"{fold}: " if fold else "") -> None:
             last = curve.iloc[-1]
             figures = f"loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}"
             say(f"{who}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
 
-        held = chosen(place, rows[rows["split"] != "train"])
+        learned, watched = sides(rows, recipe.patience)
         training.train(
-            streamed(place, rows[rows["split"] == "train"]),
-            held,
+            streamed(place, learned),
+            chosen(place, watched),
             recipe,
             own,
             resume=resume,

@@ -86,6 +86,7 @@ def synthesize(
     *,
     projection: str = "parallel",
     surroundings: str = "body",
+    phantoms: bool = False,
     seed: int = 0,
     scheduler: str = "",
     workers: int = 0,
@@ -100,7 +101,8 @@ def synthesize(
         store: a folder, or an address that fsspec can write to.
         projection: as in `samples.cut`.
         surroundings: as in `samples.cut`.
-        seed: of the phantoms of subjects without a CT.
+        phantoms: paint every subject as a phantom from its mask, even those with a CT.
+        seed: of the phantoms.
         scheduler: the address of a Dask scheduler; without one, this computer works.
         workers: processes on this computer; 0 for as many as cores and memory allow, and none for a few subjects.
         memory: what each of them may take; one that takes more is ended, and its subject fails.
@@ -117,6 +119,8 @@ def synthesize(
     store = str(store) if "://" in str(store) else str(Path(store).absolute())
     settings = Settings(projection, surroundings, seed)
     number = total or (len(subjects) if isinstance(subjects, Sized) else 0)
+    if phantoms:
+        subjects = (replace(subject, ct=None) for subject in subjects)
     wanted: dict[str, str] = {}
     failed: dict[str, str] = {}
     try:

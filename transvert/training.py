@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from transvert import muon
 from transvert import network as networks
 from transvert import samples as sample_store
 from transvert.augment import Sampler, Strength
@@ -47,7 +48,8 @@ class Recipe:
         network: a key of `network.NETWORKS`, built with `options`.
         steps: optimiser steps; an epoch is `epoch_steps` of them.
         batch: samples a step and process.
-        learning_rate: AdamW's peak, after `warmup` steps; a cosine takes it to a hundredth.
+        optimiser: a key of `muon.OPTIMISERS`.
+        learning_rate: its peak, after `warmup` steps; a cosine takes it to a hundredth.
         average: of the moving average of the weights, which is what is validated and kept.
         loss: a key of `losses.LOSSES`.
         projection_weight: of `losses.projection_loss`; 0 for none.
@@ -61,12 +63,13 @@ class Recipe:
         seed: of the weights and of every draw.
     """
 
-    network: str = "transvert_lift"
+    network: str = "transvert_hull"
     options: dict[str, Any] = field(default_factory=dict)
     steps: int = 600
     epoch_steps: int = 50
     batch: int = 6
-    learning_rate: float = 2e-3
+    optimiser: str = "muon"
+    learning_rate: float = 4e-3
     weight_decay: float = 0.02
     warmup: int = 50
     average: float = 0.995
@@ -129,7 +132,13 @@ def train(
     torch.manual_seed(recipe.seed)
     network = networks.build(recipe.network, **recipe.options)
     kept = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimiser = muon.optimiser(
+        recipe.optimiser,
+        network.parameters(),
+        recipe.learning_rate,
+        recipe.weight_decay,
+        torch.bfloat16 if precision(recipe.precision) == "bf16-mixed" else torch.float32,
+    )
     critic = critic_optimiser = None
     network, optimiser = fabric.setup(network, optimiser)
     kept = kept.to(fabric.device)
