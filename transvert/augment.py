@@ -31,18 +31,22 @@ _AHEAD = 2  # Steps whose samples are ordered before they are due.
 
 @dataclass(frozen=True)
 class Strength:
-    """How far a draw may stray from its sample; ranges are half-widths, `elastic_mm` a standard deviation.
+    """How far a draw may stray from its sample; ranges are half-widths, `elastic_mm` and `fine_mm` standard
+    deviations.
 
     All at 0 gives a CT's sample itself. `bare=1, clutter=0, collimate=0` gives what the public benchmark trains on: a DRR of
     the cube alone, bone and flesh, with nothing beyond it. (Samples that were cut with `surroundings="cube"` are bare
     anyway, but not without clutter.)
 
     Attributes:
-        turn_deg: rotation about each axis.
+        tilt_deg: how far the vertebra leans to the front or back; along one spine, and from lying to standing, this
+            varies more than any other angle.
+        turn_deg: rotation about each of the other two axes.
         scale: relative size of all axes together.
         stretch: relative size of each axis by itself.
         shift_mm: of the vertebra in its cube; the landmark goes with it.
         elastic_mm: smooth displacement, on control points about 24 mm apart.
+        fine_mm: as `elastic_mm`, on points 12 mm apart: processes and endplates by themselves.
         mirror: how often left and right are exchanged.
         view_deg: of each view by itself, its rays turned about the body's long axis and tilted about the horizontal
             axis of its picture. The angle between two views strays by up to twice as much.
@@ -59,11 +63,13 @@ class Strength:
         collimate: how often a film's edge cuts the patch.
     """
 
+    tilt_deg: float = 20.0
     turn_deg: float = 10.0
     scale: float = 0.15
     stretch: float = 0.1
     shift_mm: float = 4.0
     elastic_mm: float = 2.5
+    fine_mm: float = 1.0
     mirror: float = 0.5
     view_deg: float = 5.0
     magnification: float = 0.05
@@ -231,7 +237,8 @@ def _slabs(hu: np.ndarray) -> np.ndarray:
 
 def _affine(batch: int, strength: Strength, random: Random) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 3, 3) from the drawn cube's mm to the sample's mm, some mirrored at the midplane; (B, 3) mm."""
-    angles = torch.deg2rad(random.uniform(-strength.turn_deg, strength.turn_deg, batch, 3))
+    limits = torch.tensor([strength.tilt_deg, strength.turn_deg, strength.turn_deg], device=random.device)
+    angles = torch.deg2rad(random.uniform(-1.0, 1.0, batch, 3) * limits)
     matrix = torch.eye(3, device=random.device).expand(batch, 3, 3)
     for axis in range(3):
         cosine, sine = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
@@ -252,9 +259,13 @@ def _bent_grid(matrix: torch.Tensor, shift: torch.Tensor, strength: Strength, ra
     points = torch.stack(torch.meshgrid(mm, mm, mm, indexing="ij"))
     moved = torch.einsum("bij,jxyz->bixyz", matrix, points) + shift[:, :, None, None, None]
     control = random.normal(len(matrix), 3, 5, 5, 5) * strength.elastic_mm
-    control = functional.interpolate(control, size=(_COARSE,) * 3, mode="trilinear", align_corners=True)
+    fine = random.normal(len(matrix), 3, 9, 9, 9) * strength.fine_mm
+    control, fine = (
+        functional.interpolate(points, size=(_COARSE,) * 3, mode="trilinear", align_corners=True)
+        for points in (control, fine)
+    )
     control = functional.avg_pool3d(control, 3, 1, 1, count_include_pad=False)
-    return (moved + control) / SPACING_MM
+    return (moved + control + fine) / SPACING_MM
 
 
 def _views(batch: int, strength: Strength, random: Random) -> torch.Tensor:
