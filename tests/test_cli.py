@@ -58,3 +58,14 @@ def test_evaluate_writes_the_promised_columns(patient, tmp_path):
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert list(table.columns) == ["subject", "level", "dice", "hd95_mm", "assd_mm", "nsd_1p5mm", "source"]
     assert set(table.source) <= {"ct", "phantom"}
+
+
+def test_evaluate_takes_a_store_too_and_says_the_same(patient, tmp_path):
+    folder, store = str(patient.mask_path.parent), str(tmp_path / "store")
+    assert run("synthesize", folder, "--out", store).returncode == 0
+    tables = []
+    for source in (folder, store):
+        done = run("evaluate", source, "--out", str(tmp_path / "out"))
+        assert done.returncode == 0, done.stderr
+        tables.append(pd.read_csv(tmp_path / "out" / "metrics.csv"))
+    pd.testing.assert_frame_equal(*tables)

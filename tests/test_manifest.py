@@ -149,7 +149,27 @@ OF_WHEEL = "The wheel of file 1 of the data manifest small.yaml"
         (("files", 1), "convention", REMOVE, f"{OF_MASK} is a mask: a mask must have the key 'convention'"),
         (("files", 1), "convention", "mine", f"{OF_MASK} has the unknown convention 'mine'; use verse, totalseg"),
         (("files", 2), "level", "L9", f"{OF_SURFACE}: 'L9' is not a vertebral level; use C1-C7"),
-        (("files", 2), "frame", "RSA", f"{OF_SURFACE} has the unknown frame 'RSA'; use RAS, LPS, ALS, unstated."),
+        (
+            ("files", 2),
+            "frame",
+            "RLS",
+            f"{OF_SURFACE}: 'frame' must be one letter each of R/L, A/P and S/I, such as LPS, or 'unstated', not 'RLS'.",
+        ),
+        (("files", 2), "frame", "lps", f"{OF_SURFACE}: 'frame' must be one letter each of R/L, A/P and S/I"),
+        (("files", 2), "frame", "RLA", f"{OF_SURFACE}: 'frame' must be one letter each of R/L, A/P and S/I"),
+        (("files", 2), "frame", "API", f"{OF_SURFACE}: 'frame' must be one letter each of R/L, A/P and S/I"),
+        (("files", 2), "frame", "LPSI", f"{OF_SURFACE}: 'frame' must be one letter each of R/L, A/P and S/I"),
+        (("files", 2), "level", 1, f"{OF_SURFACE}: 'level' must be text, not 1; put it in quotes."),
+        (("files", 2), "levels", ["L1", "L2"], f"{OF_SURFACE} must have either one level or 'levels'."),
+        (("files", 1), "levels", ["L1", "L2"], f"{OF_MASK} is a mask: only a surface may have the key 'levels'."),
+        (("files", 1), "faces", "a.csv", f"{OF_MASK} is a mask: only a surface may have the key 'faces'."),
+        (("files", 2), "faces", "deep/a.csv", f"{OF_SURFACE}: 'faces' must be a file's name, not 'deep/a.csv'."),
+        (
+            ("files", 2),
+            "faces",
+            "a.csv",
+            f"{OF_SURFACE} has its faces in a.csv, but no file of the role faces of someone is named so; add it.",
+        ),
         (
             ("files", 2),
             "unit",
@@ -181,6 +201,48 @@ def test_what_is_wrong_is_told_in_one_sentence(tmp_path, where, key, value, sent
     with pytest.raises(InputError, match=re.escape(sentence)) as caught:
         manifest.load(write(tmp_path, content))
     assert "\n" not in str(caught.value)
+
+
+ROW = [URL.replace("L1", "row"), "C7", "T1", "T13", "L1", "sacrum"]
+
+
+def of_several(names: object) -> dict:
+    """A manifest with one more surface, of the levels of these names."""
+    files = [*CONTENT["files"][:2], entry("surface", b"solid row", url=ROW[0], levels=names, frame="ASR", unit="m")]
+    return {**CONTENT, "files": files}
+
+
+def test_a_surface_of_several_levels(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = manifest.load(write(surroundings, of_several(ROW[1:])))
+    assert found.files[2].shown == found.files[2].levels == (7, 8, 28, 20, 26) and found.files[2].level is None
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(build_mirror(surroundings)))
+    (surroundings / "mirror" / URL_PATH.replace("L1", "row")).write_bytes(b"solid row")
+    (subject,) = manifest.fetch(found, roles="surface", progress=False)
+    assert list(subject.surfaces) == [7, 8, 28, 20, 26] and len(set(subject.surfaces.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ([], "must list at least one entry under 'levels'."),
+        ("L1", "must list at least one entry under 'levels'."),
+        (["L1"], ": 'levels' must name two levels or more, each once and from the head down."),
+        (["L2", "L1"], ": 'levels' must name two levels or more, each once and from the head down."),
+        (["L1", "L1"], ": 'levels' must name two levels or more, each once and from the head down."),
+        (["L1", "L9"], ": 'L9' is not a vertebral level; use C1-C7"),
+        (["L1", 2], ": 'levels' must be text, not 2; put it in quotes."),
+    ],
+)
+def test_levels_that_make_no_row(tmp_path: Path, names: object, sentence: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(OF_SURFACE) + " ?" + re.escape(sentence)):
+        manifest.load(write(tmp_path, of_several(names)))
+
+
+def test_a_level_is_told_by_one_surface(tmp_path: Path) -> None:
+    content = of_several(["L1", "L2"])
+    content["files"].append(CONTENT["files"][2])
+    with pytest.raises(InputError, match=r"^File 4 .* a surface of someone, takes the place of file 3; remove one"):
+        manifest.load(write(tmp_path, content))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -480,8 +542,18 @@ def test_public_samples_say_what_they_show() -> None:
     assert of_ctacardio == {*range(levels.number("T2"), levels.number("T12") + 1), *range(20, 22)}
     assert all(f"_{levels.name(file.level)} " in file.filename for file in surfaces if file.subject == "ctacardio")
     assert all(file.frame and file.unit for file in files if file.role in ("surface", "landmarks", "centroids"))
+    (mean,) = (file for file in surfaces if file.subject == "mean-87")
+    assert [levels.name(level) for level in mean.levels] == ["L2", "L3", "L4", "L5"] and mean.frame == "unstated"
+    assert mean.filename == "meanMesh_vertices.csv" and mean.faces == "meanMesh_faces.csv"
     commit = re.compile(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/")
     assert all(commit.match(file.source) for file in files), "an address without a commit changes what it gives"
+
+
+def test_the_generic_skeleton_shows_every_vertebra_once() -> None:
+    files = [file for file in manifest.load("generic_skeleton").files if file.role == "surface"]
+    shown = [levels.name(level) for file in files for level in file.levels]
+    assert shown == [*(f"C{i}" for i in range(1, 8)), *(f"T{i}" for i in range(1, 13)), *(f"L{i}" for i in range(1, 6))]
+    assert {(file.frame, file.unit, file.source.version) for file in files} == {("ASR", "m", "0.2.4")}
 
 
 @pytest.mark.skipif(not MIRROR, reason="TRANSVERT_MIRROR names no folder with the public samples.")
@@ -489,7 +561,10 @@ def test_the_mirror_has_the_public_samples(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("TRANSVERT_MIRROR", MIRROR)
     monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: pytest.fail("the mirror lacks a file"))
     public = manifest.load("public_samples")
-    assert tuple(subject.name for subject in manifest.fetch(public, progress=False)) == public.subjects
+    subjects = {subject.name: subject for subject in manifest.fetch(public, progress=False)}
+    assert tuple(subjects) == public.subjects
+    (mean,) = set(subjects["mean-87"].surfaces.values())
+    assert mean.read_text().count("v ") == 65478 and mean.read_text().count("f ") == 130956
 
 
 def test_the_demo_split_names_vertebrae_of_the_embedded_set() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from transvert import layout, manifest, volume
-from transvert.files import InputError
+from transvert import layout, manifest, mesh, volume
+from transvert.files import InputError, sha256
 from transvert.manifest_schema import Manifest
 
 CONTENT = {
@@ -102,6 +102,7 @@ OF_MASK = "Entry 2 of the layout of the data manifest mine.yaml"
             f"{OF_MASK} is a ct: only a mask or a surface may have {{level}}",
         ),
         ({"convention": "mine"}, f"{OF_MASK} has the unknown convention 'mine'; use verse, totalseg"),
+        ({"levels": ["L1", "L2"]}, f"{OF_MASK} is a mask: only a surface may have the key 'levels'."),
         ({"url": URL}, f"{OF_MASK} has the unknown key 'url'; the known ones are role, path"),
     ],
 )
@@ -269,6 +270,104 @@ def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=sentence):
             manifest.fetch(found, progress=False)
         assert not (tmp_path / "cache/mine/a").is_dir() or not list((tmp_path / "cache/mine/a").iterdir())
+
+
+# Vertices in one file and faces in another
+
+POINTS = "0,0,0\n1.5e1,0,0\n0,15,-0.25\n0,0,0.1\n"
+CORNERS = "1,3,2\n1,2,4\n2,3,4\n3,1,4\n"
+PAIR = [
+    {
+        "role": "surface",
+        "path": "{subject}/p.csv",
+        "faces": "f.csv",
+        "levels": ["L1", "L2"],
+        "frame": "LPS",
+        "unit": "mm",
+    },
+    {"role": "faces", "path": "{subject}/f.csv"},
+]
+
+
+def put_pair(folder: Path, points: str = POINTS, corners: str = CORNERS) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "p.csv").write_text(points, encoding="utf-8")
+    (folder / "f.csv").write_text(corners, encoding="utf-8")
+
+
+def test_vertices_and_faces_become_one_surface(tmp_path: Path) -> None:
+    found = load(tmp_path, layout=PAIR, folder="scans")
+    put_pair(tmp_path / "scans/a")
+    (subject,) = manifest.fetch(found, roles="surface")
+    path = subject.surfaces[20]
+    assert subject.surfaces == {20: path, 21: path} and path.is_relative_to(tmp_path / "cache/mine/a")
+    surface = mesh.read_surface(path)
+    assert surface.is_watertight and surface.volume == pytest.approx(15 * 15 * 0.1 / 6)
+    np.testing.assert_array_equal(
+        sorted(surface.vertices.tolist()), [[0, 0, 0], [0, 0, 0.1], [0, 15, -0.25], [15, 0, 0]]
+    )
+    file = subject.files[path]
+    assert (file.frame, file.unit, file.levels, file.faces) == ("LPS", "mm", (20, 21), "")
+    assert (file.sha256, file.bytes) == (sha256(path), path.stat().st_size), "samples are told by it"
+    made = path.stat().st_mtime_ns
+    assert manifest.fetch(found)[0].surfaces[20].stat().st_mtime_ns == made, "joined once"
+    (tmp_path / "scans/a/f.csv").write_text("1,2,3\n", encoding="utf-8")
+    changed = manifest.fetch(found)[0]
+    assert changed.files[changed.surfaces[20]].sha256 != file.sha256, "and again when the faces have changed"
+
+
+@pytest.mark.parametrize(
+    ("points", "corners", "sentence"),
+    [
+        (POINTS, "0,1,2\n", "The corners of the faces in f.csv must be whole numbers from 1 to 4, the rows of p.csv"),
+        (POINTS, "1,2,5\n", "The corners of the faces in f.csv must be whole numbers from 1 to 4, the rows of p.csv"),
+        (POINTS, "1,2,2.5\n", "The corners of the faces in f.csv must be whole numbers from 1 to 4, the rows of p.csv"),
+        (
+            POINTS,
+            "",
+            "f.csv must hold rows of three finite numbers, parted by commas (loadtxt: input contained no data",
+        ),
+        (
+            POINTS,
+            "1,2,3\n1,2\n",
+            "f.csv must hold rows of three finite numbers, parted by commas (the number of columns",
+        ),
+        (
+            POINTS,
+            "1,2,3,4\n",
+            "f.csv must hold rows of three finite numbers, parted by commas (others are among them).",
+        ),
+        ("", CORNERS, "p.csv must hold rows of three finite numbers, parted by commas"),
+        (
+            "x,y,z\n" + POINTS,
+            CORNERS,
+            "p.csv must hold rows of three finite numbers, parted by commas (could not convert",
+        ),
+        ("0,0,nan\n" + POINTS, CORNERS, "p.csv must hold rows of three finite numbers, parted by commas (others are"),
+        ("0 0 0\n", CORNERS, "p.csv must hold rows of three finite numbers, parted by commas"),
+    ],
+)
+def test_tables_that_are_no_surface(tmp_path: Path, points: str, corners: str, sentence: str) -> None:
+    put_pair(tmp_path / "scans/a", points, corners)
+    with pytest.raises(InputError, match="^" + re.escape(sentence)) as told:
+        manifest.fetch(load(tmp_path, layout=PAIR, folder="scans"))
+    assert "\n" not in str(told.value)
+    assert not [name for _, _, names in os.walk(tmp_path / "cache") for name in names]
+
+
+def test_faces_that_a_subject_lacks(tmp_path: Path) -> None:
+    put_pair(tmp_path / "scans/a")
+    put_pair(tmp_path / "scans/b")
+    (tmp_path / "scans/b/f.csv").unlink()
+    found = load(tmp_path, layout=PAIR, folder="scans")
+    first, second = manifest.stream(found, strict=False)
+    assert first.surfaces and not first.problem
+    assert second.problem == (
+        "p.csv of b has its faces in f.csv, but no file of the role faces of this subject is named so; add it."
+    )
+    entry = PAIR[0] | {"path": "{subject}/{level}.csv"}
+    with pytest.raises(InputError, match="Entry 1 of the layout of .* must have either one level or 'levels'"):
+        load(tmp_path, layout=[entry, PAIR[1]], folder="scans")
 
 
 # Masks of one vertebra each

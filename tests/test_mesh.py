@@ -121,6 +121,41 @@ def test_unreadable_surfaces_are_told(tmp_path, name, options, message):
         mesh.read_surface(tmp_path / name, **options)
 
 
+def _row_of_balls(*radii):
+    """Balls beside each other, 100 mm apart, one mesh; every other one is wound inward."""
+    balls = [trimesh.creation.icosphere(subdivisions=2, radius=radius) for radius in radii]
+    for place, ball in enumerate(balls):
+        ball.apply_translation([100 * place, 0, 0])
+        if place % 2:
+            ball.invert()
+    return mesh.join(balls)
+
+
+def test_the_largest_closed_pieces_are_the_vertebrae(tmp_path):
+    path = mesh.write_surface(tmp_path / "row.stl", _row_of_balls(10, 4, 20, 5, 15, 6))
+    pieces = mesh.largest_pieces(mesh.read_surface(path), 3, path.name)
+    np.testing.assert_allclose([piece.extents[2] / 2 for piece in pieces], [20, 15, 10], rtol=1e-3)
+    assert [round(piece.center_mass[0]) for piece in pieces] == [200, 400, 0]
+    assert all(piece.is_watertight for piece in pieces)
+    assert all(mesh.to_ras(piece, "mm", "las").volume > 0 for piece in pieces), "each is wound outward for itself"
+
+
+def test_pieces_that_cannot_be_told_are_refused():
+    row = _row_of_balls(10, 9, 20, 4)
+    with pytest.raises(InputError, match=r"^row\.stl has 4 closed pieces for 5 levels; close its surfaces, or correct"):
+        mesh.largest_pieces(row, 5, "row.stl")
+    with pytest.raises(InputError, match="has another closed piece about as large as the smallest of its 2 vertebrae"):
+        mesh.largest_pieces(row, 2, "row.stl")
+    assert len(mesh.largest_pieces(row, 3, "row.stl")) == 3
+    row.update_faces(np.arange(len(row.faces)) != 0)
+    assert len(mesh.largest_pieces(row, 4, "row.stl")) == 4, "a hole of one triangle is closed"
+    row.update_faces(np.arange(len(row.faces)) >= 40)  # one of forty, in the first, is not
+    with pytest.raises(InputError, match="row.stl has 3 closed pieces for 4 levels"):
+        mesh.largest_pieces(row, 4, "row.stl")
+    with pytest.raises(InputError, match="has another open piece about as large as the smallest of its 2 vertebrae"):
+        mesh.largest_pieces(row, 2, "row.stl")
+
+
 def test_an_unknown_ending_is_not_written(tmp_path):
     with pytest.raises(InputError, match="ends in none of"):
         mesh.write_surface(tmp_path / "box.xyz", trimesh.creation.box())

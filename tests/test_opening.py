@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import MIDDLES, Patient, part_alone, store_as
 from numpy.testing import assert_allclose, assert_array_equal
 
-from transvert import levels, mesh, opening, samples
+from transvert import levels, manifest, mesh, opening, samples
 from transvert.files import InputError
 from transvert.manifest import Subject
 from transvert.manifest_schema import DataFile
@@ -55,6 +56,42 @@ def test_surfaces_are_placed_by_their_frame_and_unit(patient: Patient, tmp_path:
         assert_allclose(reach[:, 1], [-34, 29], atol=2)  # the spinous process is behind
     assert not mask.data[[0, -1]].any() and not mask.data[:, [0, -1]].any() and not mask.data[..., [0, -1]].any()
     assert samples.cut(painted, mask, "sub-stl", source=source).levels.tolist() == [L1, L2, L3]
+
+
+FILES_OF_SEVERAL = [
+    [{"path": "{subject}/column.stl", "frame": "ASR", "unit": "m"}],
+    [
+        {"path": "{subject}/points.csv", "faces": "faces.csv", "frame": "unstated", "unit": "mm"},
+        {"path": "{subject}/faces.csv", "role": "faces"},
+    ],
+]
+
+
+@pytest.mark.parametrize("layout", FILES_OF_SEVERAL, ids=["stl", "csv"])
+def test_vertebrae_of_one_file_keep_their_places_and_their_right(patient, tmp_path, monkeypatch, layout) -> None:
+    """A folder's file with all vertebrae, as OpenSim's axes run, or as vertices and faces in LPS that nobody states."""
+    monkeypatch.setenv("TRANSVERT_CACHE", str(tmp_path / "cache"))
+    whole = mesh.join([mesh.surface(patient.mask.data == n, patient.mask.affine) for n in (L2, L3, L1)])
+    (tmp_path / "scans" / "one").mkdir(parents=True)
+    if len(layout) == 1:
+        whole.vertices = whole.vertices[:, [1, 2, 0]] / 1000
+        mesh.write_surface(tmp_path / "scans/one/column.stl", whole)
+    else:
+        np.savetxt(tmp_path / "scans/one/points.csv", whole.vertices * [-1, -1, 1], delimiter=",")
+        np.savetxt(tmp_path / "scans/one/faces.csv", whole.faces + 1, delimiter=",", fmt="%d")
+    texts = dict.fromkeys(("title", "version", "licence", "citation", "access"), "-")
+    layout = [{"role": "surface", "levels": ["L1", "L2", "L3"]} | layout[0], *layout[1:]]
+    content = {**texts, "name": "mine", "folder": "scans", "layout": layout}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (subject,) = manifest.fetch(manifest.load(tmp_path / "mine.yaml"), roles="surface")
+    _, mask, source = opening.open_subject(subject)
+    assert source == "phantom" and set(np.unique(mask.data)) == {0, L1, L2, L3}
+    for level in (L1, L2, L3):
+        where = mask.world(np.argwhere(mask.data == level))
+        assert_allclose(where.mean(0), patient.centroids[level], atol=0.5)
+        reach = np.array([where.min(0), where.max(0)]) - np.array(MIDDLES[level])
+        assert_allclose(reach[:, 0], [-28, 42], atol=2)  # the long process is on the right
+        assert_allclose(reach[:, 1], [-34, 29], atol=2)  # the spinous process is behind
 
 
 def test_a_subject_with_nothing_and_one_on_two_grids_get_their_sentence(patient: Patient, tmp_path: Path) -> None:

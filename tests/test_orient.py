@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 from conftest import axes_mm, inside_vertebra
 from numpy.testing import assert_allclose
 from scipy import ndimage
@@ -54,6 +56,26 @@ def write(folder: Path, frame: str, scale: float, levels_: tuple[int, ...]) -> d
     return paths
 
 
+@functools.cache
+def solid() -> trimesh.Trimesh:
+    """The surface of `bone`, which is longer on the right, RAS mm; not to be changed."""
+    return mesh.surface(bone().data, bone().affine)
+
+
+def column(path: Path, frame: str, drops: tuple[float, ...] = (68.0, 0.0, 34.0), discs: float = 9.0) -> Path:
+    """One file in metres with a vertebra at each drop and a ball behind each, a disc to the reader."""
+    parts = []
+    for drop in drops:
+        parts += [solid().copy(), trimesh.creation.icosphere(radius=discs).apply_translation([0, 60, 0])]
+        for part in parts[-2:]:
+            part.apply_translation([0, 0, -drop])
+    whole = mesh.join(parts)
+    whole.vertices = whole.vertices @ to_file(frame).T / 1000
+    if whole.volume < 0:
+        whole.invert()
+    return mesh.write_surface(path, whole)
+
+
 @pytest.mark.parametrize("frame", FRAMES)
 def test_every_right_handed_frame_is_found_from_one_vertebra(frame: str) -> None:
     assert orient.find_frame({L1: bone(to_file(frame))}) == frame
@@ -99,6 +121,57 @@ def test_files_without_unit_and_frame_come_to_ras_mm(tmp_path: Path, unit: str, 
         for surface in (placed[level], stated[level]):
             assert_allclose(surface.bounds, [[-28, -34, -14 - drop], [42, 29, 12 - drop]], atol=1.0)
             assert surface.volume > 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "stated"),
+    [("asr", "ASR"), ("asr", "unstated"), ("rpi", "RPI"), ("rpi", "unstated"), ("las", "LAS"), ("sal", "SAL")],
+)
+def test_several_vertebrae_of_one_file_are_its_pieces(tmp_path: Path, frame: str, stated: str) -> None:
+    """Whichever way the file's axes point, left-handed too, from the head down; the long process stays on the right."""
+    file = Surface(column(tmp_path / "column.stl", frame), "m", stated)
+    placed = orient.read_surfaces(dict.fromkeys((L1, L2, L3), file))
+    assert list(placed) == [L1, L2, L3]
+    for level, drop in ((L1, 0.0), (L2, 34.0), (L3, 68.0)):
+        assert_allclose(placed[level].bounds, [[-28, -34, -14 - drop], [42, 29, 12 - drop]], atol=1.0)
+        assert placed[level].volume == pytest.approx(solid().volume, rel=1e-3)
+
+
+def test_pieces_stand_beside_files_of_one_vertebra_and_beside_their_sacrum(tmp_path: Path) -> None:
+    pair = Surface(column(tmp_path / "pair.stl", "als", (0.0, 34.0)), "unstated", "ALS")
+    last = Surface(column(tmp_path / "last.stl", "als", (68.0, 102.0)))
+    placed = orient.read_surfaces({SACRUM: last, L2: pair, L1: pair, L3: last})
+    assert list(placed) == [SACRUM, L2, L1, L3]
+    for level, drop in ((L1, 0.0), (L2, 34.0), (L3, 68.0), (SACRUM, 102.0)):
+        assert_allclose(placed[level].bounds[:, 2], [-14 - drop, 12 - drop], atol=1.0)
+
+
+def test_pieces_whose_order_can_not_be_told_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path, frame: str, *levels_: int) -> None:
+        orient.read_surfaces(dict.fromkeys(levels_, Surface(path, "m", frame)))
+
+    with pytest.raises(
+        InputError, match=r"^discs\.stl has another closed piece about as large as the smallest of its 2 v"
+    ):
+        read(column(tmp_path / "discs.stl", "lps", (0.0, 34.0), discs=24.0), "LPS", L1, L2)
+    pair = column(tmp_path / "pair.stl", "lps", (0.0, 34.0))
+    with pytest.raises(
+        InputError, match="is stated in the frame RPI, but there its vertebrae stand on their heads; corr"
+    ):
+        read(pair, "RPI", L1, L2)
+    with pytest.raises(InputError, match="The 2 vertebrae of pair.stl don't stand one above the other, so their order"):
+        read(pair, "SRA", L1, L2)
+    with pytest.raises(
+        InputError, match=r"pair\.stl is stated in the frame RAS, but there L1 does not look ahead; corre"
+    ):
+        read(pair, "RAS", L1, L2)
+    with pytest.raises(InputError, match="The 2 vertebrae of near.stl don't stand one above the other"):
+        read(column(tmp_path / "near.stl", "lps", (0.0, 4.3)), "LPS", L1, L2)
+    monkeypatch.setattr(orient, "LEAST_UP_MM", 100.0)
+    with pytest.raises(
+        InputError, match=r"The vertebrae of pair\.stl don't show which side of them is up; state the fr"
+    ):
+        read(pair, "unstated", L1, L2)
 
 
 def test_a_sacrum_follows_its_vertebrae(tmp_path: Path) -> None:

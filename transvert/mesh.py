@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WRITABLE = (".stl", ".ply", ".glb")
 READABLE = (".stl", ".ply", ".obj")
 UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+LEFT_OUT_SHARE = 0.5
+"""Of the area of a file's smallest vertebra: a larger piece beside it may be one, too. Discs have a third at most."""
 _DIRECTIONS = {"r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1), "i": (2, -1)}
 
 # Taubin's shrinking and growing steps. The reciprocals differ by less than 0.1, which is the pass band he advises;
@@ -116,24 +118,60 @@ def read_surface(path: str | Path, unit: str = "mm", frame: str = "ras") -> trim
         raise InputError(f"{path.name} ends in none of {', '.join(READABLE)}: convert the surface to one of them.")
     if not path.is_file():
         raise InputError(f"The surface {path} does not exist.")
-    if unit not in UNITS_MM:
-        raise InputError(f"'{unit}' is not a unit; use {', '.join(UNITS_MM)}.")
     try:
         mesh = cast("trimesh.Trimesh", trimesh.load(path, force="mesh"))
         if not len(mesh.faces):
             raise ValueError("it has no faces")
     except Exception as error:  # noqa: BLE001 the readers raise whatever their parsing meets
         raise InputError(f"{path.name} is not a readable surface ({error}).") from None
-    turn = np.eye(4)
-    turn[:3, :3] = UNITS_MM[unit] * _to_ras(frame)
-    mesh.apply_transform(turn)
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
-    if mesh.volume < 0:
-        mesh.invert()
-    return mesh
+    return to_ras(mesh, unit, frame)
 
 
-def _to_ras(frame: str) -> np.ndarray:
+def to_ras(surface: trimesh.Trimesh, unit: str, frame: str) -> trimesh.Trimesh:
+    """A surface's copy in RAS mm, wound outward; `unit` and `frame` as in `read_surface`, which tells of unknown ones."""
+    if unit not in UNITS_MM:
+        raise InputError(f"'{unit}' is not a unit; use {', '.join(UNITS_MM)}.")
+    turned = surface.copy()
+    turn = np.eye(4)
+    turn[:3, :3] = UNITS_MM[unit] * axes_to_ras(frame)
+    turned.apply_transform(turn)
+    if turned.volume < 0:
+        turned.invert()
+    return turned
+
+
+def largest_pieces(surface: trimesh.Trimesh, count: int, name: str) -> list[trimesh.Trimesh]:
+    """The connected pieces of a surface that are vertebrae; smaller ones, such as discs, are left out.
+
+    Args:
+        surface: of several vertebrae; where two share no edge, they are two pieces.
+        count: how many they are.
+        name: of the file, for the message.
+
+    Returns:
+        The closed pieces with the largest areas, the largest first; a hole of one or two triangles is closed.
+
+    Raises:
+        InputError: there are fewer, or what is left out is not clearly smaller.
+    """
+    pieces = sorted(surface.split(only_watertight=False), key=lambda piece: piece.area, reverse=True)
+    closed = [piece for piece in pieces if piece.is_watertight][:count]
+    if len(closed) < count:
+        raise InputError(
+            f"{name} has {len(closed)} closed pieces for {count} levels; close its surfaces, or correct its levels."
+        )
+    others = [piece for piece in pieces if not any(piece is chosen for chosen in closed)]
+    if others and others[0].area > LEFT_OUT_SHARE * closed[-1].area:
+        kind = "closed" if others[0].is_watertight else "open"
+        raise InputError(
+            f"{name} has another {kind} piece about as large as the smallest of its {count} vertebrae, so they can't be "
+            "told from it; correct its levels, close its surfaces, or give each vertebra a file."
+        )
+    return closed
+
+
+def axes_to_ras(frame: str) -> np.ndarray:
     """(3, 3) signed permutation from a frame such as "lps" to RAS."""
     matrix = np.zeros((3, 3))
     if len(frame) == 3 and set(frame.lower()) <= set(_DIRECTIONS):

@@ -10,12 +10,12 @@ The rule:
   can't be told from one that was not: its patient's left and right stay exchanged.
 
 A file's axes are taken to run along the body's, exchanged or reversed at most. Where the rule gives no clear answer the
-surfaces are refused. The thresholds are this companion's choice, tried on 52 vertebrae from C1 to L5.
+surfaces are refused. Of several vertebrae in one file the same shapes tell which end of the row is the upper one. The thresholds are this companion's choice, tried on 52 vertebrae from C1 to L5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ _LETTERS = np.array([["r", "l"], ["a", "p"], ["s", "i"]])
 
 @dataclass(frozen=True)
 class Surface:
-    """A file of one vertebra's surface.
+    """A file of one vertebra's surface, or of several that are pieces of it.
 
     Attributes:
         path: of a file that `mesh.read_surface` reads.
@@ -85,21 +85,35 @@ def read_surfaces(files: Mapping[int, Surface]) -> dict[int, trimesh.Trimesh]:
 
     Args:
         files: level to file; the sacrum may be among them, and follows the vertebrae. Files without a stated frame share
-            one.
+            one. Levels that share a file are its largest pieces, from the head down (`mesh.largest_pieces`).
 
     Returns:
         Level to surface, RAS mm.
 
     Raises:
-        InputError: as `mesh.read_surface`; a unit or a frame that can't be told; or shapes that contradict a stated one.
+        InputError: as `mesh.read_surface` and `mesh.largest_pieces`; a unit, a frame or an order that can't be told; or
+            shapes that contradict a stated unit or frame.
     """
     bones = [level for level in files if level in levels.VERTEBRAE]
     if not bones and any(UNSTATED in (file.unit, file.frame) for file in files.values()):
         raise InputError("A surface without a unit or a frame needs a vertebra beside it; state both.")
+    together: dict[Surface, list[int]] = {}
+    for level in levels.in_order(set(files)):
+        together.setdefault(files[level], []).append(level)
+    found: dict[int, trimesh.Trimesh] = {}
+    poses: dict[int, Pose | None] = {}
+    for file, shown in together.items():
+        whole = mesh.read_surface(file.path)
+        if len(shown) == 1:
+            found[shown[0]] = whole
+        else:
+            pieces = mesh.largest_pieces(whole, len(shown), file.path.name)
+            for level, (piece, pose) in zip(shown, _from_head(pieces, file, shown), strict=True):
+                found[level], poses[level] = piece, pose
     units = {}
     for level in bones:
         file = files[level]
-        units[level] = find_unit(float(mesh.read_surface(file.path).extents.max()), level, file.path.name)
+        units[level] = find_unit(float(found[level].extents.max()), level, file.path.name)
         if file.unit not in (UNSTATED, units[level]):
             raise InputError(
                 f"{file.path.name} is stated in {file.unit}, but only in {units[level]} is it as large as "
@@ -107,21 +121,56 @@ def read_surfaces(files: Mapping[int, Surface]) -> dict[int, trimesh.Trimesh]:
             )
     common = next(iter(units.values()), UNSTATED)
     units = {level: units.get(level, common if file.unit == UNSTATED else file.unit) for level, file in files.items()}
-    unstated = [level for level in bones if files[level].frame == UNSTATED]
-    frame = find_frame({n: _solid(files[n].path, units[n], "ras") for n in unstated}) if unstated else "ras"
+    for level in bones:
+        if level not in poses:
+            poses[level] = find_pose(_solid(found[level], units[level]))
+    unstated = {level: poses[level] for level in bones if files[level].frame == UNSTATED}
+    frame = _frame_of(unstated) if unstated else "ras"
     frames = {level: frame if file.frame == UNSTATED else file.frame for level, file in files.items()}
     for level in set(bones) - set(unstated):
-        pose = find_pose(_solid(files[level].path, units[level], frames[level]))
-        if pose is not None and (abs(pose.canal[2]) < 0.5 or pose.front[1] < 0.5):
+        pose, turn = poses[level], mesh.axes_to_ras(frames[level])
+        if pose is not None and (abs(turn[2] @ pose.canal) < 0.5 or turn[1] @ pose.front < 0.5):
             raise InputError(
                 f"{files[level].path.name} is stated in the frame {files[level].frame.upper()}, but there "
                 f"{levels.name(level)} does not look ahead; correct the frame."
             )
-    return {level: mesh.read_surface(file.path, units[level], frames[level]) for level, file in files.items()}
+    return {level: mesh.to_ras(found[level], units[level], frames[level]) for level in files}
 
 
-def _solid(path: Path, unit: str, frame: str) -> Volume:
-    return mesh.voxelise(mesh.read_surface(path, unit, frame), _GRID_MM)
+def _solid(surface: trimesh.Trimesh, unit: str) -> Volume:
+    return mesh.voxelise(mesh.to_ras(surface, unit, "ras"), _GRID_MM)
+
+
+def _from_head(
+    pieces: Sequence[trimesh.Trimesh], file: Surface, shown: Sequence[int]
+) -> list[tuple[trimesh.Trimesh, Pose | None]]:
+    """The pieces of a file from the head down, and their poses along the file's axes.
+
+    They stand in a row along the stated frame's vertical, or else along their own longest line, whose upper end the shapes
+    tell as in `find_frame`.
+    """
+    name, lowest = file.path.name, [level for level in shown if level in levels.VERTEBRAE][-1]
+    unit = find_unit(float(max(piece.extents.max() for piece in pieces)), lowest, name)
+    centres = np.array([piece.center_mass for piece in pieces]) * mesh.UNITS_MM[unit]
+    stated = file.frame != UNSTATED
+    up = mesh.axes_to_ras(file.frame)[2] if stated else np.linalg.svd(centres - centres.mean(0))[2][0]
+    heights = centres @ up
+    if np.diff(np.sort(heights)).min() < LEAST_PITCH_MM:
+        raise InputError(
+            f"The {len(pieces)} vertebrae of {name} don't stand one above the other, so their order can't be told; correct "
+            "its frame, or give each a file."
+        )
+    poses = [find_pose(_solid(piece, unit)) for piece in pieces]
+    vote = float(np.mean([np.sign(pose.canal @ up) * pose.up_mm for pose in poses if pose is not None] or [0.0]))
+    if stated and vote < -LEAST_UP_MM:
+        raise InputError(
+            f"{name} is stated in the frame {file.frame.upper()}, but there its vertebrae stand on their heads; correct "
+            "the frame."
+        )
+    if not stated and abs(vote) < LEAST_UP_MM:
+        raise InputError(f"The vertebrae of {name} don't show which side of them is up; state the frame.")
+    order = np.argsort(heights if not stated and vote < 0 else -heights)
+    return [(pieces[place], poses[place]) for place in order]
 
 
 def find_unit(longest_side: float, level: int, name: str) -> str:
@@ -160,11 +209,16 @@ def find_frame(bones: Mapping[int, Volume]) -> str:
     Raises:
         InputError: the rule of this module gives no clear answer.
     """
-    names = levels.in_order(list(bones))
+    return _frame_of({level: find_pose(bone) for level, bone in bones.items()})
+
+
+def _frame_of(found: Mapping[int, Pose | None]) -> str:
+    """As `find_frame`, from the poses of the vertebrae."""
+    names = levels.in_order(list(found))
     told = levels.name(names[0]) if len(names) == 1 else f"{levels.name(names[0])} to {levels.name(names[-1])}"
     poses = []
     for level in names:
-        pose = find_pose(bones[level])
+        pose = found[level]
         if pose is None:
             raise InputError(
                 f"No canal with a body before it goes through the surface of {levels.name(level)}, so its frame can't be "

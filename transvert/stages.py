@@ -184,10 +184,10 @@ def chosen(place: str | Path, rows: pd.DataFrame) -> list[Samples]:
     return [subject.load() for subject in streamed(place, rows)]
 
 
-def score_held_out(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd.DataFrame:
-    """The metrics of the samples that `split` holds out with their subjects, as `score` gives them."""
-    held = streamed(place, rows[rows["split"] == "held_out_subject"])
-    tables = [score(made, predict(network, made.images(), mirror=True)) for made in (s.load() for s in held)]
+def score_rows(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd.DataFrame:
+    """The metrics of the samples that the rows of a store's index name, as `score` gives them; mirrored and averaged."""
+    loaded = (subject.load() for subject in streamed(place, rows))
+    tables = [score(made, predict(network, made.images(), mirror=True)) for made in loaded]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
@@ -237,7 +237,7 @@ def train(
         if int(os.environ.get("RANK", "0")):
             continue  # One of several processes scores.
         network, _ = open_network(own / "weights.safetensors")
-        tables.append(score_held_out(place, rows, network))
+        tables.append(score_rows(place, rows[rows["split"] == "held_out_subject"], network))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
     if len(table):
         record.write_table(folder / "metrics.csv", table)
