@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from dataclasses import fields, replace
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from transvert import network, samples, store, training
+from transvert import device, network, samples, store, training
 from transvert.augment import Sampler, Strength
 from transvert.files import InputError
 from transvert.samples import Samples, StoredSamples
-from transvert.training import Recipe, predict, train
+from transvert.training import Diverged, Recipe, predict, train
 
 STILL = Strength(**{part.name: 0.0 for part in fields(Strength)})
 TINY = Recipe(
@@ -36,6 +40,21 @@ Make = Callable[[str], nn.Module]
 
 def _train(samples: Samples, recipe: Recipe, folder: Path, **options: object) -> pd.DataFrame:
     return train([samples], [samples.chosen([21])], recipe, folder, progress=False, **options)  # type: ignore[arg-type]
+
+
+def _interrupt(epochs: int) -> Callable[[pd.DataFrame], None]:
+    """For `on_epoch`: ends a training after so many of them, as Ctrl-C would."""
+
+    def on_epoch(curve: pd.DataFrame) -> None:
+        if len(curve) == epochs:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+def _interrupted(samples: Samples, recipe: Recipe, folder: Path, epochs: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _train(samples, recipe, folder, on_epoch=_interrupt(epochs))
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -147,13 +166,13 @@ def test_patience_ends_a_training_and_keeps_its_best_epoch(
         kept.append({key: value.clone() for key, value in network.state_dict().items()})
         return [0.1, 0.5, 0.3, 0.4, 0.9][len(kept) - 1]
 
-    monkeypatch.setattr(training, "_validate", scores)
+    monkeypatch.setattr(training, "mean_dice", scores)
     recipe = replace(TINY, steps=5, epoch_steps=1, patience=2)
     curve = _train(box_samples, recipe, tmp_path / "unbroken")
     assert curve.dice_validation.tolist() == [0.1, 0.5, 0.3, 0.4]
     assert _same(_weights(tmp_path / "unbroken"), kept[1])
     kept.clear()
-    _train(box_samples, recipe, tmp_path / "stopped", stop_after=3)
+    _interrupted(box_samples, recipe, tmp_path / "stopped", 3)
     assert len(_train(box_samples, recipe, tmp_path / "stopped")) == 4
     assert _same(_weights(tmp_path / "stopped"), _weights(tmp_path / "unbroken"))
     assert len(_train(box_samples, recipe, tmp_path / "stopped")) == len(kept) == 4, "it has settled"
@@ -164,27 +183,48 @@ def test_patience_ends_a_training_and_keeps_its_best_epoch(
 # Stopping and resuming
 
 
-@pytest.mark.parametrize("critic_weight", [0.0, 0.1], ids=["alone", "with a critic"])
-def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
-    critic_weight: float, box_samples: Samples, tmp_path: Path
-) -> None:
-    recipe = replace(TINY, critic_weight=critic_weight)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"critic_weight": 0.1, "one_view": 0.5, "accumulate": 2, "batch": 1, "patience": 5},
+        {"network": "twod_permute_concat", "options": {"width": 4}},
+    ],
+    ids=["plain", "with all there is", "with dropout"],
+)
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(change: dict, box_samples: Samples, tmp_path: Path) -> None:
+    recipe = replace(TINY, **change)
     whole = _train(box_samples, recipe, tmp_path / "whole")
-    first = _train(box_samples, recipe, tmp_path / "parts", stop_after=2)
-    assert first.step.tolist() == [2]
-    assert not _same(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
+    _interrupted(box_samples, recipe, tmp_path / "parts", 1)
+    assert not (tmp_path / "parts" / "weights.safetensors").exists()
     torch.manual_seed(99)  # what the process did in between must not matter
     resumed = _train(box_samples, recipe, tmp_path / "parts")
     assert _same(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
     numbers = [column for column in whole.columns if column != "seconds"]
     pd.testing.assert_frame_equal(resumed[numbers], whole[numbers], check_exact=True)
     assert resumed.seconds.is_monotonic_increasing
+    ours, theirs = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("parts", "whole"))
+    assert _same(ours["network"], theirs["network"]) and ours.keys() == theirs.keys()
 
 
-def test_a_run_stopped_within_an_epoch_ends_with_the_same_weights(box_samples: Samples, tmp_path: Path) -> None:
-    _train(box_samples, TINY, tmp_path / "whole")
-    _train(box_samples, TINY, tmp_path / "parts", stop_after=1)
-    _train(box_samples, TINY, tmp_path / "parts")
+def test_a_run_stopped_within_an_epoch_goes_on_from_the_one_before(
+    box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _train(box_samples, TINY, tmp_path / "whole")
+    draw, drawn = Sampler.draw, []
+
+    def watched(sampler: Sampler, number: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(number)
+        if drawn == [0, 1, 2, 3]:
+            raise KeyboardInterrupt
+        return draw(sampler, number, size)
+
+    monkeypatch.setattr(Sampler, "draw", watched)
+    with pytest.raises(KeyboardInterrupt):
+        _train(box_samples, TINY, tmp_path / "parts")
+    resumed = _train(box_samples, TINY, tmp_path / "parts")
+    assert drawn == [0, 1, 2, 3, 2, 3]
+    assert resumed.step.tolist() == [2, 4] and resumed.loss.tolist() == whole.loss.tolist()
     assert _same(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
 
 
@@ -192,9 +232,20 @@ def test_a_finished_run_is_not_trained_again(box_samples: Samples, tmp_path: Pat
     recipe = replace(TINY, steps=2)
     curve = _train(box_samples, recipe, tmp_path)
     before = _weights(tmp_path)
-    again = _train(box_samples, recipe, tmp_path)
+    (tmp_path / "weights.safetensors").unlink()  # as if it had been killed before its last word
+    again = _train(box_samples, replace(recipe, device="auto" if not torch.cuda.is_available() else "cpu"), tmp_path)
     pd.testing.assert_frame_equal(again, curve)
     assert _same(before, _weights(tmp_path))
+
+
+def test_running_statistics_move_once_a_step_towards_the_mean_of_its_draws() -> None:
+    layer = nn.BatchNorm2d(1)
+    layers = device.norms(nn.Sequential(layer))
+    for number in range(6):
+        device.pace_statistics(layers, number % 3, 3)
+        layer(torch.tensor([number - 1.0, number + 1.0]).reshape(2, 1, 1, 1))  # of mean `number` and variance 2
+    assert layer.running_mean.item() == pytest.approx(0.9 * 0.1 * 1 + 0.1 * 4)
+    assert layer.running_var.item() == pytest.approx(0.9**2 * 1 + (1 - 0.9**2) * 2)
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +263,7 @@ def finished(box_samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> 
         ({"options": {"width": 16}}, "recipe.options.width"),
         ({"strength": Strength(turn_deg=3.0)}, "recipe.strength.turn_deg"),
         ({"steps": 9}, "recipe.steps"),
+        ({"accumulate": 2}, "draws_a_step"),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused_by_name(
@@ -239,27 +291,104 @@ class _Stranger:
         return (exec, ("raise SystemExit('a checkpoint ran code')",))
 
 
-@pytest.mark.parametrize("kind", ["text", "cut short", "foreign", "pickled code"])
+def _foreign(kind: str, ours: Path, path: Path) -> None:
+    """Writes to `path` what a checkpoint is not, one that `ours` was made into."""
+    if kind == "random bytes":
+        path.write_bytes(np.random.default_rng(0).bytes(5000))
+    elif kind == "cut short":
+        path.write_bytes(ours.read_bytes()[:5000])
+    elif kind == "safetensors":
+        safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+    else:
+        content = {
+            "of another package": {"state_dict": {"weight": torch.zeros(3)}, "epoch": 3},
+            "a list": [torch.zeros(3)],
+            "another identity": {"identity": 3},
+            "pickled code": {"identity": _Stranger()},
+        }[kind]
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "random bytes",
+        "cut short",
+        "safetensors",
+        "of another package",
+        "a list",
+        "another identity",
+        "pickled code",
+    ],
+)
 def test_a_file_that_is_no_checkpoint_is_refused(
     kind: str, finished: Path, box_samples: Samples, tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint.pt"
-    if kind == "text":
-        path.write_text("no checkpoint")
-    elif kind == "cut short":
-        path.write_bytes((finished / "checkpoint.pt").read_bytes()[:5000])
-    else:
-        torch.save({"identity": _Stranger()} if kind == "pickled code" else {"weights": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match=r"checkpoint\.pt is not a checkpoint of this package .*; move it away"):
+    _foreign(kind, finished / "checkpoint.pt", path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"checkpoint\.pt is not a checkpoint of this package \(\w+\); move it away"):
         _train(box_samples, replace(TINY, steps=1), tmp_path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("part", ["network", "optimiser", "kept", "step"])
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused(
+    part: str, finished: Path, box_samples: Samples, tmp_path: Path
+) -> None:
+    """As that of a version whose networks were other ones, though the recipe is the same."""
+    saved = torch.load(finished / "checkpoint.pt", weights_only=True)
+    if part == "optimiser":
+        state = saved[part]["state"][0]
+        name = next(name for name, value in state.items() if value.dim())
+        state[name] = state[name][:1]
+    elif part == "step":
+        del saved[part]
+    else:
+        name = next(iter(saved[part]))
+        saved[part][name] = saved[part][name][:1]
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit this version's networks \(\w+\); move it away"):
+        _train(box_samples, replace(TINY, steps=1), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_weights_of_another_package_are_not_replaced(resume: bool, box_samples: Samples, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="Training would replace .*, so move it away: weights.safetensors does not"):
+        _train(box_samples, replace(TINY, steps=1), tmp_path, resume=resume)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 # Where it ends
 
 
-def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(
-    box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_leaves_the_last_checkpoint_and_a_later_run_goes_on(box_samples: Samples, tmp_path: Path) -> None:
+    """Files may grow to half a checkpoint here, as on a disk that has no more room."""
+    _train(box_samples, TINY, tmp_path / "whole")
+    _interrupted(box_samples, TINY, tmp_path / "full", 1)
+    path = tmp_path / "full" / "checkpoint.pt"
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(InputError, match=r"checkpoint\.pt can't be written \(.*File too large\); make room"):
+            _train(box_samples, TINY, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert {p.name for p in path.parent.iterdir()} == {"checkpoint.pt", "curve.csv"}
+    _train(box_samples, TINY, tmp_path / "full")
+    assert _same(_weights(tmp_path / "full"), _weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_a_loss_that_is_not_finite_stops_and_leaves_its_draw(
+    bad: float, box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the fourth draw the loss is bad, and from the next step on that of every draw."""
     honest = training.loss_and_dice
     seen: list[torch.Tensor] = []
 
@@ -268,17 +397,35 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(targets)
         loss, dice = honest(logits, targets, kind, weight)
-        return (loss * float("nan") if len(seen) == 3 else loss), dice
+        return (loss * bad if len(seen) == 4 else loss), dice
 
     monkeypatch.setattr(training, "loss_and_dice", spoiled)
-    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 2; its batch is in bad_batch\.pt"):
-        _train(box_samples, TINY, tmp_path)
+    recipe = replace(TINY, batch=1, accumulate=2, epoch_steps=1)
+    with pytest.raises(Diverged, match=r"The loss or its gradient is not finite at step 1; look at its draw in .*"):
+        _train(box_samples, recipe, tmp_path)
+    assert issubclass(Diverged, FloatingPointError) and issubclass(Diverged, InputError)
     batch = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
-    assert batch["step"] == 2
-    assert torch.equal(batch["targets"], seen[2]) and batch["images"].shape == (2, 2, 2, 64, 64)
+    assert (batch["step"], batch["draw"]) == (1, 3)
+    assert torch.equal(batch["targets"], seen[3]) and batch["images"].shape == (1, 2, 2, 64, 64)
     # The last good state is still there.
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
     assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(
+    box_samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the loss of an epoch's last step, which it comes from, is."""
+    honest = training.loss_and_dice
+
+    def steep(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, dice = honest(*inputs)
+        return loss + ((inputs[0] * 0).abs() ** 0.5).sum(), dice
+
+    monkeypatch.setattr(training, "loss_and_dice", steep)
+    with pytest.raises(Diverged, match="The loss or its gradient is not finite at step 0"):
+        _train(box_samples, replace(TINY, epoch_steps=1), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_batch.pt"]
 
 
 def test_nothing_to_train_on_and_a_wrong_precision_or_device_are_refused(
@@ -293,6 +440,11 @@ def test_nothing_to_train_on_and_a_wrong_precision_or_device_are_refused(
         _train(box_samples, replace(TINY, device="tpu"), tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="There is no CUDA GPU that torch can use here"):
+        _train(box_samples, replace(TINY, device="cuda"), tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="4 processes were started for 1 GPU here; start one for each"):
         _train(box_samples, replace(TINY, device="cuda"), tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -1,43 +1,61 @@
 """The training loop, read from top to bottom; on a CPU, on a GPU, on several.
 
-One process, whatever the machine has:
+One process, on the machine's GPU or its CPU:
 
     transvert train runs/demo/01_drr_synthesis/store --out runs/mine
 
-Four GPUs of one machine, or two machines of eight (the batch is a process's own, so the global one grows with them):
+Four GPUs of one machine, a process each (or four processes with `--device cpu`):
 
     torchrun --standalone --nproc-per-node 4 -m transvert train STORE --out runs/mine
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m transvert train ...
 
-A run can be stopped at any moment. Every batch follows from the seed and the step alone, so a resumed run draws what
-the unbroken one would have drawn.
+Two machines of eight GPUs that share STORE and runs/mine, this on both; HOST is one of them, which the other reaches at
+that port, and the id is no other job's:
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id mine \
+        -m transvert train STORE --out runs/mine
+
+When a process dies, all end; with `--max-restarts 3` torchrun starts them again, from the last epoch. Set
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that, or torch may look for processes where the dead ones were. (`fabric run`
+is torchrun underneath, but starts no module, and nothing that calls `launch`, as a single process must.)
+
+Each process makes its own draws of `batch` samples, and a step takes the mean of all processes' gradients: four
+processes train on four times the samples. The draws are numbered, and seed and number decide a draw on any device. A
+step takes the same draws from N processes that accumulate M as from one that accumulates N x M, each normalised by
+itself, so that a run may go on with another N and M of the same product. Their weights differ by the rounding of sums.
+
+A run can be stopped and killed at any moment, and goes on from its last epoch. On a CPU it ends with the weights of the
+unbroken run to the bit, as equal seeds do; a GPU's sums have no fixed order. Over processes weights and optimisers
+are always equal to the bit, and running statistics from each epoch's end, where they are averaged.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from transvert import muon
+from transvert import checkpoint, device, muon
 from transvert import network as networks
-from transvert import samples as sample_store
 from transvert.augment import Sampler, Strength
-from transvert.device import accelerator, precision
-from transvert.files import InputError, atomic_path
+from transvert.device import precision
+from transvert.files import InputError
 from transvert.losses import loss_and_dice
+from transvert.prediction import mean_dice, predict, stack  # noqa: F401 training.predict is what a notebook knows
 from transvert.progress import bar
 from transvert.samples import Samples, StoredSamples
+
+
+class Diverged(InputError, FloatingPointError):
+    """A loss that is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,8 @@ class Recipe:
     Attributes:
         network: a key of `network.NETWORKS`, built with `options`.
         steps: optimiser steps; an epoch is `epoch_steps` of them.
-        batch: samples a step and process.
+        batch: samples a draw.
+        accumulate: draws a step and process, whose gradients are averaged; 2 on one process train as 1 on two do.
         optimiser: a key of `muon.OPTIMISERS`.
         learning_rate: its peak, after `warmup` steps; a cosine takes it to a hundredth.
         average: of the moving average of the weights, which is what is validated and kept.
@@ -68,6 +87,7 @@ class Recipe:
     steps: int = 600
     epoch_steps: int = 50
     batch: int = 6
+    accumulate: int = 1
     optimiser: str = "muon"
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
@@ -93,7 +113,6 @@ def train(
     resume: bool = True,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     progress: bool = True,
-    stop_after: int | None = None,
     half: bool = False,
 ) -> pd.DataFrame:
     """Trains a network and leaves `checkpoint.pt`, `curve.csv` and `weights.safetensors` in `folder`.
@@ -103,32 +122,23 @@ def train(
         validation: what the curve's Dice is measured on, in memory; never learned from.
         recipe: how.
         folder: where; a checkpoint found there is continued if `resume`.
-        on_epoch: called with the curve so far after each epoch.
+        on_epoch: called with the curve so far after each epoch, by the first process alone.
         progress: whether to draw a bar an epoch.
-        stop_after: stop after this step, as if interrupted.
         half: keep the weights as float16, half the size.
 
     Returns:
         The curve: one row an epoch with step, loss, dice (training), dice_validation, learning_rate and seconds.
 
     Raises:
-        InputError: nothing to train on, or a checkpoint of another recipe or data.
-        FloatingPointError: the loss is not finite; the batch is saved to `bad_batch.pt` first.
+        InputError: nothing to train on, a checkpoint of another recipe or data, or no room to write.
+        Diverged: a loss or its gradient is not finite; the draw is saved to `bad_batch.pt` first.
     """
-    from lightning.fabric import Fabric
-
     if not sum(map(len, subjects)):
         raise InputError("There is no sample to train on.")
     if recipe.patience and not sum(map(len, validation)):
         raise InputError("Nobody is there to validate on, so patience has nothing to look at; set it to 0.")
     folder = Path(folder)
-    fabric = Fabric(
-        accelerator=accelerator(recipe.device),
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-        precision=precision(recipe.precision),
-    )
-    fabric.launch()
+    fabric = device.launch(recipe.device, recipe.precision)
     torch.manual_seed(recipe.seed)
     network = networks.build(recipe.network, **recipe.options)
     kept = copy.deepcopy(network).requires_grad_(False)
@@ -147,12 +157,14 @@ def train(
         critic_optimiser = torch.optim.Adam(critic.parameters(), 2e-4, betas=(0.5, 0.999))
         critic, critic_optimiser = fabric.setup(critic, critic_optimiser)
     sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device, stride=fabric.world_size)
-    inputs = _validation_inputs(validation)
+    inputs = stack(validation)
+    draws = recipe.accumulate * fabric.world_size
     identity = {
-        "recipe": asdict(recipe),
+        # Where the draws of a step are made, and how many of them together, changes nothing.
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("accumulate", "device")},
         "subjects": [s.subject for s in subjects],
         "samples": sum(map(len, subjects)),
-        "processes": fabric.world_size,
+        "draws_a_step": draws,
     }
     state = {"network": network, "kept": kept, "optimiser": optimiser}
     best = kept
@@ -160,49 +172,52 @@ def train(
         best = state["best"] = copy.deepcopy(kept)
     if critic is not None:
         state |= {"critic": critic, "critic_optimiser": critic_optimiser}
-    start = 0
-    curve: list[dict[str, float]] = []
-    if resume and (folder / "checkpoint.pt").exists():
-        start, curve = _resume(folder / "checkpoint.pt", state, identity)
+    start, curve = checkpoint.begin(fabric, folder, state, identity, resume)
+    layers = device.norms(network)
 
     spent = curve[-1]["seconds"] if curve else 0.0
     began = time.perf_counter()
-    end = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
-    for first in range(start, end, recipe.epoch_steps):
+    for first in range(start, recipe.steps, recipe.epoch_steps):
         if _has_settled(curve, recipe.patience):
             break
-        epoch = range(first, min(first + recipe.epoch_steps, end))
+        epoch = range(first, min(first + recipe.epoch_steps, recipe.steps))
         what = f"epoch {first // recipe.epoch_steps + 1} of {math.ceil(recipe.steps / recipe.epoch_steps)}"
-        losses, overlaps = [], []
+        rows = []
         network.train()
         for step in bar(epoch, what, quiet=not (progress and fabric.is_global_zero)):
-            drawn = step * fabric.world_size + fabric.global_rank
-            images, targets = sampler.draw(drawn, recipe.batch)
-            if recipe.one_view:
-                seed = int(np.random.default_rng([recipe.seed, 2, drawn]).integers(2**62))
-                images = networks.drop_views(images, recipe.one_view, torch.Generator().manual_seed(seed))
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(step, recipe)
-            logits = network(images)
-            loss, overlap = loss_and_dice(logits.float(), targets, recipe.loss, recipe.projection_weight)
+            pairs = []
+            for turn in range(recipe.accumulate):
+                number = (step * recipe.accumulate + turn) * fabric.world_size + fabric.global_rank
+                images, targets = _draw(sampler, number, recipe)
+                device.pace_statistics(layers, turn, recipe.accumulate)
+                more = turn + 1 < recipe.accumulate
+                with fabric.no_backward_sync(network, enabled=more):
+                    logits = network(images)
+                    loss, overlap = loss_and_dice(logits.float(), targets, recipe.loss, recipe.projection_weight)
+                    if critic is not None:
+                        term = _criticise(fabric, critic, logits, targets, recipe.accumulate, more)
+                        loss = loss + recipe.critic_weight * term
+                    fabric.backward(loss / recipe.accumulate)
+                pairs.append((loss.detach(), overlap))
+            norm = _move(fabric, network, optimiser, 1.0)
             if critic is not None:
-                loss = loss + recipe.critic_weight * _criticise(fabric, critic, critic_optimiser, logits, targets)
-            if not torch.isfinite(loss):
-                _save({"images": images, "targets": targets, "step": step}, folder / "bad_batch.pt")
-                raise FloatingPointError(f"The loss is {loss.item()} at step {step}; its batch is in bad_batch.pt.")
-            optimiser.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            fabric.clip_gradients(network, optimiser, max_norm=1.0)
-            optimiser.step()
-            _average(kept, network.module if hasattr(network, "module") else network, step, recipe.average)
-            losses.append(loss.item())
-            overlaps.append(overlap.item())
+                norm = norm + _move(fabric, critic, critic_optimiser, math.inf)
+            rows += [torch.stack([*pair, norm]) for pair in pairs]
+            _average(kept, network.module, step, recipe.average)
+        # Asked once an epoch: a GPU that must tell of each step can't work ahead.
+        scores = _gather(fabric, rows)
+        bad = _first_bad(scores, draws)
+        if bad is not None:
+            _end(fabric, sampler, recipe, folder, first * draws + bad, draws)
+        device.average_statistics(fabric, [*layers, *device.norms(kept)])
         curve.append(
             {
                 "step": epoch[-1] + 1,
-                "loss": float(np.mean(losses)),
-                "dice": float(np.mean(overlaps)),
-                "dice_validation": _validate(kept, inputs, fabric.device),
+                "loss": float(np.mean(scores[:, 0])),
+                "dice": float(np.mean(scores[:, 1])),
+                "dice_validation": mean_dice(kept, inputs, fabric),
                 "learning_rate": _learning_rate(epoch[-1], recipe),
                 "seconds": spent + time.perf_counter() - began,
             }
@@ -210,46 +225,17 @@ def train(
         if recipe.patience and _epochs_since_best(curve) == 0:
             best.load_state_dict(kept.state_dict())
         if fabric.is_global_zero:
-            _save(
-                _snapshot(state) | {"step": epoch[-1] + 1, "curve": curve, "identity": identity},
-                folder / "checkpoint.pt",
-            )
-            with atomic_path(folder / "curve.csv") as temporary:
-                pd.DataFrame(curve).to_csv(temporary, index=False)
-        if on_epoch is not None:
-            on_epoch(pd.DataFrame(curve))
+            checkpoint.save(folder, state, epoch[-1] + 1, curve, identity)
+            if on_epoch is not None:
+                on_epoch(pd.DataFrame(curve))
     if fabric.is_global_zero:
         card = {"subjects": [s.subject for s in subjects], "samples": sum(map(len, subjects)), "recipe": asdict(recipe)}
-        networks.save_weights(folder / "weights.safetensors", best, recipe.network, recipe.options, half=half, **card)
+        with checkpoint.writing(folder / "weights.safetensors"):
+            networks.save_weights(
+                folder / "weights.safetensors", best, recipe.network, recipe.options, half=half, **card
+            )
     fabric.barrier()
     return pd.DataFrame(curve)
-
-
-@torch.no_grad()
-def predict(network: nn.Module, images: np.ndarray, *, batch: int = 8, mirror: bool = False) -> np.ndarray:
-    """Probabilities of a trained network.
-
-    Args:
-        network: in evaluation mode or not; it is put into it.
-        images: (N, 2, 2, 64, 64) float32, as `samples.network_input` makes them.
-        batch: how many at a time; memory grows with it.
-        mirror: also predict the left-right mirrored patient and average (twice the time).
-
-    Returns:
-        (N, 64, 64, 64) float32, RAS order.
-    """
-    network.eval()
-    device = next(network.parameters()).device
-    parts = []
-    for start in range(0, len(images), batch):
-        chunk = torch.from_numpy(images[start : start + batch]).to(device)
-        probability = network(chunk).float().sigmoid()
-        if mirror:
-            # The AP picture of the mirrored patient is mirrored; the lateral one shows the same shadow.
-            other = torch.stack([chunk[:, 0].flip(-1), chunk[:, 1]], dim=1)
-            probability = (probability + network(other).float().sigmoid().flip(2)) / 2
-        parts.append(probability[:, 0].cpu().numpy())
-    return np.concatenate(parts) if parts else np.zeros((0, *(sample_store.SIZE,) * 3), np.float32)
 
 
 def _learning_rate(step: int, recipe: Recipe) -> float:
@@ -259,14 +245,66 @@ def _learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
 
 
-def _criticise(fabric: Any, critic: nn.Module, optimiser: Any, logits: Tensor, targets: Tensor) -> Tensor:
-    """One step of the critic on this batch; the network's own adversarial loss comes back."""
+def _draw(sampler: Sampler, number: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """A draw by its number, which decides all of it, and the dropout of the network that sees it next."""
+    images, targets = sampler.draw(number, recipe.batch)
+    torch.manual_seed(int(np.random.default_rng([recipe.seed, 2, number]).integers(2**62)))
+    if recipe.one_view:
+        images = networks.drop_views(images, recipe.one_view, torch.default_generator)
+    return images, targets
+
+
+def _criticise(fabric: Any, critic: Any, logits: Tensor, targets: Tensor, draws: int, more: bool) -> Tensor:
+    """Adds to the critic's gradient what one of a step's draws teaches it; the network's adversarial loss comes back.
+
+    Both are the critic's of before its step, which it makes together with the network.
+    """
     made = logits.float().sigmoid()
-    loss = ((critic(targets) - 1) ** 2).mean() / 2 + (critic(made.detach()) ** 2).mean() / 2
-    optimiser.zero_grad(set_to_none=True)
-    fabric.backward(loss)
+    with fabric.no_backward_sync(critic, enabled=more):
+        true, false = critic(torch.cat([targets, made.detach()])).chunk(2)
+        fabric.backward((((true - 1) ** 2).mean() + (false**2).mean()) / (2 * draws))
+    weights = {name: weight.detach() for name, weight in critic.module.named_parameters()}
+    with fabric.autocast():
+        score = torch.func.functional_call(critic.module, weights, made)
+    return ((score.float() - 1) ** 2).mean() / 2
+
+
+def _move(fabric: Any, network: nn.Module, optimiser: Any, limit: float) -> Tensor:
+    """A step along the gradient, no longer than `limit`; its norm, which all processes share, comes back."""
+    norm = fabric.clip_gradients(network, optimiser, max_norm=limit, error_if_nonfinite=False)
     optimiser.step()
-    return ((critic(made) - 1) ** 2).mean() / 2
+    optimiser.zero_grad(set_to_none=True)
+    return norm
+
+
+def _gather(fabric: Any, rows: list[Tensor]) -> np.ndarray:
+    """(draws, 3) float64: loss, Dice and norm of the step's gradient for all processes' draws, ordered by number."""
+    found = torch.zeros(len(rows), fabric.world_size, 3, device=fabric.device)
+    found[:, fabric.global_rank] = torch.stack(rows)
+    return fabric.all_reduce(found, reduce_op="sum").reshape(-1, 3).double().cpu().numpy()
+
+
+def _first_bad(scores: np.ndarray, draws: int) -> int | None:
+    """Which draw's loss is not finite first, or whose step's gradient; None where all are."""
+    bad = ~np.isfinite(scores)
+    if not bad.any():
+        return None
+    # What is not finite in one draw makes its step's gradient so, and with it a row of every draw of the step.
+    first = int(bad.any(1).argmax()) // draws * draws
+    return first + int(bad[first : first + draws, 0].argmax())
+
+
+def _end(fabric: Any, sampler: Sampler, recipe: Recipe, folder: Path, number: int, draws: int) -> NoReturn:
+    """Ends a training on all processes; the draw to blame is made again and saved."""
+    if fabric.is_global_zero:
+        images, targets = _draw(sampler, number, recipe)
+        content = {"images": images, "targets": targets, "step": number // draws, "draw": number}
+        checkpoint.write(folder / "bad_batch.pt", content)
+    fabric.barrier()
+    raise Diverged(
+        f"The loss or its gradient is not finite at step {number // draws}; look at its draw in "
+        f"{folder / 'bad_batch.pt'}, or train with a lower learning rate."
+    )
 
 
 @torch.no_grad()
@@ -280,22 +318,6 @@ def _average(kept: nn.Module, network: nn.Module, step: int, decay: float) -> No
             ours.copy_(theirs)
 
 
-def _validation_inputs(validation: list[Samples]) -> tuple[np.ndarray, np.ndarray] | None:
-    if not sum(map(len, validation)):
-        return None
-    return np.concatenate([s.images() for s in validation]), np.concatenate([s.targets() for s in validation])
-
-
-def _validate(network: nn.Module, inputs: tuple[np.ndarray, np.ndarray] | None, device: torch.device) -> float:
-    """The mean Dice over the validation samples at a threshold of 0.5; NaN where there are none."""
-    if inputs is None:
-        return float("nan")
-    images, targets = inputs
-    found = predict(network, images) > 0.5
-    common = (found & targets).sum((1, 2, 3))
-    return float(np.mean(2 * common / (found.sum((1, 2, 3)) + targets.sum((1, 2, 3)))))
-
-
 def _epochs_since_best(curve: list[dict[str, float]]) -> int:
     scores = [-np.inf if np.isnan(row["dice_validation"]) else row["dice_validation"] for row in curve]
     return len(scores) - 1 - int(np.argmax(scores))
@@ -303,39 +325,3 @@ def _epochs_since_best(curve: list[dict[str, float]]) -> int:
 
 def _has_settled(curve: list[dict[str, float]], patience: int) -> bool:
     return bool(patience and curve) and _epochs_since_best(curve) >= patience
-
-
-def _snapshot(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: part.state_dict() for name, part in state.items()}
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _resume(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> tuple[int, list[dict[str, float]]]:
-    try:
-        # weights_only: tensors and plain values, never a stranger's pickled code.
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = saved["identity"]
-    except Exception as error:  # noqa: BLE001 torch raises whatever unpickling meets
-        raise InputError(
-            f"{path} is not a checkpoint of this package ({type(error).__name__}); move it away."
-        ) from None
-    if theirs != identity:
-        ours, other = _flat(identity), _flat(theirs)
-        odd = sorted(k for k in ours | other if ours.get(k) != other.get(k))
-        raise InputError(
-            f"{path} was made with another {', '.join(odd)}; train under another run or into another folder, or start over with resume off (--fresh)."
-        )
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    return saved["step"], saved["curve"]
-
-
-def _flat(nested: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return flat
