@@ -40,7 +40,7 @@ STEP_NAMES: dict[str, tuple[Any, str]] = {
     "bend: CT and labels": (warp, "bend"),
     "repaint": (augment, "_paint"),
     "project: two turned views": (warp, "project"),
-    "move the shadows from outside": (augment, "_warp_outside"),
+    "move the shadows from outside": (augment, "warp_outside"),
     "film: clutter": (clutter, "draw_clutter"),
     "film: standardise": (clutter, "standardise"),
     "film: blur, noise, contrast, edges": (clutter, "expose"),

@@ -245,7 +245,7 @@ def test_what_lies_outside_the_cube_moves_with_the_vertebra() -> None:
     slopes = 2.0, -3.0  # along x (AP) or y (lateral), and along z, per mm; columns and rows run against both
     ramp = (-wide[:, None] * slopes[1] - wide[None, :] * slopes[0]).astype(np.float32)
     views = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.05]]).repeat(6, 1, 1)
-    found, seen = augment._warp_outside(torch.from_numpy(np.tile(ramp, (6, 2, 1, 1))), matrix, shift, views)
+    found, seen = augment.warp_outside(torch.from_numpy(np.tile(ramp, (6, 2, 1, 1))), matrix, shift, views)
     assert seen.all()
     for view, axes in enumerate(([0, 2], [1, 2])):
         plane = matrix.numpy()[:, axes][:, :, axes]

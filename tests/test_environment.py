@@ -148,7 +148,10 @@ def test_wheel_carries_manifests_parameters_and_notebooks(tmp_path: Path) -> Non
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(pattern)}
         assert files, f"{folder}/ is empty"
         assert {f"transvert/_share/{file}" for file in files} <= packed
-    assert not [name for name in packed if "checkpoint" in name or name.startswith("tests")]
+    tables = {path.relative_to(ROOT).as_posix() for path in (ROOT / "transvert" / "tables").glob("*.csv")}
+    assert tables and tables <= packed
+    unwanted = ("ipynb_checkpoints", ".pt", "tests/")
+    assert not [name for name in packed if any(part in name for part in unwanted)]
 
 
 def test_binder_picks_its_own_environment(tmp_path: Path) -> None:

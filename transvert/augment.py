@@ -207,13 +207,13 @@ def draw(
     views = _views(batch, strength, random)
     shadows = warp.project(density, views, threads) * (SPACING_MM * WATER_PER_MM)
     in_body = (keep & (random.uniform(0, 1, batch) >= strength.bare))[:, None, None, None]
-    beyond, seen = _warp_outside(outside, matrix, shift, views)
+    beyond, seen = warp_outside(outside, matrix, shift, views)
     shadows = shadows + torch.where(in_body & seen, beyond, 0.0)
     # (B, 2, x or y, z): which way a picture of it would be turned matters neither to the spread nor to the centroid.
     thickness = torch.stack([target.sum(2), target.sum(1)], dim=1) * SPACING_MM
     images = clutter.expose(
         shadows,
-        thickness.std(dim=(-2, -1), keepdim=True) * WATER_PER_MM * 0.6,
+        relief(thickness),
         seen | ~in_body,
         random,
         clutter=strength.clutter,
@@ -275,7 +275,12 @@ def _views(batch: int, strength: Strength, random: Random) -> torch.Tensor:
     return torch.cat([angles, size], dim=2)
 
 
-def _warp_outside(
+def relief(thickness: torch.Tensor) -> torch.Tensor:
+    """(B, 2, 1, 1) how much a vertebra stands out in its pictures, of its thickness (B, 2, S, S) in mm along their rays."""
+    return thickness.std(dim=(-2, -1), keepdim=True) * WATER_PER_MM * 0.6
+
+
+def warp_outside(
     outside: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor, views: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The shadows from beyond the cube, moved with the plane of each picture; and where there are any.
