@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.engine import resident_bytes
 from benchmarks.report import describe_machine, write
+from transvert.losses import loss_and_dice
 from transvert.network import NETWORKS, build
-from transvert.training import loss_and_dice, predict
+from transvert.prediction import predict
 
 HERE = Path(__file__).resolve().parent
 BATCH = 6

@@ -53,5 +53,13 @@ def test_shadows_tell_what_overlap_does_not(half: torch.Tensor) -> None:
 
 
 def test_an_unknown_loss_is_refused(half: torch.Tensor) -> None:
-    with pytest.raises(InputError, match="'focal' is not a loss; use dice_ce or regression"):
+    with pytest.raises(InputError, match="'focal' is not a loss; use dice_ce, dice or regression"):
         loss_and_dice(half, half, "focal")
+
+
+def test_dice_alone_is_the_default_without_its_cross_entropy(half: torch.Tensor) -> None:
+    logits = half * 2 - 1
+    loss, dice = loss_and_dice(logits, half, "dice")
+    assert float(loss) == pytest.approx(1 - float(dice))
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, half)
+    assert float(loss_and_dice(logits, half)[0]) == pytest.approx(float(loss + entropy))

@@ -17,6 +17,7 @@ from pandas.testing import assert_frame_equal
 
 from transvert import samples, stages, studies, study_charts, training, trials
 from transvert.files import InputError
+from transvert.prediction import predict
 from transvert.samples import Samples
 from transvert.training import Recipe
 from transvert.trials import Plan, Variant
@@ -204,7 +205,9 @@ def test_each_variant_changes_what_it_says(plan: Plan) -> None:
     for name in ("twod_permute_concat", "oned_concat", "attention_unet"):
         published = made[f"{name}_published"]
         assert (published.optimiser, published.learning_rate, published.weight_decay) == ("adamw", 2e-4, 0.0)
-        assert replace(published, optimiser="muon", learning_rate=1e-3, weight_decay=0.02) == made[name]
+        assert published.loss == "dice"
+        ours = {"optimiser": "muon", "learning_rate": 1e-3, "weight_decay": 0.02, "loss": "dice_ce"}
+        assert replace(published, **ours) == made[name]
 
 
 def test_phantoms_alone_and_one_view_are_learned_from_and_shown(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +290,7 @@ def test_faults_are_tried_on_whom_the_weights_do_not_know(plan: Plan, tmp_path: 
     assert set(table["subject"]) == {"sub-2", "sub-3"}
     assert len(table) == 2 * 2 * (1 + 3 + 3) and list(table["variant"].unique()) == ["none", "click off", "noise"]
     read = samples.read(plan.store, "sub-2")
-    true = stages.score(read, training.predict(stages.open_network(weights)[0], read.images(), mirror=True))
+    true = stages.score(read, predict(stages.open_network(weights)[0], read.images(), mirror=True))
     clean = table[(table["subject"] == "sub-2") & (table["tested_on"] == "body") & (table["variant"] == "none")]
     assert clean["dice"].tolist() == pytest.approx(true["dice"].tolist(), abs=1e-3)
     folds = studies.run("robustness", replace(plan, weights=tmp_path / "w", variants="noise"))

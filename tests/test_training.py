@@ -20,8 +20,9 @@ from torch import nn
 from transvert import device, network, samples, store, training
 from transvert.augment import Sampler, Strength
 from transvert.files import InputError
+from transvert.prediction import predict
 from transvert.samples import Samples, StoredSamples
-from transvert.training import Diverged, Recipe, predict, train
+from transvert.training import Diverged, Recipe, train
 
 STILL = Strength(**{part.name: 0.0 for part in fields(Strength)})
 TINY = Recipe(
@@ -103,6 +104,7 @@ def test_the_curve_and_the_files_it_leaves(box_samples: Samples, tmp_path: Path)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "curve.csv"), curve)
     found, card = network.load_weights(tmp_path / "weights.safetensors")
     assert card["network"] == "transvert"
+    pd.testing.assert_frame_equal(pd.DataFrame(card["curve"]), curve, atol=1e-6, check_dtype=False)
     # What is kept is what was validated.
     one = box_samples.chosen([21])
     prediction, truth = predict(found, one.images()) > 0.5, one.targets()

@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor, nn
 
 from transvert.files import InputError
+from transvert.prediction import predict
 from transvert.samples import SIZE, SPACING_MM, Samples, centroid_map
-from transvert.training import predict
 from transvert.uncertainty import Answer, Jitter, _answer, _moves, ask
 
 Make = Callable[[str], nn.Module]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -136,10 +137,16 @@ def train(
     ] = "films",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4000,
     epoch_steps: Annotated[int, typer.Option(help="Steps between two checkpoints and two points of the curve.")] = 200,
-    batch: Annotated[int, typer.Option(help="Samples a step and process.")] = 6,
+    batch: Annotated[int, typer.Option(help="Samples a draw.")] = 6,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Draws a step and process; 2 on one process train as 1 on two do.")
+    ] = 1,
     optimiser: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
     learning_rate: Annotated[float, typer.Option(help="The optimiser's peak; 0.002 is good for adamw.")] = 4e-3,
     critic_weight: Annotated[float, typer.Option(help="Of the least-squares adversarial term; 0 for none.")] = 0.0,
+    one_view: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the samples that lose a view, so that one alone works too.")
+    ] = 0.0,
     precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the weights and of every draw.")] = 0,
@@ -158,9 +165,11 @@ def train(
         steps=steps,
         epoch_steps=epoch_steps,
         batch=batch,
+        accumulate=accumulate,
         optimiser=optimiser,
         learning_rate=learning_rate,
         critic_weight=critic_weight,
+        one_view=one_view,
         precision=precision,
         device=device,
         strength=augment.STRENGTHS[draws],
@@ -170,7 +179,8 @@ def train(
     if len(table):
         subjects = table["subject"].nunique()
         typer.echo(f"Mean Dice {table['dice'].mean():.3f} over {len(table)} vertebrae of {subjects} held-out subjects.")
-    typer.echo(f"Wrote {out}")
+    if not int(os.environ.get("RANK", "0")):  # One of several processes says it.
+        typer.echo(f"Wrote {out}")
 
 
 @app.command()

@@ -16,9 +16,9 @@ from transvert.files import write_json
 from transvert.film import Film
 from transvert.geometry import View
 from transvert.landmarks import Landmarks
+from transvert.prediction import predict
 from transvert.samples import SIZE, SPACING_MM, Samples
 from transvert.spine import Vertebra
-from transvert.training import predict
 from transvert.volume import Volume
 
 if TYPE_CHECKING:

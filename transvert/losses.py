@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from transvert.files import InputError
 
-LOSSES = ("dice_ce", "regression")
-"""Soft Dice plus cross-entropy; or the mean absolute difference, as a network that regresses grey values is trained."""
+LOSSES = ("dice_ce", "dice", "regression")
+"""Soft Dice plus cross-entropy; soft Dice alone, as the public port is trained; or the mean absolute difference, as a network that regresses grey values is trained."""
 
 
 def loss_and_dice(
@@ -34,10 +34,12 @@ def loss_and_dice(
     dice = ((2 * common + 1) / (total + 1)).mean()
     if kind == "dice_ce":
         loss = 1 - dice + functional.binary_cross_entropy_with_logits(logits, targets)
+    elif kind == "dice":
+        loss = 1 - dice
     elif kind == "regression":
         loss = (probability - targets).abs().mean() * targets[0].numel() / targets.sum((1, 2, 3, 4)).mean().clamp(min=1)
     else:
-        raise InputError(f"'{kind}' is not a loss; use {' or '.join(LOSSES)}.")
+        raise InputError(f"'{kind}' is not a loss; use {', '.join(LOSSES[:-1])} or {LOSSES[-1]}.")
     if projection_weight:
         loss = loss + projection_weight * projection_loss(probability, targets)
     return loss, dice.detach()

@@ -14,9 +14,10 @@ from torch import nn
 from transvert import levels, manifest, metrics, opening, record, samples, store, synthesis, training
 from transvert import network as networks
 from transvert.files import InputError, atomic_path
+from transvert.prediction import predict
 from transvert.progress import bar
 from transvert.samples import SPACING_MM, Samples, StoredSamples
-from transvert.training import Recipe, predict
+from transvert.training import Recipe
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "transvert_lift.safetensors"
 open_subject, synthesize = opening.open_subject, synthesis.synthesize

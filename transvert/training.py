@@ -49,7 +49,7 @@ from transvert.augment import Sampler, Strength
 from transvert.device import precision
 from transvert.files import InputError
 from transvert.losses import loss_and_dice
-from transvert.prediction import mean_dice, predict, stack  # noqa: F401 training.predict is what a notebook knows
+from transvert.prediction import mean_dice, stack
 from transvert.progress import bar
 from transvert.samples import Samples, StoredSamples
 
@@ -229,7 +229,12 @@ def train(
             if on_epoch is not None:
                 on_epoch(pd.DataFrame(curve))
     if fabric.is_global_zero:
-        card = {"subjects": [s.subject for s in subjects], "samples": sum(map(len, subjects)), "recipe": asdict(recipe)}
+        card = {
+            "subjects": [s.subject for s in subjects],
+            "samples": sum(map(len, subjects)),
+            "recipe": asdict(recipe),
+            "curve": [{key: round(value, 6) for key, value in row.items() if not math.isnan(value)} for row in curve],
+        }
         with checkpoint.writing(folder / "weights.safetensors"):
             networks.save_weights(
                 folder / "weights.safetensors", best, recipe.network, recipe.options, half=half, **card

@@ -110,13 +110,13 @@ ABLATION = {
 _THEIRS = {
     name: {"network": name, "precision": "32"} for name in ("twod_permute_concat", "oned_concat", "attention_unet")
 }
-_PUBLISHED = {"optimiser": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0}
+_PUBLISHED = {"optimiser": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0, "loss": "dice"}
 PEERS = {
     **{name: Variant({"network": name}) for name in ("transvert_hull", "transvert")},
     **{name: Variant(changes) for name, changes in _THEIRS.items()},
     **{f"{name}_published": Variant(changes | _PUBLISHED) for name, changes in _THEIRS.items()},
 }
-"""The peers, trained as ours are, and with Adam at 2e-4 as they were published."""
+"""The peers, trained as ours are, and with soft Dice and Adam at 2e-4 as they were published."""
 
 
 def ablation(plan: Plan) -> pd.DataFrame:
