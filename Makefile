@@ -8,7 +8,7 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks clean
+.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks site clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -70,6 +70,14 @@ bench-networks: venv  ## Size, time and memory of the networks: benchmarks/netwo
 	$(BIN)/python -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt -r benchmarks/requirements.txt -e .
+	@touch $@
+
+site: $(VENV)/.site  ## Render notebooks, guides and API as pages, offline: build/site/index.html
+	$(BIN)/python docs/site/stage.py build/pages
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -c docs/site build/pages build/site
+
+$(VENV)/.site: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
 	@touch $@
 
 clean:  ## Remove caches and builds; the environment and runs/ stay

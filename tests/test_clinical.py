@@ -10,18 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MIDDLES, Patient, occupancy
+import trimesh
+from conftest import MIDDLES, Patient, inside_vertebra, occupancy
 from numpy.testing import assert_allclose
 from scipy import ndimage
 from torch import nn
 
-from transvert import clinical, drr, film, landmarks, mesh, volume
+from transvert import clinical, drr, film, geometry, landmarks, levels, mesh, patches, spine_charts, volume
 from transvert.clinical import Reconstruction
+from transvert.confidence import Calibration, surface_sd_mm
 from transvert.files import InputError
 from transvert.film import Film
 from transvert.geometry import View
 from transvert.landmarks import Landmarks
-from transvert.samples import SIZE, SPACING_MM, Samples
+from transvert.samples import SIZE, SPACING_MM, Samples, centroid_map
+from transvert.uncertainty import Jitter
 from transvert.volume import Volume, cube_affine
 
 L1, L2, L3 = 20, 21, 22
@@ -36,7 +39,8 @@ class Oracle(nn.Module):
     def __init__(self, truths: list[np.ndarray]):
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(1))
-        self.logits = torch.logit(torch.from_numpy(np.array(truths, np.float32))[:, None], eps=1e-4)
+        self.truths = np.array(truths, np.float32)
+        self.logits = torch.logit(torch.from_numpy(self.truths)[:, None], eps=1e-4)
         self.shown: list[np.ndarray] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -44,11 +48,25 @@ class Oracle(nn.Module):
         return self.logits.flip(2) if len(self.shown) == 2 else self.logits
 
 
-def _truths(patient: Patient, levels: list[int]) -> list[np.ndarray]:
-    return [occupancy(MIDDLES[n], cube_affine(patient.centroids[n], SIZE, SPACING_MM), SIZE) for n in levels]
-
-
 Films = tuple[tuple[Film, Film], tuple[View, View], np.ndarray]
+
+
+def _truths(patient: Patient, views: tuple[View, View], levels: list[int]) -> list[np.ndarray]:
+    """What fills the cube of each level's own rays: the share of each voxel, from 27 points a voxel."""
+    steps = (((np.arange(3 * SIZE) + 0.5) / 3 - SIZE / 2) * SPACING_MM).astype(np.float32)
+    found = []
+    for level in levels:
+        axes = patches.local_axes(*views, patient.centroids[level])
+        x, y, z = (
+            patient.centroids[level][n]
+            + (axes[n, 0] * steps)[:, None, None]
+            + (axes[n, 1] * steps)[:, None]
+            + axes[n, 2] * steps
+            for n in range(3)
+        )
+        inside = inside_vertebra(x, y, z, MIDDLES[level])
+        found.append(inside.reshape(SIZE, 3, SIZE, 3, SIZE, 3).mean((1, 3, 5), dtype=np.float32))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +80,13 @@ def marks(films: Films, patient: Patient) -> Landmarks:
 
 
 @pytest.fixture(scope="module")
-def oracle(patient: Patient) -> Oracle:
-    return Oracle(_truths(patient, [L1, L2, L3]))
+def oracle(films: Films, patient: Patient) -> Oracle:
+    return Oracle(_truths(patient, films[1], [L1, L2, L3]))
 
 
 @pytest.fixture(scope="module")
 def found(films: Films, marks: Landmarks, oracle: Oracle) -> Reconstruction:
-    return clinical.reconstruct(*films[0], marks, oracle)
+    return clinical.reconstruct(*films[0], marks, oracle, draws=4)
 
 
 def _middle(patient: Patient, level: int) -> np.ndarray:
@@ -119,7 +137,7 @@ def test_written_films_and_landmarks_make_the_same_spine(
         for ours, original in zip(pair, films[0], strict=True):
             assert _fit(ours.pixels, original.pixels) > 0.99  # bone is white in both, nothing is turned
             assert ours.pixel_mm == pytest.approx(original.pixel_mm, rel=1e-3)
-        found = clinical.reconstruct(*pair, said, Oracle(_truths(patient, [L1, L2, L3])))
+        found = clinical.reconstruct(*pair, said, Oracle(_truths(patient, films[1], [L1, L2, L3])), draws=0)
         for vertebra in found.vertebrae:
             assert_allclose(vertebra.centroid_ras, patient.centroids[vertebra.level], atol=0.05)
 
@@ -203,8 +221,8 @@ def test_landmarks_that_miss_each_other_mark_each_patch_by_itself(
 ) -> None:
     moved = {which: dict(pixels) for which, pixels in marks.centroids.items()}
     moved["lateral"][L2] = moved["lateral"][L2] + (9.0, 0.0)
-    oracle = Oracle(_truths(patient, [L1, L2, L3]))
-    found = clinical.reconstruct(*films[0], replace(marks, centroids=moved), oracle)
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    found = clinical.reconstruct(*films[0], replace(marks, centroids=moved), oracle, draws=0)
     apart = 9 * 0.8 / 1.2
     assert found.residuals_mm[L2] == pytest.approx(apart, rel=0.02)
     assert found.warnings == [f"L2: its two landmarks disagree by {found.residuals_mm[L2]:.1f} mm."]
@@ -236,8 +254,9 @@ def test_it_writes_labels_surfaces_posture_and_a_report(
     meshes = clinical.write(found, tmp_path / "out")
     files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert files == {
-        *("spine.nii.gz", "spine.stl", "posture.json", "posture.csv", "report.json"),
-        *(f"surfaces/{name}.stl" for name in ("L1", "L2", "L3")),
+        *("spine.nii.gz", "spine.stl", "spine.glb", "surface_sd.png", "report.json"),
+        *("posture.json", "posture.csv", "posture_measures.csv"),
+        *(f"surfaces/{name}.{kind}" for name in ("L1", "L2", "L3") for kind in ("stl", "ply", "glb")),
     }
     labels = volume.read_mask(tmp_path / "out" / "spine.nii.gz")
     assert np.array_equal(labels.data, found.labels.data)
@@ -273,12 +292,132 @@ def test_the_report_says_how_and_for_what(found: Reconstruction, tmp_path: Path)
     assert str(tmp_path) not in text
 
 
+def _far(patient: Patient) -> tuple[tuple[Film, Film], Landmarks, tuple[View, View]]:
+    """Films of L2 alone whose central rays pass 350 mm below it, so that all rays through it climb by 13 degrees."""
+    isocentre = patient.ct.corners().mean(0) - (0, 0, 350)
+    ap, lateral = (geometry.named_view(name, isocentre, (1200, 500), 0.8, cone=True) for name in ("ap", "lateral"))
+    bone = Volume((patient.mask.data == L2).astype(np.float32), patient.mask.affine)
+    one, other = (Film(drr.cast(bone, view), view.pixel_mm) for view in (ap, lateral))
+    return (one, other), landmarks.project(ap, lateral, isocentre, patient.centroids), (ap, lateral)
+
+
+def test_far_off_the_central_ray_a_vertebra_stands_where_it_stands(patient: Patient) -> None:
+    pair, marks, views = _far(patient)
+    oracle = Oracle(_truths(patient, views, [L1, L2, L3]))
+    found = clinical.reconstruct(*pair, marks, oracle, draws=0)
+    for vertebra, surface in zip(found.vertebrae, clinical.surfaces(found).values(), strict=True):
+        middle = _middle(patient, vertebra.level)
+        assert np.degrees(np.arccos(vertebra.axes[2, 2])) > 15
+        assert_allclose(surface.center_mass, middle, atol=0.3)
+        reach = surface.bounds - np.array(MIDDLES[vertebra.level])
+        assert_allclose(reach, [[-28, -34, -14], [42, 29, 12]], atol=1.5)
+        voxels = found.labels.world(np.argwhere(found.labels.data == vertebra.level))
+        assert np.linalg.norm(voxels.mean(0) - middle) < 0.5
+    for row in found.posture["vertebrae"]:
+        assert [row["sagittal_tilt_deg"], row["coronal_tilt_deg"]] == pytest.approx([0, 0], abs=1)
+    for view, shadow in zip(views, clinical.silhouettes(found), strict=True):
+        truth = drr.cast(Volume((patient.mask.data == L2).astype(np.float32), patient.mask.affine), view) > 0.75
+        assert _dice(shadow[L2], truth) > 0.92
+    # Had the cubes stood upright, what the oracle says would lie askew in space.
+    upright = clinical.surfaces(replace(found, vertebrae=[replace(v, axes=np.eye(3)) for v in found.vertebrae]))
+    assert np.abs(upright[L2].bounds - np.array(MIDDLES[L2]) - [[-28, -34, -14], [42, 29, 12]]).max() > 3
+
+
+def test_far_off_the_central_ray_the_network_is_shown_the_vertebra_along_its_own_rays(patient: Patient) -> None:
+    pair, marks, views = _far(patient)
+    oracle = Oracle(_truths(patient, views, [L1, L2, L3]))
+    clinical.reconstruct(*pair, marks, oracle, draws=0)
+    cube = Volume(oracle.truths[1], cube_affine(np.zeros(3), SIZE, SPACING_MM))
+    for which, name in enumerate(("ap", "lateral")):
+        straight = drr.cast(cube, geometry.named_view(name, np.zeros(3), (SIZE, SIZE), SPACING_MM))
+        askew, _ = film.cut_patch(pair[which].pixels, views[which], patient.centroids[L2], SIZE, SPACING_MM)
+        wrong, true = (film.standardise(picture, np.ones(picture.shape, bool)) for picture in (askew, straight))
+        seen = oracle.shown[0][1][which, 0]
+        assert _fit(seen, true) > 0.95
+        assert _fit(wrong, true) < 0.9
+        assert_allclose(oracle.shown[0][1][which, 1], centroid_map(np.zeros(2)), atol=1e-3)
+
+
+# What its doubt is
+
+
+def test_measures_have_the_spread_of_other_clicks(found: Reconstruction, patient: Patient) -> None:
+    """The oracle answers the same wherever it is asked: what varies is where the vertebrae are placed."""
+    rows = found.posture["vertebrae"]
+    assert found.posture["uncertainty"]["draws"] == 4 and "2 mm" in found.posture["uncertainty"]["cause"]
+    assert all(row["disc_below_mm_sd"] is None or row["disc_below_mm_sd"] > 0 for row in rows)
+    assert {"sd", "low", "high"} <= set(found.posture["measures"]["coronal_cobb"])
+
+
+def test_clicks_of_two_millimetres_move_a_vertebra_by_two(films: Films, marks: Landmarks, patient: Patient) -> None:
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    measured = clinical.reconstruct(*films[0], marks, oracle, draws=12, click_mm=2.0, seed=3).posture
+    spreads = np.array([[row[f"{axis}_mm_sd"] for axis in "xyz"] for row in measured["vertebrae"]])
+    # Left and right are told by one view, front and back by the other, the height by both.
+    assert_allclose(spreads.mean(0), [2, 2, np.sqrt(2)], rtol=0.25)
+    assert (spreads / [2, 2, np.sqrt(2)]).mean() == pytest.approx(1, rel=0.1)
+
+
+def test_surfaces_carry_their_standard_deviation_in_numbers_and_colours(found: Reconstruction, tmp_path: Path) -> None:
+    clinical.write(found, tmp_path)
+    for level, surface in clinical.surfaces(found).items():
+        sd = np.asarray(surface.vertex_attributes[spine_charts.SD_MM])
+        assert sd.shape == (len(surface.vertices),) and (sd > 0).all()
+        back = trimesh.load(tmp_path / "surfaces" / f"{levels.name(level)}.ply", process=False)
+        assert back.is_watertight
+        assert np.array_equal(back.visual.vertex_colors, surface.visual.vertex_colors)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["surface_sd_calibrated"] is False and set(report["surface_sd_mm"]) == {"L1", "L2", "L3"}
+
+
+def test_a_calibrated_network_is_asked_as_its_calibration_was(films: Films, marks: Landmarks, patient: Patient) -> None:
+    calibration = Calibration(temperature=2.0, jitter=Jitter(answers=3, click_mm=0.0, magnification=0.0, noise=0.0))
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    card = {"calibration": calibration.card(), "levels": ["L1", "L3"]}
+    found = clinical.reconstruct(*films[0], marks, oracle, card=card, draws=0)
+    assert found.calibration == calibration and len(oracle.shown) == 3
+    assert found.warnings == ["L2: the network has learned from no vertebra of this level."]
+    unread = clinical.surfaces(replace(found, calibration=None))
+    for vertebra, surface in zip(found.vertebrae, clinical.surfaces(found).values(), strict=True):
+        sd = surface.vertex_attributes[spine_charts.SD_MM]
+        stated = surface_sd_mm(vertebra.probability, surface.vertices, vertebra.affine, calibration)
+        assert_allclose(sd, stated)
+        assert np.median(sd / unread[vertebra.level].vertex_attributes[spine_charts.SD_MM]) > 1.5
+
+
+def test_s1_s_endplate_comes_from_the_landmarks(films: Films, marks: Landmarks, patient: Patient) -> None:
+    centre, tilt = np.array([6.0, -24.0, 250.0]), np.tan(np.radians(30))
+    ends = {"anterior": (0, 15, -15 * tilt), "posterior": (0, -15, 15 * tilt), "right": (22, 0, 0), "left": (-22, 0, 0)}
+    sides = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
+    marked = {
+        which: {name: view.project(centre + ends[name]) for name in sides[which]}
+        for which, view in zip(("ap", "lateral"), films[1], strict=True)
+    }
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    found = clinical.reconstruct(*films[0], replace(marks, s1_endplate=marked), oracle, draws=6)
+    slope = found.posture["measures"]["sacral_slope"]
+    assert slope["value"] == pytest.approx(30, abs=1)
+    assert slope["sd"] == pytest.approx(np.degrees(2 * np.sqrt(2) / 30 * np.cos(np.radians(30)) ** 2), rel=0.7)
+    assert found.posture["measures"]["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(30, abs=1.5)
+
+
 # What goes wrong
+
+
+@pytest.mark.parametrize(("which", "name"), [("lateral", "pa"), ("ap", "left_lateral")])
+def test_two_films_from_one_side_are_refused(
+    films: Films, marks: Landmarks, oracle: Oracle, which: str, name: str
+) -> None:
+    views = {**marks.views, which: {**marks.views[which], "name": name}}
+    with pytest.raises(InputError, match=f"calls its '{which}' film a '{name}' view; give one film from the front"):
+        clinical.reconstruct(*films[0], replace(marks, views=views), oracle)
 
 
 def test_a_level_in_between_that_was_not_marked_is_a_gap(films: Films, marks: Landmarks, patient: Patient) -> None:
     ends = {which: {n: pixels[n] for n in (L1, L3)} for which, pixels in marks.centroids.items()}
-    found = clinical.reconstruct(*films[0], replace(marks, centroids=ends), Oracle(_truths(patient, [L1, L3])))
+    found = clinical.reconstruct(
+        *films[0], replace(marks, centroids=ends), Oracle(_truths(patient, films[1], [L1, L3])), draws=0
+    )
     assert found.warnings == ["L2: no landmarks between its neighbours', so the spine has a gap."]
     assert [v.name for v in found.vertebrae] == ["L1", "L3"]
 
@@ -286,9 +425,9 @@ def test_a_level_in_between_that_was_not_marked_is_a_gap(films: Films, marks: La
 def test_a_vertebra_that_was_not_found_is_left_out_and_named(
     films: Films, marks: Landmarks, patient: Patient, tmp_path: Path
 ) -> None:
-    truths = _truths(patient, [L1, L2, L3])
+    truths = _truths(patient, films[1], [L1, L2, L3])
     truths[1][:] = 0.2
-    found = clinical.reconstruct(*films[0], marks, Oracle(truths))
+    found = clinical.reconstruct(*films[0], marks, Oracle(truths), draws=0)
     assert [v.name for v in found.vertebrae] == ["L1", "L3"]
     assert found.warnings[0] == "L2: nothing was found, left out."
     assert set(clinical.write(found, tmp_path)) == {L1, L3}
@@ -301,9 +440,9 @@ def test_nothing_found_at_all_is_an_error(films: Films, marks: Landmarks) -> Non
 
 
 def test_a_stray_part_is_in_no_surface(films: Films, marks: Landmarks, patient: Patient) -> None:
-    truths = _truths(patient, [L1, L2, L3])
+    truths = _truths(patient, films[1], [L1, L2, L3])
     truths[1][2:7, 2:7, 2:7] = 1
-    found = clinical.reconstruct(*films[0], marks, Oracle(truths))
+    found = clinical.reconstruct(*films[0], marks, Oracle(truths), draws=0)
     surface = clinical.surfaces(found)[L2]
     assert surface.body_count == 1
     assert_allclose(surface.center_mass, _middle(patient, L2), atol=0.3)

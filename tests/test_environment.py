@@ -60,14 +60,14 @@ def test_each_package_is_pinned_once_and_in_order() -> None:
 
 
 def test_each_requirement_is_pinned_at_a_version_it_accepts() -> None:
-    for name, requirement in DEPENDENCIES.items() | EXTRAS["dev"].items():
+    for name, requirement in [*DEPENDENCIES.items(), *EXTRAS["dev"].items(), *EXTRAS["site"].items()]:
         assert name in PINS, f"constraints.txt has no pin for {name}"
         assert requirement.specifier.contains(PINS[name]), f"{requirement} does not accept its pin {PINS[name]}"
         assert any(part.operator == ">=" for part in requirement.specifier), f"{name} has no lower bound"
 
 
 def test_optional_extras_bring_their_own_pins() -> None:
-    assert set(EXTRAS) == {"dev", *PINNED_IN_THEIR_EXTRA}
+    assert set(EXTRAS) == {"dev", "site", *PINNED_IN_THEIR_EXTRA}
     for extra in PINNED_IN_THEIR_EXTRA:
         for name, requirement in EXTRAS[extra].items():
             assert any(part.operator in ("==", "<", "<=") for part in requirement.specifier), requirement

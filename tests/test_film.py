@@ -224,7 +224,7 @@ def test_the_detector_s_pixel_size_goes_before_a_calibrated_one(tmp_path: Path) 
 @pytest.mark.parametrize("spacing", [None, [0, 0]])
 def test_a_pixel_size_that_no_one_states_is_asked_for(tmp_path: Path, spacing: list[float] | None) -> None:
     path = changed_dicom(tmp_path / "f.dcm", PixelSpacing=spacing, ImagerPixelSpacing=spacing)
-    with pytest.raises(InputError, match=r"f\.dcm does not say how large its pixels are; give pixel_mm"):
+    with pytest.raises(InputError, match=r"f\.dcm does not say how large its pixels are, or .*; give pixel_mm"):
         film.read(path)
     assert film.read(path, 0.2).pixel_mm == (0.2, 0.2)
 
@@ -290,6 +290,68 @@ def test_a_file_that_is_cut_short(tmp_path: Path, name: str) -> None:
         ) as caught:
             film.read(path, 1.0)
         assert "\n" not in str(caught.value)
+
+
+def test_a_photograph_and_a_screenshot(tmp_path: Path) -> None:
+    """The one is refused as coloured; the other, even a grey one, says nothing of the size of its pixels."""
+    photograph = RNG.integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "photo.jpg")
+    screen = np.stack([np.repeat(GREY8, 5, axis=0)] * 3 + [np.full((35, 9), 255, np.uint8)], axis=-1)
+    screen[:4, :, 0] = 255  # A red bar.
+    Image.fromarray(screen).save(tmp_path / "screen.png", dpi=(96, 96))
+    for name in ("photo.jpg", "screen.png"):
+        with pytest.raises(
+            InputError, match=f"{name} is a colour picture, such as a photograph or a screenshot; .*grey PNG"
+        ):
+            film.read(tmp_path / name, 0.2)
+    screen[:4, :, 0] = screen[:4, :, 1]
+    Image.fromarray(screen).save(tmp_path / "screen.png", dpi=(96, 96))
+    with pytest.raises(InputError, match="does not say how large its pixels are"):
+        film.read(tmp_path / "screen.png")
+    assert_array_equal(film.read(tmp_path / "screen.png", 0.2).pixels, screen[..., 1])
+
+
+@pytest.mark.parametrize("grey", [GREY8, GREY16], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
+def test_a_tiff_of_either_depth(tmp_path: Path, grey: np.ndarray, options: dict[str, str]) -> None:
+    big = np.tile(grey, (60, 3))  # More rows than are converted at a time.
+    Image.fromarray(big).save(tmp_path / "f.tif", **options)
+    assert_array_equal(film.read(tmp_path / "f.tif", 0.2).pixels, big)
+
+
+@pytest.mark.parametrize("worst", [np.nan, np.inf])
+def test_a_picture_with_values_that_are_no_grey(tmp_path: Path, worst: float) -> None:
+    values = GREY8.astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    assert_array_equal(film.read(tmp_path / "f.tif", 0.2).pixels, GREY8)
+    values[3, 4] = worst
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    with pytest.raises(InputError, match="f.tif has NaN or infinite values, which have no grey; save it as 16-bit"):
+        film.read(tmp_path / "f.tif", 0.2)
+
+
+def test_a_picture_that_exif_turns_is_stored_as_viewers_show_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be shown turned by 90 degrees clockwise.
+    Image.fromarray(GREY8).save(
+        tmp_path / "f.png", exif=exif, dpi=(254, 127)
+    )  # 0.1 mm across, 0.2 mm down, as it lies.
+    read = film.read(tmp_path / "f.png")
+    assert_array_equal(read.pixels, np.rot90(GREY8, -1))
+    assert read.pixel_mm == pytest.approx((0.1, 0.2), rel=1e-3)
+
+
+def test_a_picture_of_too_many_pixels(tmp_path: Path) -> None:
+    for rows in (13_000, 30_000):
+        Image.new("1", (12_000, rows)).save(tmp_path / "f.png")
+        with pytest.raises(InputError, match="f.png has more than 150 million pixels; make it smaller"):
+            film.read(tmp_path / "f.png", 0.1)
+
+
+def test_an_archive_is_no_film(tmp_path: Path) -> None:
+    (tmp_path / "films.zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(InputError, match="films.zip is a ZIP archive; unpack it and give the film within"):
+        film.read(tmp_path / "films.zip")
 
 
 def test_what_is_not_a_film(tmp_path: Path) -> None:

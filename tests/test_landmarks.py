@@ -124,6 +124,63 @@ def test_levels_marked_in_one_view_alone_are_left_out() -> None:
     assert set(one.place(*views)[0]) == {L1}
 
 
+CORNERS = {"right_superior": [90.0, 100.0], "left_superior": [91.5, 140.0]}
+ENDS = {
+    "lateral": {"anterior": [300.5, 90.0], "posterior": [290.0, 120.0]},
+    "ap": {"right": [310.0, 120.0], "left": [312.0, 170.0]},
+}
+
+
+def _full() -> dict[str, Any]:
+    """A file that says all there is to say."""
+    content = copy.deepcopy(_content())
+    content["views"]["ap"] |= {"corners": {"L1": CORNERS}, "proposed": ["L2"], "shape": [420, 300]}
+    for which, ends in ENDS.items():
+        content["views"][which]["s1_endplate"] = ends
+    return content
+
+
+def test_corners_ends_and_proposals_go_there_and_back(tmp_path: Path) -> None:
+    found = _read(_full(), tmp_path)
+    assert_allclose(found.corners["ap"][L1]["left_superior"], (91.5, 140))
+    assert_allclose(found.s1_endplate["lateral"]["posterior"], (290, 120))
+    assert found.views["ap"]["proposed"] == ["L2"] and "corners" not in found.views["ap"]
+    assert json.loads(landmarks.write(tmp_path / "again.json", found).read_text()) == _full()
+
+
+def test_the_ends_of_s1_are_found_in_space() -> None:
+    """A tilted endplate: on the AP film its middle stands higher or lower than on the lateral one, and no matter."""
+    views = _views(True)
+    ends = {
+        "right": (30.0, -20, 250),
+        "left": (-18.0, -20, 254),
+        "anterior": (6.0, -4, 240),
+        "posterior": (6.0, -36, 266),
+    }
+    marked = {
+        which: {name: view.project(np.array(ends[name])) for name in landmarks.ENDS[which]}
+        for which, view in zip(landmarks.VIEWS, views, strict=True)
+    }
+    marks = landmarks.project(*views, ISOCENTRE, POINTS)
+    found = Landmarks(marks.views, marks.centroids, marks.isocentre, s1_endplate=marked).s1(*views)
+    assert set(found) == set(ends)
+    for name, point in ends.items():
+        # The middles of a cone's pictures are those in space to a fraction of a millimetre.
+        assert_allclose(found[name], point, atol=0.4)
+    assert marks.s1(*views) == {}
+    half = {which: dict(list(pixels.items())[:1]) for which, pixels in marked.items()}
+    assert Landmarks(marks.views, marks.centroids, marks.isocentre, s1_endplate=half).s1(*views) == {}
+
+
+def test_work_that_goes_on_is_read_when_asked_for(tmp_path: Path) -> None:
+    path = landmarks.write(tmp_path / "marks.json", landmarks.empty())
+    with pytest.raises(InputError, match="marks no vertebra in both views"):
+        landmarks.read(path)
+    found = landmarks.read(path, partial=True)
+    assert found.levels == [] and found.views["lateral"]["name"] == "left_lateral"
+    assert found.view("ap", _films(_views(True))[0]).source is not None
+
+
 # Refusals
 
 
@@ -166,6 +223,40 @@ BAD_FILES: dict[str, tuple[Callable[[], Any], str]] = {
     "none in common": (lambda: _only(ap={"L1": [3, 4]}, lateral={"L2": [3, 4]}), "marks no vertebra in both views"),
     "none at all": (lambda: _only(ap={}, lateral={}), "marks no vertebra in both views"),
     "sacrum": (lambda: _only(ap={"S1": [3, 4]}, lateral={"S1": [3, 4]}), "marks no vertebra in both views"),
+    "a level twice": (lambda: _only(ap={"L1": [3, 4], "l1": [5, 6]}), "marks L1 twice in its 'ap' view; keep one"),
+    "unknown corner": (
+        lambda: _changed("views", "ap", "corners", value={"L1": {"anterior_superior": [1, 2]}}),
+        "has an unknown 'anterior_superior' of L1 in its 'ap' view; use right_superior, left_superior, left_inferior",
+    ),
+    "corner without a place": (
+        lambda: _changed("views", "ap", "corners", value={"L1": {"right_superior": [1]}}),
+        r"has no \[row, column\] for right_superior of L1 in its 'ap' view",
+    ),
+    "corners of no level": (
+        lambda: _changed("views", "ap", "corners", value={"X": {"right_superior": [1, 2]}}),
+        "'X' is not a vertebral level",
+    ),
+    "corners as a list": (
+        lambda: _changed("views", "ap", "corners", value=[1]),
+        "'corners' that are not those of levels",
+    ),
+    "corner as a list": (
+        lambda: _changed("views", "ap", "corners", value={"L1": [1, 2]}),
+        r"has no \[row, column\] by name of L1 in its 'ap' view",
+    ),
+    "unknown end": (
+        lambda: _changed("views", "lateral", "s1_endplate", value={"right": [1, 2]}),
+        "has an unknown 'right' of S1's endplate in its 'lateral' view; use anterior, posterior",
+    ),
+    "proposed as text": (
+        lambda: _changed("views", "ap", "proposed", value="L1"),
+        "'proposed' that is no list of levels",
+    ),
+    "proposed no level": (lambda: _changed("views", "ap", "proposed", value=[7]), "'7' is not a vertebral level"),
+    "shape of one": (
+        lambda: _changed("views", "ap", "shape", value=5),
+        "'shape' that is not rows and columns in its 'ap'",
+    ),
     "isocentre of two": (lambda: _content(isocentre_ras_mm=[0, 0]), "'isocentre_ras_mm' that is not three numbers"),
     "isocentre as text": (lambda: _content(isocentre_ras_mm="middle"), "'isocentre_ras_mm' that is not three numbers"),
     "isocentre is null": (lambda: _content(isocentre_ras_mm=None), "'isocentre_ras_mm' that is not three numbers"),

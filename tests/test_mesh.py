@@ -1,5 +1,7 @@
 """Surfaces of balls and boxes with known volume, area, winding and distances; files; and back to voxels."""
 
+import json
+
 import numpy as np
 import pytest
 import trimesh
@@ -72,23 +74,79 @@ def test_nothing_has_no_surface():
         mesh.join([])
 
 
+def test_an_empty_scene_is_not_written(tmp_path):
+    with pytest.raises(InputError, match="no surface to write"):
+        mesh.write_scene(tmp_path / "spine.glb", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_joined_meshes_keep_both():
     both = mesh.join([trimesh.creation.box((2, 2, 2)), trimesh.creation.box((1, 1, 1)).apply_translation((9, 0, 0))])
     assert both.volume == pytest.approx(9)
     assert both.body_count == 2
 
 
-@pytest.mark.parametrize("ending", mesh.WRITABLE)
-def test_a_written_surface_reads_back(tmp_path, ending):
+@pytest.mark.parametrize("ending", [".stl", ".ply"])
+def test_a_written_surface_reads_back_and_says_its_unit_and_frame(tmp_path, ending):
     surface = mesh.surface(*_ball(centre=(5.0, 0.0, -2.0)))
     path = mesh.write_surface(tmp_path / f"ball{ending}", surface)
-    back = trimesh.load(path, force="mesh") if ending == ".glb" else mesh.read_surface(path)
+    back = mesh.read_surface(path)
     assert back.is_watertight
     assert back.volume == pytest.approx(surface.volume, rel=1e-4)
     np.testing.assert_allclose(back.bounds, surface.bounds, atol=1e-3)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert b"RAS mm: x to the patient's right" in path.read_bytes()[:300]
     if ending == ".stl":
         assert path.stat().st_size == 84 + 50 * len(surface.faces)  # binary
+
+
+def _read_glb(path):
+    """A GLB's JSON, read by hand."""
+    content = path.read_bytes()
+    assert content[:4] == b"glTF"
+    return json.loads(content[20 : 20 + int.from_bytes(content[12:16], "little")])
+
+
+def test_a_scene_has_a_named_node_a_vertebra_and_stands_upright_in_metres(tmp_path):
+    balls = {"T12": mesh.surface(*_ball(centre=(2.0, 6.0, 5.0), radius=12.0)), "L1": mesh.surface(*_ball())}
+    path = mesh.write_scene(tmp_path / "spine.glb", balls)
+    said = _read_glb(path)
+    (frame,) = [node for node in said["nodes"] if node["name"] == "ras_mm"]
+    assert [said["nodes"][child]["name"] for child in frame["children"]] == ["T12", "L1"]
+    assert "RAS mm" in json.dumps(said["scenes"][0]["extras"]) + json.dumps(said.get("extras", {}))
+    scene = trimesh.load(path)
+    assert set(scene.geometry) == {"T12", "L1"}
+    for name, ball in balls.items():
+        kept = scene.geometry[name]
+        assert kept.is_watertight
+        np.testing.assert_allclose(kept.bounds, ball.bounds, atol=1e-3)  # RAS mm below the node
+        outward = (kept.vertex_normals * (kept.vertices - ball.center_mass)).sum(axis=1)
+        assert (outward > 0).all()
+    whole = scene.to_geometry()
+    assert whole.volume == pytest.approx(1e-9 * sum(ball.volume for ball in balls.values()), rel=1e-3)
+    upper = trimesh.transform_points(balls["T12"].center_mass[None], scene.graph.get("T12")[0])[0]
+    np.testing.assert_allclose(upper, [-0.002, 0.005, 0.006], atol=1e-4)  # right to -X, head to +Y, front to +Z
+    alone = trimesh.load(mesh.write_surface(tmp_path / "L1.glb", balls["L1"]))
+    assert set(alone.geometry) == {"L1"}
+    assert alone.to_geometry().extents[1] == pytest.approx(2e-3 * RADIUS, rel=0.02)
+
+
+@pytest.mark.parametrize("ending", [".ply", ".glb"])
+def test_colours_and_numbers_of_vertices_are_written(tmp_path, ending):
+    surface = mesh.surface(*_ball())
+    colours = np.random.default_rng(0).integers(0, 255, (len(surface.vertices), 4)).astype(np.uint8)
+    colours[:, 3] = 255
+    surface.visual.vertex_colors = colours
+    surface.vertex_attributes["sd_mm"] = np.linspace(0, 4, len(surface.vertices), dtype=np.float32)
+    path = mesh.write_surface(tmp_path / f"ball{ending}", surface)
+    back = trimesh.load(path, process=False)
+    back = next(iter(back.geometry.values())) if ending == ".glb" else back
+    np.testing.assert_array_equal(back.visual.vertex_colors, colours)
+    if ending == ".ply":
+        header = path.read_bytes().split(b"end_header")[0]
+        assert b"property float sd_mm" in header or b"property float32 sd_mm" in header
+        read = back.metadata["_ply_raw"]["vertex"]["data"]["sd_mm"]
+        np.testing.assert_allclose(np.ravel(read), surface.vertex_attributes["sd_mm"])
 
 
 def test_units_and_frames_are_brought_to_ras_millimetres(tmp_path):

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import trimesh
+from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
 from transvert import levels, progress, render
+from transvert.files import InputError
 from transvert.volume import Volume
 
 N = 40
@@ -120,3 +133,160 @@ def test_no_viewer_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None
     assert not progress.someone_watches() and render.viewer({}) is None
     monkeypatch.setenv("TRANSVERT_VIEWER", "k3d")
     assert progress.someone_watches()
+
+
+# In 3D
+
+BALL, BOX = (
+    trimesh.creation.icosphere(radius=12).apply_translation([5, 0, 40]),
+    trimesh.creation.box((30, 20, 14)).apply_translation([0.6, 0.7, 0.3]),
+)
+SPINE = {8: BALL, 20: BOX}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSVERT_VIEWER", "k3d")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An itkwidgets that can be found, and does nothing but say where it loads from."""
+    (tmp_path / "viewer_config.py").write_text('ITK_VIEWER_SRC = PYDATA_SPHINX_HREF = "http://127.0.0.1:9/index.html"')
+    found = ModuleSpec("itkwidgets", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(render, "find_spec", lambda name: found)
+
+
+@pytest.mark.usefixtures("watched")
+def test_k3d_draws_each_level_in_its_colour_seen_from_the_front() -> None:
+    plot = render.viewer(SPINE)
+    assert [one.name for one in plot.objects] == ["T1", "L1"]
+    for one, (level, surface) in zip(plot.objects, SPINE.items(), strict=True):
+        red, green, blue = (255 * render.level_colours(np.array(level))).astype(int)
+        assert one.color == red * 65536 + green * 256 + blue
+        assert_allclose(one.vertices, surface.vertices, atol=1e-5)
+        assert_array_equal(one.indices, surface.faces)
+    eye, target, up = np.reshape(plot.camera, (3, 3))
+    low, high = np.minimum(BALL.bounds[0], BOX.bounds[0]), np.maximum(BALL.bounds[1], BOX.bounds[1])
+    assert_allclose(target, (low + high) / 2)
+    assert eye[1] > high[1] and eye[0] < target[0]  # In front, to the patient's left.
+    assert_array_equal(up, [0, 0, 1])
+
+
+def test_errors_are_red_outside_and_blue_inside() -> None:
+    values = np.linspace(-9, 9, len(BALL.vertices))
+    drawn = render.k3d_mesh(BALL, "T1", np.zeros(3), values)
+    assert_allclose(drawn.attribute, values.astype(np.float32))
+    assert drawn.color == 0xFFFFFF  # Nothing of the level's own colour is left.
+    assert drawn.color_range == [-render.ERROR_LIMIT_MM, render.ERROR_LIMIT_MM]
+    ramp = np.reshape(drawn.color_map, (-1, 4))
+    assert ramp[0, 0] == 0 and ramp[-1, 0] == 1
+    assert ramp[0, 3] > ramp[0, 1] and ramp[-1, 1] > ramp[-1, 3]
+
+
+def test_surfaces_become_labels_where_they_lie() -> None:
+    labels = render.label_volume(SPINE, 0.5)
+    assert set(np.unique(labels.data)) == {0, 8, 20}
+    for level, surface in SPINE.items():
+        mine = labels.data == level
+        assert mine.sum() * 0.5**3 == pytest.approx(surface.volume, rel=0.02)
+        assert_allclose(labels.world(np.argwhere(mine).mean(0)), surface.center_mass, atol=0.25)
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_figure_comes_first_and_the_viewer_where_a_person_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    figure = plt.figure()
+    render.show(figure, SPINE)
+    assert shown[0] is figure and len(shown) == 2 and [one.name for one in shown[1].objects] == ["T1", "L1"]
+    assert not plt.fignum_exists(figure.number)
+    monkeypatch.delenv("TRANSVERT_VIEWER")
+    render.show(Figure(), SPINE)
+    assert isinstance(shown[2], Figure) and len(shown) == 3
+
+
+@pytest.mark.usefixtures("watched")
+def test_an_unknown_viewer_is_refused_and_none_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="'vedo' is not a viewer; use k3d, pyvista, ipyniivue, itkwidgets or none"):
+        render.viewer(SPINE, "vedo")
+    assert render.viewer(SPINE, "none") is None and render.viewer({}) is None
+    monkeypatch.setenv("TRANSVERT_VIEWER", "vedo")
+    with pytest.raises(InputError, match="'vedo'"):
+        render.viewer(SPINE)
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("which", ["pyvista", "ipyniivue", "itkwidgets"])
+def test_a_viewer_that_is_not_installed_says_how_and_leaves_its_place_to_k3d(
+    which: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(render, "find_spec", lambda name: None)
+    assert len(render.viewer(SPINE, which).objects) == 2
+    assert f"{which} is not installed: pip install 'transvert[{which}]'" in capsys.readouterr().out
+    assert which not in sys.modules
+
+
+@pytest.mark.usefixtures("installed")
+def test_itkwidgets_is_never_used_where_no_browser_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert render.viewer(SPINE, "itkwidgets") is None
+    monkeypatch.setenv("TRANSVERT_VIEWER", "itkwidgets")  # Not even on request.
+    assert len(render.viewer(SPINE).objects) == 2
+    assert "itkwidgets needs a person's browser" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("installed", "watched")
+def test_itkwidgets_is_not_used_where_its_pages_are_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Front:
+        class kernel:
+            _allow_stdin = True
+
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", Front)
+    assert len(render.viewer(SPINE, "itkwidgets").objects) == 2
+    assert "itkwidgets loads its viewer from 127.0.0.1:9, which does not answer. This is k3d" in capsys.readouterr().out
+    assert "itkwidgets" not in sys.modules
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder's address while the block runs."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_page_is_silent_if_it_is_not_there_or_nobody_answers(tmp_path: Path) -> None:
+    (tmp_path / "there.js").touch()
+    with served(tmp_path) as address:
+        assert render._silent([f"{address}/there.js"]) == ""
+        assert render._silent([f"{address}/there.js", f"{address}/gone.js"]) == address.removeprefix("http://")
+    assert render._silent([f"{address}/there.js"]) == address.removeprefix("http://")
+
+
+@pytest.mark.usefixtures("watched")
+def test_ipyniivue_gets_each_surface_by_name() -> None:
+    pytest.importorskip("ipyniivue", reason="ipyniivue is not installed, so its scene is not made.")
+    plot = render.viewer(SPINE, "ipyniivue")
+    assert [one.name for one in plot.meshes] == ["T1.stl", "L1.stl"]
+    back = trimesh.load(trimesh.util.wrap_as_stream(plot.meshes[1].data), file_type="stl")
+    assert_allclose(back.bounds, BOX.bounds)
+
+
+@pytest.mark.usefixtures("watched")
+def test_pyvista_writes_a_page_of_its_own() -> None:
+    pytest.importorskip("trame_pyvista", reason="pyvista is not installed, so its scene is not made.")
+    page = render.viewer(SPINE, "pyvista").data
+    assert page.startswith("<div><iframe srcdoc=") and len(page) > 100_000

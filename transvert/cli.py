@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,18 +28,47 @@ Out = Annotated[Path, typer.Option(help="Folder to write into.")]
 @app.command()
 def reproduce(
     params: Annotated[str, typer.Argument(help="A parameter set: a YAML file, or demo, smoke or paper.")] = "demo",
-    start: Annotated[str, typer.Option("--from", help="Start with this notebook: 01, 02, 03 or 04.")] = "01",
+    start: Annotated[
+        str,
+        typer.Option("--from", help="Start with this notebook: 01, 02, 03 or 04. A sweep else goes on where it was."),
+    ] = "",
+    stop: Annotated[str, typer.Option("--to", help="End with this notebook.")] = "04",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="seed=0,1,2 runs the notebooks for each value; with several, for each combination."),
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Of a sweep: address of a Dask scheduler; by default this computer works.")
+    ] = "",
+    workers: Annotated[
+        int, typer.Option(help="Of a sweep: runs at a time on this computer; 0 for as many as it has room for.")
+    ] = 0,
+    memory: Annotated[str, typer.Option(help="Of a sweep: what each of them may take.")] = "4 GB",
 ) -> None:
-    """Run the four notebooks in order and print the table of results."""
+    """Run the four notebooks in order, or a grid of parameters, and print the table of results."""
     from transvert import runner
+    from transvert import sweep as sweeps
 
-    summary = runner.reproduce(runner.read_parameters(params), start=start)
+    command = f"transvert reproduce {shlex.quote(params)}" + (f" --to {stop}" if stop != "04" else "")
+    parameters, grid = runner.read_parameters(params), sweeps.read_grid(params, sweep or ())
+    if grid:
+        command += "".join(f" --sweep {shlex.quote(word)}" for word in sweep or ())
+        how = {"scheduler": scheduler, "workers": workers, "memory": memory, "command": command}
+        table = sweeps.sweep(parameters, grid, start=start, stop=stop, **how)  # type: ignore[arg-type]
+        folder = runner.record.runs_folder() / parameters["run"]
+        typer.echo(f"\n{(folder / 'sweep.md').read_text(encoding='utf-8')}\nWritten: {folder / 'sweep.csv'}, sweep.md")
+        if table["failed"].any():
+            typer.echo(f"Once that is mended: {command}")
+            raise typer.Exit(1)
+        return
+    summary = runner.reproduce(parameters, start=start or "01", stop=stop, command=f"{command} --from {{}}")
     if summary.failed:
         raise typer.Exit(1)
     typer.echo("\n" + runner.results(summary) + "\n\nWritten:")
     for path in summary.files:
         typer.echo(f"  {path}")
-    typer.echo("".join(f"\n{name}: {seconds:.0f} s" for name, seconds in summary.seconds.items()))
+    for name, seconds in summary.seconds.items():
+        typer.echo(f"{name}: {seconds:.0f} s, {summary.peak_memory_gib[name]:.2f} GiB")
 
 
 @app.command()

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from transvert import film, geometry, landmarks, levels, mesh, metrics, samples, spine, volume
+from transvert import (
+    film,
+    geometry,
+    landmarks,
+    levels,
+    mesh,
+    metrics,
+    patches,
+    samples,
+    spine,
+    spine_charts,
+    volume,
+)
+from transvert.confidence import Calibration, surface_sd_mm
 from transvert.drr import attenuation, cast
-from transvert.files import write_json
+from transvert.files import InputError, write_json
 from transvert.film import Film
 from transvert.geometry import View
 from transvert.landmarks import Landmarks
+from transvert.posture import posture, with_spread, write_posture
 from transvert.prediction import predict
 from transvert.samples import SIZE, SPACING_MM, Samples
-from transvert.spine import Vertebra
+from transvert.uncertainty import ask
+from transvert.vertebra import Vertebra, gaps, largest_part
+from transvert.view import save
 from transvert.volume import Volume
 
 if TYPE_CHECKING:
@@ -35,6 +54,8 @@ class Reconstruction:
         views: the AP and the lateral film's geometry.
         residuals_mm: level to the distance by which its two rays miss each other.
         warnings: one sentence each.
+        posture: as `posture.posture` measures it, with its uncertainty where that was asked for.
+        calibration: with which the probabilities are to be read; None where the weights have none.
     """
 
     vertebrae: list[Vertebra]
@@ -42,6 +63,8 @@ class Reconstruction:
     views: tuple[View, View]
     residuals_mm: dict[int, float]
     warnings: list[str]
+    posture: dict[str, Any]
+    calibration: Calibration | None = None
 
 
 def simulate(
@@ -108,7 +131,17 @@ def write_films(
     return paths[0], paths[1], file
 
 
-def reconstruct(ap: Film, lateral: Film, marks: Landmarks, network: nn.Module) -> Reconstruction:
+def reconstruct(
+    ap: Film,
+    lateral: Film,
+    marks: Landmarks,
+    network: nn.Module,
+    *,
+    card: Mapping[str, Any] | None = None,
+    draws: int = 20,
+    click_mm: float = 2.0,
+    seed: int = 0,
+) -> Reconstruction:
     """Two films and their landmarks to a spine.
 
     Args:
@@ -116,39 +149,106 @@ def reconstruct(ap: Film, lateral: Film, marks: Landmarks, network: nn.Module) -
         lateral: the lateral film.
         marks: their landmarks.
         network: trained.
+        card: of the network's weights: its calibration and the levels it has learned from.
+        draws: how often the spine is reconstructed again from other clicks, for the posture's uncertainty; 0 for none.
+        click_mm: standard deviation of those clicks, down and across in each view, life-sized.
+        seed: of those clicks.
 
     Returns:
         The spine in the frame of `marks.isocentre`.
 
     Raises:
-        InputError: landmarks that do not fit the films or each other.
+        InputError: landmarks that do not fit the films or each other, or views from one side.
     """
+    card = card or {}
     views = marks.view("ap", ap), marks.view("lateral", lateral)
+    _check_sides(views)
     points, residuals = marks.place(*views)
-    images = []
-    for level in marks.levels:
-        centre = points[level]
-        cuts = [
-            film.cut_patch(f.pixels, v, centre, SIZE, SPACING_MM) for f, v in zip((ap, lateral), views, strict=True)
+    calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
+    films = ap.pixels, lateral.pixels
+    given = _find(films, views, marks.centroids, points, lambda images: _answer(network, images, calibration))
+    vertebrae = [v for v in given if (v.probability > 0.5).any()]
+    labels = spine.assemble(vertebrae)
+    measured = posture(vertebrae, marks.s1(*views))
+    if draws:
+        others = [
+            posture(
+                _find(films, views, clicked.centroids, placed, partial(predict, network)),
+                clicked.s1(*views),
+                like=measured,
+            )
+            for clicked, placed in _clicked_again(marks, views, [v.level for v in vertebrae], draws, click_mm, seed)
         ]
-        # The rays rarely meet: each view's own landmark lies a little off its patch's centre.
-        offsets = [
-            (marks.centroids[which][level] - view.project(centre)) * view.pixel_mm / view.magnification(centre)
-            for which, view in zip(samples.VIEWS, views, strict=True)
-        ]
-        patches, valid = (np.array(parts) for parts in zip(*cuts, strict=True))
-        images.append(samples.network_input(patches, valid, np.array(offsets)))
-    probabilities = predict(network, np.array(images, np.float32), mirror=True)
-    vertebrae = [Vertebra(n, points[n], p, SPACING_MM) for n, p in zip(marks.levels, probabilities, strict=True)]
-    warnings = [f"{v.name}: nothing was found, left out." for v in vertebrae if not (v.probability > 0.5).any()]
-    warnings += [
-        f"{name}: no landmarks between its neighbours', so the spine has a gap." for name in spine.gaps(vertebrae)
+        measured = with_spread(
+            measured, others, f"clicks of {click_mm:g} mm standard deviation in each view; nothing else"
+        )
+    warnings = _warnings(given, residuals, card.get("levels"))
+    return Reconstruction(vertebrae, labels, views, residuals, warnings, measured, calibration)
+
+
+def _find(
+    films: Sequence[np.ndarray],
+    views: tuple[View, View],
+    clicks: Mapping[str, Mapping[int, np.ndarray]],
+    points: Mapping[int, np.ndarray],
+    answer: Callable[[np.ndarray], np.ndarray],
+) -> list[Vertebra]:
+    """The vertebrae that stand at `points`, each in the cube of its own rays; `answer` takes images to probabilities."""
+    seen = [patches.look(films, views, [clicks[w][n] for w in samples.VIEWS], point) for n, point in points.items()]
+    probabilities = answer(np.array([images for images, _ in seen], np.float32).reshape(-1, 2, 2, SIZE, SIZE))
+    return [
+        Vertebra(n, point, p, SPACING_MM, axes)
+        for (n, point), p, (_, axes) in zip(points.items(), probabilities, seen, strict=True)
     ]
+
+
+def _answer(network: nn.Module, images: np.ndarray, calibration: Calibration | None) -> np.ndarray:
+    """As the calibration asks, if there is one: it holds for such answers alone."""
+    if calibration is None:
+        return predict(network, images, mirror=True)
+    return ask(network, images, calibration.jitter).probability
+
+
+def _clicked_again(
+    marks: Landmarks, views: tuple[View, View], wanted: Sequence[int], draws: int, click_mm: float, seed: int
+) -> Iterator[tuple[Landmarks, dict[int, np.ndarray]]]:
+    """The landmarks as they might have been clicked as well, and where they place the wanted levels."""
+    random = np.random.default_rng(seed)
+
+    def moved(pixels: Mapping[Any, np.ndarray], view: View) -> dict[Any, np.ndarray]:
+        sd = click_mm * view.magnification(marks.isocentre) / np.array(view.pixel_mm)
+        return {name: pixel + random.normal(0, sd) for name, pixel in pixels.items()}
+
+    for _ in range(draws):
+        by_view = list(zip(samples.VIEWS, views, strict=True))
+        centroids = {which: moved(marks.centroids[which], view) for which, view in by_view}
+        ends = {which: moved(marks.s1_endplate[which], view) for which, view in by_view}
+        pairs = {level: [centroids[which][level] for which in samples.VIEWS] for level in wanted}
+        points = {level: geometry.triangulate(views[0], a, views[1], b)[0] for level, (a, b) in pairs.items()}
+        yield replace(marks, centroids=centroids, s1_endplate=ends), points
+
+
+def _check_sides(views: tuple[View, View]) -> None:
+    for view, which, names in zip(views, samples.VIEWS, (("ap", "pa"), ("left_lateral", "right_lateral")), strict=True):
+        if view.name not in names:
+            raise InputError(
+                f"The landmark file calls its '{which}' film a '{view.name}' view; give one film from the front or back "
+                "and one from the side, each under its own name."
+            )
+
+
+def _warnings(given: Sequence[Vertebra], residuals: Mapping[int, float], learned: Sequence[str] | None) -> list[str]:
+    """One sentence each: what was not found, gaps, landmarks that disagree, levels that the network never learned."""
+    warnings = [f"{v.name}: nothing was found, left out." for v in given if not (v.probability > 0.5).any()]
+    warnings += [f"{name}: no landmarks between its neighbours', so the spine has a gap." for name in gaps(given)]
     warnings += [
         f"{levels.name(n)}: its two landmarks disagree by {r:.1f} mm." for n, r in residuals.items() if r > 4.0
     ]
-    vertebrae = [v for v in vertebrae if (v.probability > 0.5).any()]
-    return Reconstruction(vertebrae, spine.assemble(vertebrae), views, residuals, warnings)
+    if learned is not None:
+        warnings += [
+            f"{v.name}: the network has learned from no vertebra of this level." for v in given if v.name not in learned
+        ]
+    return warnings
 
 
 def silhouettes(found: Reconstruction) -> list[dict[int, np.ndarray]]:
@@ -158,27 +258,41 @@ def silhouettes(found: Reconstruction) -> list[dict[int, np.ndarray]]:
 
 
 def surfaces(found: Reconstruction) -> dict[int, trimesh.Trimesh]:
-    """Level to smoothed, closed surface, RAS mm."""
+    """Level to smoothed, closed surface, RAS mm, coloured by its vertices' standard deviation as `spine_charts.paint` does.
+
+    Where the weights have no calibration, that is the network's own opinion of itself.
+    """
     meshes = {}
     for v in found.vertebrae:
         inside = v.probability > 0.5
-        stray = inside & ~spine.largest_part(inside)
-        meshes[v.level] = mesh.surface(np.where(stray, 0, v.probability), v.affine)
+        stray = inside & ~largest_part(inside)
+        surface = mesh.surface(np.where(stray, 0, v.probability), v.affine)
+        sd = surface_sd_mm(v.probability, surface.vertices, v.affine, found.calibration or Calibration())
+        meshes[v.level] = spine_charts.paint(surface, sd)
     return meshes
 
 
 def write(found: Reconstruction, out: Path) -> dict[int, trimesh.Trimesh]:
-    """Writes `spine.nii.gz`, one STL a vertebra below `surfaces/`, `spine.stl`, `posture.json` and `.csv`, `report.json`.
+    """Writes the spine: labels, surfaces, posture, and a report.
+
+    `spine.nii.gz`; below `surfaces/` an STL, a PLY and a GLB a vertebra; `spine.stl`, and `spine.glb` with a node a
+    vertebra; `surface_sd.png`; `posture.json`, `posture.csv` (vertebrae) and `posture_measures.csv`; `report.json`.
 
     Returns:
         The surfaces that were written.
     """
     volume.write(found.labels, out / "spine.nii.gz")
     meshes = surfaces(found)
-    for level, surface in meshes.items():
-        mesh.write_surface(out / "surfaces" / f"{levels.name(level)}.stl", surface)
+    named = {levels.name(level): surface for level, surface in meshes.items()}
+    for name, surface in named.items():
+        for ending in mesh.WRITABLE:
+            mesh.write_surface(out / "surfaces" / f"{name}{ending}", surface)
     mesh.write_surface(out / "spine.stl", mesh.join(list(meshes.values())))
-    spine.write_posture(out / "posture.json", spine.posture(found.vertebrae))
+    mesh.write_scene(out / "spine.glb", named)
+    figure = spine_charts.surface_sd(found.labels, meshes, found.calibration is not None)
+    plt.close(save(figure, out / "surface_sd.png"))
+    write_posture(out / "posture.json", found.posture)
+    sd = {name: np.asarray(surface.vertex_attributes[spine_charts.SD_MM]) for name, surface in named.items()}
     write_json(
         out / "report.json",
         {
@@ -187,6 +301,10 @@ def write(found: Reconstruction, out: Path) -> dict[int, trimesh.Trimesh]:
             "frame": "RAS mm; surfaces too",
             "views": [view.to_dict() for view in found.views],
             "residuals_mm": {levels.name(n): round(r, 3) for n, r in found.residuals_mm.items()},
+            "cube_axes_ras": {v.name: v.axes.round(6).tolist() for v in found.vertebrae},
+            "surface_sd_mm": {name: round(float(np.median(values)), 3) for name, values in sd.items()},
+            "surface_sd_calibrated": found.calibration is not None,
+            "missing_levels": gaps(found.vertebrae),
             "warnings": found.warnings,
         },
     )

@@ -1,58 +1,221 @@
-"""Films in DICOM: read the pixels and their size, describe a simulated film. `film` is the door to both."""
+"""Films in DICOM: read the pixels and how they were taken, describe a simulated film. `film` is the door to both.
+
+What a stored value becomes, in this order:
+
+1. The modality LUT or rescale, as the standard asks.
+2. The logarithm, for raw images alone ("FOR PROCESSING") whose values are linear in the exposure: a film here is
+   proportional to attenuation.
+3. White bone: MONOCHROME1, whose low values are white, is turned over.
+4. NaN where the file says that the detector saw nothing (pixel padding).
+
+The VOI LUT and the window are left out. They say how a viewer should show the values to an eye: a window is a linear
+step that clips, and networks are given patches standardised by their neighbourhood (`film.standardise`), which undoes
+the linear part and could not bring the clipped bone back. An S-shaped VOI LUT only bends the same values.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transvert import facts, pictures
+from transvert.facts import Facts, code, number
 from transvert.files import InputError
 from transvert.geometry import View
 
 if TYPE_CHECKING:
     import pydicom
 
-_NO_FILMS = ("CT", "MR", "NM", "PT", "US")
-_VIEW_POSITIONS = {"ap": "AP", "pa": "PA", "left_lateral": "LL", "right_lateral": "RL"}
+_FILMS = ("CR", "DX", "RG", "RF", "XA", "DF", "HC", "OT", "")
+"""Modalities of single projections: computed and digital radiography, digitised film, and a fluoroscope's single shot."""
+_NO_FILMS = (
+    "BMD",
+    "CT",
+    "ES",
+    "GM",
+    "IO",
+    "MG",
+    "MR",
+    "NM",
+    "OCT",
+    "OP",
+    "PR",
+    "PT",
+    "PX",
+    "SEG",
+    "SM",
+    "SR",
+    "US",
+    "XC",
+)
+"""Those that a sentence may name; any other is "another"."""
+_ROWS = 256  # Looked up at a time, so that a large film is held once, not three times.
+
+# All that is looked at; whatever else the file holds of a patient is never read.
+_READ = (
+    *("Modality", "NumberOfFrames", "PresentationIntentType", "EncryptedAttributesSequence", "PixelData"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape"),
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("PixelIntensityRelationship", "PixelIntensityRelationshipSign"),
+    *("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacing", "PixelSpacingCalibrationType"),
+    *("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor"),
+    *("PatientOrientation", "ViewPosition", "ImageLaterality"),
+)
 
 
-def read(path: Path) -> tuple[np.ndarray, list[float] | None]:
-    """A film's pixels, float32, brighter is more attenuation, and their row and column pitch in mm if the file has it.
+def read(
+    path: Path, view: str | None = None, orientation: Sequence[str] | None = None
+) -> tuple[np.ndarray, tuple[float, float] | None, Facts]:
+    """A film's pixels, their pitch, and how the film was taken.
 
-    Nothing else is kept of the file. Imager Pixel Spacing, on the detector, goes before Pixel Spacing, which may be
-    calibrated to a plane in the patient.
+    Args:
+        path: the file.
+        view: what it is given as: "ap", "pa" or a lateral; None for either.
+        orientation: goes before what the file says of it and of its view, as in `facts.turn_of`.
+
+    Returns:
+        (rows, columns) float32, brighter is more attenuation, turned to this project's convention, NaN where the
+        detector saw nothing; their row and column pitch in mm, if the file has it; and the rest.
 
     Raises:
-        InputError: not one grey film, or one that can't be decoded.
+        InputError: not one grey film, one that can't be decoded, is too large, or shows another view. The sentence
+            holds nothing that stands in the file but the names of DICOM's own codes.
     """
     import pydicom
-    from pydicom.pixels import apply_modality_lut
 
     try:
-        dataset = pydicom.dcmread(path)
-        modality = dataset.get("Modality", "")
-        if modality in _NO_FILMS:
-            raise InputError(f"{path.name} is a {modality} image, not a film.")
-        if int(dataset.get("NumberOfFrames") or 1) > 1:
-            raise InputError(f"The film {path.name} has {dataset.NumberOfFrames} frames; give one picture a view.")
-        kind = dataset.PhotometricInterpretation
-        if kind not in ("MONOCHROME1", "MONOCHROME2"):
-            raise InputError(f"The film {path.name} is a colour picture ({kind}); a film is grey.")
-        stored = dataset.pixel_array
-        pixels = np.asarray(apply_modality_lut(stored, dataset), np.float32)
-        if kind == "MONOCHROME1":  # White is low. Turned over within all that can be stored, whatever this film uses.
-            half = 2 ** (int(dataset.BitsStored) - 1)
-            ends = (-half, half - 1) if dataset.PixelRepresentation else (0, 2 * half - 1)
-            pixels = np.float32(apply_modality_lut(np.array(ends, stored.dtype), dataset).sum()) - pixels
-        spacing = [float(mm) for mm in dataset.get("ImagerPixelSpacing") or dataset.get("PixelSpacing") or []]
+        with _quietly():
+            dataset = pydicom.dcmread(path, specific_tags=list(_READ))
+            _check(dataset, path.name)
+            grey, notes = _grey_of_stored(dataset)
+            pitch, known = facts.from_dicom(dataset, path.name, view, orientation, notes)
+            return _look_up(grey, known.turn.picture(_stored(dataset))), pitch, known
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 What a damaged file breaks in pydicom and its decoders is open-ended.
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"The film {path.name} can't be decoded; it is damaged or cut short ({reason}).") from None
-    # Scanners write 0 for a pitch they don't know.
-    return pixels, spacing if len(spacing) == 2 and min(spacing) > 0 else None
+    except Exception:  # noqa: BLE001 What a damaged file breaks in pydicom and its decoders is open-ended.
+        raise InputError(
+            f"The film {path.name} can't be decoded; it is damaged or cut short: copy or export it once more."
+        ) from None
+
+
+def _check(dataset: pydicom.Dataset, name: str) -> None:
+    """Makes sure that a file holds one grey film that can be decoded."""
+    modality = code(dataset, "Modality")
+    if modality not in _FILMS:
+        kind = f"a {modality} image" if modality in _NO_FILMS else "of another modality"
+        raise InputError(f"{name} is {kind}, not a film; give a radiograph (CR or DX).")
+    if "PixelData" not in dataset and "EncryptedAttributesSequence" in dataset:
+        raise InputError(f"The film {name} is encrypted; decrypt it before you give it here.")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise InputError(f"The film {name} has {frames} frames; give one picture a view.")
+    kind = code(dataset, "PhotometricInterpretation")
+    if kind not in ("MONOCHROME1", "MONOCHROME2") or int(dataset.get("SamplesPerPixel", 1)) != 1:
+        raise InputError(
+            f"The film {name} is a colour picture, such as a photograph or a screenshot; a film is grey: give the "
+            "radiograph itself."
+        )
+    if dataset.Rows * dataset.Columns > pictures.MOST_PIXELS:
+        raise InputError(pictures.too_large(name))
+    if dataset.BitsAllocated not in (8, 16):
+        raise InputError(f"The film {name} has {dataset.BitsAllocated:d} bits a pixel; export it with 8 or 16.")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not _readable(syntax):
+        known = f"compressed as {syntax.name}" if syntax.name != syntax else "compressed or encrypted in a private way"
+        raise InputError(
+            f"The film {name} is {known}, which can't be read here; export it uncompressed, or convert it with "
+            "`gdcmconv --raw`."
+        )
+
+
+def _readable(syntax: pydicom.uid.UID) -> bool:
+    """Whether pixels of a transfer syntax can be decoded here."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps pydicom and the decoders silent: what they complain of they quote, and the latter write to the terminal."""
+    import pydicom
+
+    log, terminal = logging.getLogger("pydicom"), os.dup(2)
+    level = log.level
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation(), open(os.devnull, "w") as nothing:
+        try:
+            warnings.simplefilter("ignore")
+            log.setLevel(logging.CRITICAL + 1)
+            os.dup2(nothing.fileno(), 2)
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            log.setLevel(level)
+
+
+def _stored(dataset: pydicom.Dataset) -> np.ndarray:
+    """(rows, columns) unsigned: each pixel's `BitsStored` bits, a view of the file's bytes where that is possible."""
+    from pydicom.pixels import pixel_array
+
+    stored = pixel_array(dataset, raw=True, view_only=True, correct_unused_bits=False)
+    stored = stored.view(f"{stored.dtype.byteorder}u{stored.dtype.itemsize}")
+    # Overlays may lie in the bits above (or, in old files, below) the picture's.
+    shift = 0 if dataset.file_meta.TransferSyntaxUID.is_encapsulated else dataset.HighBit + 1 - dataset.BitsStored
+    return stored >> shift if shift else stored
+
+
+def _look_up(grey: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """`grey` of every stored value: contiguous float32."""
+    pixels = np.empty(stored.shape, np.float32)
+    for top in range(0, len(stored), _ROWS):
+        pixels[top : top + _ROWS] = grey[stored[top : top + _ROWS] & (len(grey) - 1)]
+    return pixels
+
+
+def _grey_of_stored(dataset: pydicom.Dataset) -> tuple[np.ndarray, list[str]]:
+    """The grey of every value that can be stored, (2**BitsStored,) float32, by its bits; and what a reader should know."""
+    from pydicom.pixels import apply_modality_lut
+
+    bits, notes = int(dataset.BitsStored), []
+    stored = np.arange(2**bits)
+    if dataset.PixelRepresentation:
+        stored = np.where(stored < 2 ** (bits - 1), stored, stored - 2**bits)
+    grey = np.asarray(apply_modality_lut(stored, dataset), float)
+    if not np.isfinite(grey).all():
+        raise ValueError("a rescale that is no number")
+    white_is_high = dataset.PhotometricInterpretation == "MONOCHROME2"
+    rises = number(dataset, "PixelIntensityRelationshipSign")  # Whether high values are where many photons came.
+    sign = {1: False, -1: True}.get(int(rises or 0), white_is_high)
+    raw = code(dataset, "PresentationIntentType") == "FOR PROCESSING"
+    shape = {"INVERSE": False, "IDENTITY": True}.get(code(dataset, "PresentationLUTShape"), white_is_high)
+    if raw:  # Nobody has looked at it: what the detector says counts, not how a viewer would show it.
+        white_is_high = sign
+    elif sign != white_is_high or shape != white_is_high:
+        notes.append("The file contradicts itself on which grey values are white; make sure that bone is white.")
+    if raw and code(dataset, "PixelIntensityRelationship") == "LIN":
+        photons = grey.max() - grey if white_is_high else grey - grey.min()
+        grey = -np.log(np.maximum(photons, 0.5 * photons[photons > 0].min()) / photons.max())
+        notes.append("The film is a raw one, linear in the exposure: its logarithm was taken.")
+    elif not white_is_high:  # Turned over within all that can be stored, whatever this film uses.
+        grey = grey.max() + grey.min() - grey
+    padding = number(dataset, "PixelPaddingValue")
+    if padding is not None:
+        limit = number(dataset, "PixelPaddingRangeLimit")
+        ends = sorted((padding, padding if limit is None else limit))
+        grey = np.where((stored >= ends[0]) & (stored <= ends[1]), np.nan, grey)
+    return grey.astype(np.float32), notes
 
 
 def simulated(
@@ -114,8 +277,8 @@ def simulated(
         "BurnedInAnnotation": "NO",
         "PixelData": np.ascontiguousarray(grey, grey.dtype.newbyteorder("<")).tobytes(),
     }
-    if view.name in _VIEW_POSITIONS:
-        content["ViewPosition"] = _VIEW_POSITIONS[view.name]
+    if view.name in facts.POSITIONS:
+        content["ViewPosition"] = facts.POSITIONS[view.name]
     if view.source is not None:
         normal = np.cross(view.down, view.across)
         distance = abs(float((view.corner - view.source) @ normal) / float(np.linalg.norm(normal)))

@@ -1,24 +1,24 @@
 """Films: from ray integrals to what a film shows, files of films, and the patches that the network sees.
 
 A film here is brighter where more is attenuated: bone is white. Its pixel size is that on the detector, so a vertebra
-on a cone film is larger than life; `cut_patch` undoes that. Films of patients are read for their pixels and pixel
-size; nothing else of the file is kept.
+on a cone film is larger than life; `cut_patch` undoes that. Films of patients are read for their pixels and for how they
+were taken (`facts`); nothing else of the file is kept.
 """
 
 from __future__ import annotations
 
 import functools
-import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from transvert import dicom, exposure
+from transvert import dicom, exposure, facts, pictures
+from transvert.facts import Facts
 from transvert.files import InputError, atomic_path
 from transvert.geometry import View
 
@@ -29,20 +29,29 @@ LOCAL_PIXELS = 8.0
 FLOOR = 0.1
 """How much of the whole patch's variance is added to the local one, so that noise is not blown up to bone."""
 
-_SCREEN_DPI = (72, 96, 144)  # What drawing programs and screenshots write when nobody measured anything.
-
 
 @dataclass(frozen=True)
 class Film:
-    """A film's picture.
+    """A film's picture, turned to this project's convention.
 
     Attributes:
-        pixels: (rows, columns) float32, any scale, brighter is more attenuation.
-        pixel_mm: row and column pitch on the detector; None where a landmark file will state it.
+        pixels: (rows, columns) float32, any scale, brighter is more attenuation; NaN where the detector saw nothing.
+        pixel_mm: row and column pitch on the detector, or in the patient where `facts.plane` says so; None where a
+            landmark file will state it.
+        facts: how the film was taken and how its picture lies in the file.
     """
 
     pixels: np.ndarray
     pixel_mm: tuple[float, float] | None
+    facts: Facts = field(default_factory=Facts)
+
+    def from_stored(self, pixel: np.ndarray) -> np.ndarray:
+        """(..., 2) row and column here of a pixel as viewers of the file count it, such as a landmark's."""
+        return self.facts.turn.to_film(pixel, self.pixels.shape)
+
+    def to_stored(self, pixel: np.ndarray) -> np.ndarray:
+        """The inverse of `from_stored`."""
+        return self.facts.turn.to_stored(pixel, self.pixels.shape)
 
 
 def expose(
@@ -185,30 +194,51 @@ def write_dicom(
     return Path(path)
 
 
-def read(path: str | Path, pixel_mm: float | tuple[float, float] | None = None) -> Film:
-    """Reads a film from DICOM, PNG, JPEG or TIFF.
+def read(
+    path: str | Path,
+    pixel_mm: float | tuple[float, float] | None = None,
+    *,
+    view: str | None = None,
+    orientation: Sequence[str] | None = None,
+    sized: bool = True,
+) -> Film:
+    """Reads a film from DICOM, PNG, JPEG or TIFF and turns it to this project's convention.
 
     Args:
         path: the file.
-        pixel_mm: pitch on the detector, one number or row and column; goes before what the file says. Without it the
-            file must tell: by DICOM's Imager Pixel Spacing, else its Pixel Spacing, or by PNG's pixel size (not one
-            of 72, 96 or 144 dpi, which programs write unasked).
+        pixel_mm: pitch on the detector, one number or row and column as stored; goes before what the file says.
+        view: what the film is given as: "ap", "pa" or a lateral; None for either.
+        orientation: where a row's pixels go in the patient and where a column's go, as in `facts.turn_of`; goes before
+            what a DICOM file says. Without either the picture is taken to follow the convention already.
+        sized: whether somebody has to say the pitch: the file, by DICOM's tags or PNG's pixel size (not one of 72, 96
+            or 144 dpi, which programs write unasked), or else `pixel_mm`.
 
     Raises:
-        InputError: no film, cut short, in colour, several pictures, or pixels of unknown size.
+        InputError: no film, cut short, encrypted, in colour, several pictures, too large, another view than is said, or
+            pixels of unknown or impossible size.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"The film {path} does not exist.")
+        raise InputError(f"The film {path.name} does not exist.")
     with path.open("rb") as file:
         is_dicom = file.read(132)[128:] == b"DICM"
-    pixels, spacing = dicom.read(path) if is_dicom else _read_picture(path)
-    if pixel_mm is None and spacing is None:
+    if is_dicom:
+        pixels, pitch, known = dicom.read(path, view, orientation)
+    else:
+        pixels, pitch = pictures.read(path)
+        pitch, known = facts.of_picture(pitch, path.name, view, orientation)
+        pixels = known.turn.picture(pixels)
+    if pixel_mm is not None:
+        pitch = known.turn.pair(exposure.pitch_mm(pixel_mm))
+        known = replace(known, plane="detector", pitch_from="stated by hand")
+    if pitch is None and sized:
         raise InputError(
-            f"The film {path.name} does not say how large its pixels are; give pixel_mm, their height and width on the "
-            "detector in mm."
+            f"The film {path.name} does not say how large its pixels are, or not what they can be; give pixel_mm, their "
+            "height and width on the detector in mm."
         )
-    return Film(np.ascontiguousarray(pixels, np.float32), exposure.pitch_mm(spacing if pixel_mm is None else pixel_mm))
+    if pitch is not None:
+        facts.check_pitch(pitch, path.name)
+    return Film(np.ascontiguousarray(pixels, np.float32), pitch, known)
 
 
 def standardise(patch: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
@@ -313,32 +343,3 @@ def _depth(grey: np.ndarray, bits: int | None) -> int:
 def _check_response(response: str) -> None:
     if response not in exposure.RESPONSES:
         raise InputError(f"A film's response is {' or '.join(exposure.RESPONSES)}, not '{response}'.")
-
-
-def _read_picture(path: Path) -> tuple[np.ndarray, Any]:
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-            pictures = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            if pictures > 1:
-                raise InputError(f"The film {path.name} holds {pictures} pictures; give one a view.")
-            white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
-            dpi = image.info.get("dpi") if image.format == "PNG" else None
-            turned = ImageOps.exif_transpose(image)
-            single = turned.mode in ("1", "L", "F") or turned.mode.startswith("I")
-            pixels = np.asarray(turned if single else turned.convert("RGB"), np.float32)
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{path.name} is not a film: it is neither DICOM nor PNG, JPEG or TIFF.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"The film {path.name} can't be decoded; it is damaged or cut short ({error}).") from None
-    if pixels.ndim == 3:
-        # JPEG may part the channels of a grey picture by a step or two.
-        if np.ptp(pixels, axis=2).max() > 2:
-            raise InputError(f"The film {path.name} is a colour picture; a film is grey.")
-        pixels = pixels.mean(axis=2)
-    elif white_is_zero and turned.mode.startswith("I"):  # The imaging library turns 8 bits over, not 16.
-        pixels = pixels.max() + pixels.min() - pixels
-    if dpi is None or any(abs(number - screen) < 0.02 for number in dpi for screen in _SCREEN_DPI):
-        return pixels, None
-    return pixels, (25.4 / dpi[1], 25.4 / dpi[0])

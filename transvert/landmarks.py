@@ -9,15 +9,22 @@ One JSON file holds both views:
                    "source_to_isocentre_mm": 1500, "centroids": {"T1": [120.5, 311.0], "T2": [152.0, 309.5]}},
        "lateral": {"name": "left_lateral", ...}}}
 
-A centroid is `[row, column]` in pixels of the film. `pixel_mm` (row, column, on the detector) may be left out where the
-film file states it; `principal_point` (row, column) where it is the film's middle; `isocentre_ras_mm` where the world's
-origin may lie on the crossing of both central rays.
+A centroid is `[row, column]` in pixels of the film, turned as `film.read` gives it. `pixel_mm` (row, column, on the
+detector) may be left out where the film file states it; `principal_point` (row, column) where it is the film's middle;
+`isocentre_ras_mm` where the world's origin may lie on the crossing of both central rays.
+
+A view may say more, all of it optional:
+
+    "shape": [1200, 700]                               rows and columns of the film that was marked
+    "corners": {"L1": {"anterior_superior": [..]}}     of the vertebral body; in the AP view right_superior and so on
+    "s1_endplate": {"anterior": [..], "posterior": [..]}    ends of S1's upper endplate; in the AP view right and left
+    "proposed": ["T5", "T6"]                           centroids that were filled in and that nobody has confirmed
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +36,22 @@ from transvert.film import Film
 from transvert.geometry import View
 
 SCHEMA = "transvert-landmarks/1"
+VIEWS = ("ap", "lateral")
+CORNERS = {
+    "ap": ("right_superior", "left_superior", "left_inferior", "right_inferior"),
+    "lateral": ("anterior_superior", "posterior_superior", "posterior_inferior", "anterior_inferior"),
+}
+"""A vertebral body's corners in each view, named by the patient's sides, in the order in which they go round it."""
+ENDS = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
+"""The two ends of S1's upper endplate in each view."""
 RESIDUAL_LIMIT_MM = 10.0
 """Two landmarks of one vertebra whose rays miss each other by more than this are not of one vertebra."""
+RESIDUAL_WARNING_MM = 4.0
+"""From here on a careful reader looks again."""
+
+Pixels = dict[str, np.ndarray]  # A part's name to its row and column.
+_NAMES = ("ap", "left_lateral")
+_MARKS = ("centroids", "corners", "s1_endplate")
 
 
 @dataclass(frozen=True)
@@ -41,11 +62,15 @@ class Landmarks:
         views: "ap" and "lateral" to the view's description as in the file.
         centroids: "ap" and "lateral" to level to (2,) row and column.
         isocentre: (3,) RAS mm.
+        corners: "ap" and "lateral" to level to some of `CORNERS` to (2,) row and column.
+        s1_endplate: "ap" and "lateral" to some of `ENDS` to (2,) row and column.
     """
 
     views: Mapping[str, Mapping[str, Any]]
     centroids: Mapping[str, Mapping[int, np.ndarray]]
     isocentre: np.ndarray
+    corners: Mapping[str, Mapping[int, Pixels]] = field(default_factory=lambda: {which: {} for which in VIEWS})
+    s1_endplate: Mapping[str, Pixels] = field(default_factory=lambda: {which: {} for which in VIEWS})
 
     @property
     def levels(self) -> list[int]:
@@ -120,49 +145,93 @@ class Landmarks:
                 )
         return points, residuals
 
+    def s1(self, ap: View, lateral: View) -> dict[str, np.ndarray]:
+        """The ends of S1's upper endplate in space, those that the marks tell: name in `ENDS` to (3,) RAS mm.
+
+        "anterior" and "posterior" need both ends on the AP film too: they lie on their lateral rays, at the depth of
+        the AP ends' middle. "posterior" is the point that `spine.posture` takes its balance from. "right" and "left"
+        lie on their AP rays, at the depth of the lateral ends' middle.
+        """
+        ends = self.s1_endplate
+        if any(set(ends[which]) != set(ENDS[which]) for which in VIEWS):
+            return {}
+        middles = {which: np.mean(list(ends[which].values()), axis=0) for which in VIEWS}
+        found = {name: meet(lateral, pixel, ap, middles["ap"]) for name, pixel in ends["lateral"].items()}
+        return found | {name: meet(ap, pixel, lateral, middles["lateral"]) for name, pixel in ends["ap"].items()}
+
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""
-        views = {
-            which: dict(said)
-            | {"centroids": {levels.name(n): np.asarray(p).tolist() for n, p in self.centroids[which].items()}}
-            for which, said in self.views.items()
-        }
+        views = {}
+        for which, said in self.views.items():
+            corners = {levels.name(level): _lists(pixels) for level, pixels in self.corners[which].items()}
+            views[which] = dict(said)
+            views[which]["centroids"] = _lists({levels.name(n): pixel for n, pixel in self.centroids[which].items()})
+            views[which] |= {"corners": corners} if corners else {}
+            views[which] |= {"s1_endplate": _lists(self.s1_endplate[which])} if self.s1_endplate[which] else {}
         return {"schema": SCHEMA, "isocentre_ras_mm": self.isocentre.tolist(), "views": views}
 
 
-def read(path: str | Path) -> Landmarks:
+def read(path: str | Path, *, partial: bool = False) -> Landmarks:
     """Reads a landmark file.
 
+    Args:
+        path: the file.
+        partial: accept one that no vertebra is marked twice in: work that goes on.
+
     Raises:
-        InputError: not JSON, not of this schema, an unknown level, or no level marked in both views.
+        InputError: not JSON, not of this schema, an unknown level or part, or no level marked in both views.
     """
-    content = read_json(path, "landmark file")
-    where = f"The landmark file {Path(path).name}"
+    return from_dict(read_json(path, "landmark file"), f"The landmark file {Path(path).name}", partial=partial)
+
+
+def from_dict(content: Any, where: str = "The landmark file", *, partial: bool = False) -> Landmarks:
+    """Landmarks from a file's content; `Landmarks.to_dict` is its inverse.
+
+    Args:
+        content: of the file.
+        where: what the content is called in sentences.
+        partial: as in `read`.
+
+    Raises:
+        InputError: as `read`.
+    """
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f'{where} lacks "schema": "{SCHEMA}".')
     views = content.get("views")
-    if not isinstance(views, dict) or set(views) != {"ap", "lateral"}:
+    if not isinstance(views, dict) or set(views) != set(VIEWS):
         raise InputError(f"{where} needs the two views 'ap' and 'lateral' under 'views'.")
-    centroids: dict[str, dict[int, np.ndarray]] = {}
+    centroids, corners, ends = {}, {}, {}
     for which, view in views.items():
-        marked = view.get("centroids") if isinstance(view, dict) else None
-        if not isinstance(marked, dict):
-            raise InputError(f"{where} has no 'centroids' in its '{which}' view.")
-        centroids[which] = {}
-        for name, pixel in marked.items():
-            point = _numbers(pixel)
-            if point.shape != (2,) or not np.isfinite(point).all():
-                raise InputError(f"{where} has no [row, column] for {name} in its '{which}' view.")
-            centroids[which][levels.number(name)] = point
+        here = f"in its '{which}' view"
+        if not isinstance(view, dict) or not isinstance(view.get("centroids"), dict):
+            raise InputError(f"{where} has no 'centroids' {here}.")
+        centroids[which] = _by_level(_pixels(view["centroids"], where, here), where, here)
+        bodies = view.get("corners", {})
+        if not isinstance(bodies, dict):
+            raise InputError(f"{where} has 'corners' that are not those of levels {here}.")
+        said = {name: _pixels(body, where, f"of {name} {here}", CORNERS[which]) for name, body in bodies.items()}
+        corners[which] = _by_level(said, where, here)
+        if not isinstance(view.get("proposed", []), list):
+            raise InputError(f"{where} has a 'proposed' that is no list of levels {here}.")
+        for name in view.get("proposed", []):
+            levels.number(str(name))
+        if _numbers(view.get("shape", (1, 1))).shape != (2,):
+            raise InputError(f"{where} has a 'shape' that is not rows and columns {here}.")
+        ends[which] = _pixels(view.get("s1_endplate", {}), where, f"of S1's endplate {here}", ENDS[which])
     isocentre = _numbers(content.get("isocentre_ras_mm", (0, 0, 0)))
     if isocentre.shape != (3,) or not np.isfinite(isocentre).all():
         raise InputError(f"{where} has an 'isocentre_ras_mm' that is not three numbers.")
-    found = Landmarks(
-        {k: {n: v for n, v in view.items() if n != "centroids"} for k, view in views.items()}, centroids, isocentre
-    )
-    if not found.levels:
+    said = {which: {k: v for k, v in view.items() if k not in _MARKS} for which, view in views.items()}
+    found = Landmarks(said, centroids, isocentre, corners, ends)
+    if not partial and not found.levels:
         raise InputError(f"{where} marks no vertebra in both views.")
     return found
+
+
+def empty() -> Landmarks:
+    """No marks yet, on cone views at the default distances."""
+    nothing: dict[str, dict[int, np.ndarray]] = {which: {} for which in VIEWS}
+    return Landmarks({which: {"name": name} for which, name in zip(VIEWS, _NAMES, strict=True)}, nothing, np.zeros(3))
 
 
 def write(path: str | Path, landmarks: Landmarks) -> Path:
@@ -190,6 +259,49 @@ def project(ap: View, lateral: View, isocentre: np.ndarray, points: Mapping[int,
         views[which] = said
         centroids[which] = {level: view.project(point) for level, point in points.items()}
     return Landmarks(views, centroids, np.asarray(isocentre, float))
+
+
+def meet(view: View, pixel: np.ndarray, other: View, other_pixel: np.ndarray) -> np.ndarray:
+    """The point on a view's ray at the depth that another view tells by its column alone: (3,) RAS mm.
+
+    Unlike `geometry.triangulate` it takes no height from the other view, so it serves marks of different heights.
+
+    Args:
+        view: whose ray, and `pixel`: (2,) row and column in it.
+        other: a view from another side, and `other_pixel`: (2,) row and column in it.
+    """
+    start, way = view.rays(np.asarray(pixel, float))
+    through, along = other.rays(np.asarray(other_pixel, float))
+    normal = np.cross(along, other.down)
+    return start + way * ((through - start) @ normal) / (way @ normal)
+
+
+def _pixels(said: Any, where: str, here: str, names: tuple[str, ...] = ()) -> Pixels:
+    """Names to (2,) pixels, as a file says them; `names` are those there may be, by default any."""
+    if not isinstance(said, dict):
+        raise InputError(f"{where} has no [row, column] by name {here}.")
+    found = {}
+    for name, pixel in said.items():
+        found[name] = _numbers(pixel)
+        if found[name].shape != (2,) or not np.isfinite(found[name]).all():
+            raise InputError(f"{where} has no [row, column] for {name} {here}.")
+        if names and name not in names:
+            raise InputError(f"{where} has an unknown '{name}' {here}; use {', '.join(names)}.")
+    return found
+
+
+def _by_level(said: Mapping[str, Any], where: str, here: str) -> dict[int, Any]:
+    """The same by VerSe number, once no two names are one level's."""
+    found: dict[int, Any] = {}
+    for name, value in said.items():
+        if levels.number(name) in found:
+            raise InputError(f"{where} marks {levels.name(levels.number(name))} twice {here}; keep one of the two.")
+        found[levels.number(name)] = value
+    return found
+
+
+def _lists(pixels: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: np.asarray(pixel, float).tolist() for name, pixel in pixels.items()}
 
 
 def _numbers(said: Any) -> np.ndarray:

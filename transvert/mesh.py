@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ READABLE = (".stl", ".ply", ".obj")
 UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 LEFT_OUT_SHARE = 0.5
 """Of the area of a file's smallest vertebra: a larger piece beside it may be one, too. Discs have a third at most."""
+_SAID = "RAS mm: x to the patient's right, y to the front, z to the head"
 _DIRECTIONS = {"r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1), "i": (2, -1)}
 
 # Taubin's shrinking and growing steps. The reciprocals differ by less than 0.1, which is the pass band he advises;
@@ -83,7 +84,9 @@ def join(meshes: Sequence[trimesh.Trimesh]) -> trimesh.Trimesh:
 
 
 def write_surface(path: str | Path, mesh: trimesh.Trimesh) -> Path:
-    """Writes a surface atomically, coordinates as they are (RAS mm, in GLB too): binary STL, binary PLY or GLB.
+    """Writes a surface atomically: binary STL, binary PLY or GLB, with its vertices' colours in the latter two.
+
+    STL and PLY hold RAS mm and say so in their headers; a GLB is as `write_scene` makes it.
 
     Raises:
         InputError: an ending that is none of `WRITABLE`.
@@ -92,9 +95,39 @@ def write_surface(path: str | Path, mesh: trimesh.Trimesh) -> Path:
     kind = path.suffix.lower()
     if kind not in WRITABLE:
         raise InputError(f"{path.name} ends in none of {', '.join(WRITABLE)}: name the surface file so.")
+    if kind == ".glb":
+        return write_scene(path, {path.stem: mesh})
+    content = cast(bytes, mesh.export(file_type=kind[1:]))
+    if kind == ".stl":
+        content = _SAID.encode().ljust(80) + content[80:]
+    else:
+        content = content.replace(b"\nelement vertex", f"\ncomment {_SAID}\nelement vertex".encode(), 1)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(cast(bytes, mesh.export(file_type=kind[1:])))
+        temporary.write_bytes(content)
     return path
+
+
+def write_scene(path: str | Path, meshes: Mapping[str, trimesh.Trimesh]) -> Path:
+    """Writes surfaces as one GLB, a node for each under its name, below one node "ras_mm".
+
+    A surface's own coordinates are RAS mm. The node above them turns and scales them to what glTF asks for: metres, the
+    head up (+Y), the patient's front towards the viewer (+Z).
+
+    Raises:
+        InputError: there is none.
+    """
+    import trimesh
+
+    if not meshes:
+        raise InputError("There is no surface to write: every vertebra is empty.")
+    scene = trimesh.Scene(metadata={"coordinates": _SAID})
+    upright = np.diag([1e-3, 1e-3, 1e-3, 1.0]) @ np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    scene.graph.update(frame_from=scene.graph.base_frame, frame_to="ras_mm", matrix=upright)
+    for name, mesh in meshes.items():
+        scene.add_geometry(mesh, node_name=name, geom_name=name, parent_node_name="ras_mm")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(cast(bytes, scene.export(file_type="glb", include_normals=True)))
+    return Path(path)
 
 
 def read_surface(path: str | Path, unit: str = "mm", frame: str = "ras") -> trimesh.Trimesh:

@@ -2,26 +2,43 @@
 
 The shaded picture casts one parallel ray a pixel and stops where it first meets the shape, so it is exact to the voxel
 and looks the same on every machine.
+
+The viewer is k3d, or on request (a parameter, or TRANSVERT_VIEWER in the environment) one of these, each an extra of its
+own to install: pyvista (the scene as HTML that needs no kernel), ipyniivue (reads as films do: radiologists' tool), or
+itkwidgets. That one shows voxels, loads itself from the web, and holds every later cell back until it has: it is asked
+for by name, where a person sits, and only if its pages answer; otherwise k3d takes its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import runpy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from scipy import ndimage
 
-from transvert import levels
+from transvert import levels, mesh
+from transvert.files import InputError
 from transvert.progress import someone_watches
-from transvert.volume import Volume
+from transvert.volume import Volume, cube_affine
 
 if TYPE_CHECKING:
     import trimesh
 
 ERROR_LIMIT_MM = 3.0
 """Where the colours of a surface error saturate."""
+IMJOY_PAGES = ("https://lib.imjoy.io/imjoy-loader.js", "https://imjoy-team.github.io/vue-js-modal/index.js")
+"""What itkwidgets' extension of JupyterLab loads from elsewhere than the viewer itself."""
+ANSWERS_WITHIN_S = 2.0
+"""How long each of the sites that itkwidgets loads from may take to answer."""
 
 
 def shade(
@@ -107,35 +124,199 @@ def error_picture(probability: np.ndarray, distance_mm: np.ndarray, turn_deg: fl
     return np.where(np.isfinite(brightness)[..., None], colour * np.nan_to_num(brightness)[..., None], 1.0)
 
 
-def viewer(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
-    """A k3d plot of surfaces by level, to be turned with the mouse; None where nobody watches.
+def show(figure: Figure, meshes: Mapping[int, trimesh.Trimesh], *, which: str = "") -> None:
+    """Shows a figure as PNG, and below it surfaces in 3D where a person watches.
+
+    Args:
+        figure: of the same; closed afterwards.
+        meshes: VerSe level to surface, RAS mm.
+        which: as in `viewer`.
+
+    Raises:
+        InputError: as `viewer`.
+    """
+    from IPython.display import display
+
+    display(figure)
+    plt.close(figure)
+    plot = viewer(meshes, which)
+    if plot is not None:
+        display(plot)
+
+
+def viewer(meshes: Mapping[int, trimesh.Trimesh], which: str = "") -> Any:
+    """Surfaces by level, to be turned with the mouse; what comes back is to be displayed, None where nobody watches.
 
     Args:
         meshes: VerSe level to surface, RAS mm.
+        which: a key of `VIEWERS`; without one TRANSVERT_VIEWER decides, else it is k3d. Where a viewer can't be had, a
+            sentence says why and k3d takes its place.
+
+    Raises:
+        InputError: an unknown viewer.
     """
-    if not someone_watches():
+    which = which or os.environ.get("TRANSVERT_VIEWER") or "k3d"
+    if which not in (*VIEWERS, "none"):
+        raise InputError(f"'{which}' is not a viewer; use {', '.join(VIEWERS)} or none.")
+    if which == "none" or not meshes or not someone_watches():
         return None
-    import sys
-
-    import k3d
-
     if "google.colab" in sys.modules:
         from google.colab import output
 
         output.enable_custom_widget_manager()
-    plot = k3d.plot(camera_auto_fit=False, grid_visible=False, axes=["right", "front", "head"], height=600)
-    for level, mesh in meshes.items():
-        red, green, blue = (255 * level_colours(np.array(level))).astype(int).tolist()
-        plot += k3d.mesh(
-            np.asarray(mesh.vertices, np.float32),
-            np.asarray(mesh.faces, np.uint32),
-            color=red << 16 | green << 8 | blue,
-            name=levels.name(level),
-            flat_shading=False,
-        )
-    bounds = np.array([mesh.bounds for mesh in meshes.values()])
-    low, high = bounds[:, 0].min(0), bounds[:, 1].max(0)
-    middle, reach = (low + high) / 2, float((high - low).max())
-    # From the front and a little to the patient's left, head up.
-    plot.camera = [middle[0] - 0.5 * reach, middle[1] + 1.6 * reach, middle[2] + 0.2 * reach, *middle, 0, 0, 1]
+    why = _obstacle(which)
+    if why:
+        print(f"{why} This is k3d instead.")
+        which = "k3d"
+    return VIEWERS[which](meshes)
+
+
+def k3d_plot(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
+    """A k3d plot of surfaces by level; it has axes in RAS mm."""
+    plot = k3d_scene(*_bounds(meshes))
+    for level, surface in meshes.items():
+        plot += k3d_mesh(surface, levels.name(level), level_colours(np.array(level)))
     return plot
+
+
+def k3d_scene(low: np.ndarray, high: np.ndarray) -> Any:
+    """An empty k3d plot of a box from `low` (3,) to `high` (3,), RAS mm, seen from the front and a little from the left."""
+    import k3d
+
+    plot = k3d.plot(camera_auto_fit=False, grid_visible=False, axes=["right", "front", "head"], height=600)
+    plot.camera = [*np.ravel(_camera(low, high)), 0, 0, 1]
+    return plot
+
+
+def k3d_mesh(surface: trimesh.Trimesh, name: str, colour: np.ndarray, values_mm: np.ndarray | None = None) -> Any:
+    """A surface as k3d draws it.
+
+    Args:
+        surface: RAS mm.
+        name: in k3d's list of objects.
+        colour: (3,) RGB, 0 to 1.
+        values_mm: (vertices,) signed distances instead of the colour: red is too large, blue too small.
+    """
+    import k3d
+
+    how: dict[str, Any] = {"color": int(_bytes(colour) @ [1 << 16, 1 << 8, 1])}
+    if values_mm is not None:
+        ramp = [[x, *colormaps["RdBu_r"](x)[:3]] for x in np.linspace(0, 1, 17)]
+        limits = [-ERROR_LIMIT_MM, ERROR_LIMIT_MM]
+        # Without a colour of its own, which k3d would multiply by.
+        how = {"attribute": values_mm.astype(np.float32), "color_map": np.ravel(ramp), "color_range": limits}
+    vertices, faces = np.asarray(surface.vertices, np.float32), np.asarray(surface.faces, np.uint32)
+    return k3d.mesh(vertices, faces, name=name, flat_shading=False, **how)
+
+
+def label_volume(meshes: Mapping[int, trimesh.Trimesh], spacing_mm: float = 1.0) -> Volume:
+    """Surfaces by level as a volume of their numbers, uint8; where two overlap, the later one."""
+    solids = {level: mesh.voxelise(surface, spacing_mm) for level, surface in meshes.items()}
+    # All their grids are parts of one.
+    firsts = {level: np.rint(solid.affine[:3, 3] / spacing_mm).astype(int) for level, solid in solids.items()}
+    first = np.min(list(firsts.values()), axis=0)
+    last = np.max([firsts[level] + solid.data.shape for level, solid in solids.items()], axis=0)
+    data = np.zeros(last - first, np.uint8)
+    for level, solid in solids.items():
+        block = tuple(slice(a, a + n) for a, n in zip(firsts[level] - first, solid.data.shape, strict=True))
+        data[block][solid.data > 0] = level
+    return Volume(data, cube_affine(first * spacing_mm, 1, spacing_mm))
+
+
+def _pyvista(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
+    """The scene in a frame of its own, as HTML without a server, so that it also turns where no kernel runs."""
+    import html
+
+    import pyvista
+    from IPython.display import HTML
+
+    plotter = pyvista.Plotter(off_screen=True)
+    for level, surface in meshes.items():
+        colour = level_colours(np.array(level))
+        plotter.add_mesh(pyvista.wrap(surface), color=colour.tolist(), name=levels.name(level), smooth_shading=True)
+    plotter.camera_position = [*_camera(*_bounds(meshes)), (0, 0, 1)]
+    page = plotter.trame.export_html(None).getvalue()
+    plotter.close()
+    frame = f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 600px; border: 0"></iframe>'
+    return HTML(f"<div>{frame}</div>")  # IPython warns of a bare frame.
+
+
+def _ipyniivue(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
+    from ipyniivue import NiiVue
+
+    plot = NiiVue(height=600)
+    parts = []
+    for level, surface in meshes.items():
+        name = f"{levels.name(level)}.stl"
+        colour = [*_bytes(level_colours(np.array(level))).tolist(), 255]
+        parts.append({"name": name, "data": surface.export(file_type="stl"), "rgba255": colour})
+    plot.load_meshes(parts)
+    return plot
+
+
+def _itkwidgets(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
+    """Voxels in ITK's own frame, which is LPS; itkwidgets displays them itself."""
+    import itkwidgets
+    import ngff_zarr
+
+    labels = label_volume(meshes)
+    far = labels.world(np.array(labels.data.shape) - 1)
+    start = dict(zip("xyz", (-far[0], -far[1], labels.affine[2, 3]), strict=True))
+    spacing = dict(zip("xyz", labels.spacing_mm, strict=True))
+    flipped = np.ascontiguousarray(labels.data[::-1, ::-1].T)
+    image = ngff_zarr.to_ngff_image(flipped, dims=["z", "y", "x"], scale=spacing, translation=start)
+    itkwidgets.view(label_image=image)
+
+
+VIEWERS: dict[str, Callable[[Mapping[int, Any]], Any]] = {
+    "k3d": k3d_plot,
+    "pyvista": _pyvista,
+    "ipyniivue": _ipyniivue,
+    "itkwidgets": _itkwidgets,
+}
+
+
+def _obstacle(which: str) -> str:
+    """Why a viewer can't be had here, in a sentence; "" where it can."""
+    found = find_spec(which)
+    if found is None or found.origin is None:
+        return f"{which} is not installed: pip install 'transvert[{which}]', and load the page again."
+    if which == "itkwidgets":
+        from IPython.core.getipython import get_ipython
+
+        # Whatever TRANSVERT_VIEWER says: without a browser it would wait for ever.
+        if not getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False):
+            return "itkwidgets needs a person's browser, and this run has none."
+        # Imported as a whole, it would take the cells over before anybody knows whether it can show them.
+        config = runpy.run_path(str(Path(found.origin).with_name("viewer_config.py")))
+        silent = _silent([config["ITK_VIEWER_SRC"], config["PYDATA_SPHINX_HREF"], *IMJOY_PAGES])
+        if silent:
+            return f"itkwidgets loads its viewer from {silent}, which does not answer."
+    return ""
+
+
+def _silent(pages: Sequence[str]) -> str:
+    """The host of the first page that can't be had within `ANSWERS_WITHIN_S`; "" where all can."""
+    import requests
+
+    for page in pages:
+        try:
+            requests.head(page, timeout=ANSWERS_WITHIN_S, allow_redirects=True).raise_for_status()
+        except requests.RequestException:
+            return page.split("/")[2]
+    return ""
+
+
+def _bounds(meshes: Mapping[int, trimesh.Trimesh]) -> tuple[np.ndarray, np.ndarray]:
+    bounds = np.array([surface.bounds for surface in meshes.values()])
+    return bounds[:, 0].min(0), bounds[:, 1].max(0)
+
+
+def _camera(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the viewer stands, and what is looked at: (3,) each, RAS mm."""
+    middle = (low + high) / 2
+    return middle + float((high - low).max()) * np.array([-0.5, 1.6, 0.2]), middle
+
+
+def _bytes(colour: np.ndarray) -> np.ndarray:
+    return (255 * colour).astype(int)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
-from transvert import manifest, record
+from transvert import execution, manifest, record
 from transvert.files import InputError, atomic_path, write_json
+
+tidy = execution.tidy
+MEASURES = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
 
 
 @dataclass
@@ -25,22 +27,30 @@ class Summary:
     Attributes:
         run: the run's name.
         folder: `runs/<run>`.
-        seconds: by notebook.
-        table: the metrics of notebook 03, one row a vertebra and method; None if it did not run.
-        files: everything below `folder`.
+        seconds: by notebook; also of earlier ones, from which this chain went on.
+        peak_memory_gib: likewise; `execution.Outcome` says of what.
+        table: the metrics of notebook 03, one row a vertebra and method; None if it has not run.
+        spine: the means of notebook 04's table of vertebrae, by column; empty if there is none.
+        files: everything below `folder` but a sweep's runs.
         failed: one sentence about the notebook that stopped the chain, or None.
+        said: the last lines of the cell that failed.
+        again: the command that goes on from there.
     """
 
     run: str
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_gib: dict[str, float] = field(default_factory=dict)
     table: pd.DataFrame | None = None
+    spine: dict[str, float] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     failed: str | None = None
+    said: str = ""
+    again: str = ""
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """A parameter set: one flat YAML mapping that all notebooks share.
+    """A parameter set: one flat YAML mapping that all notebooks share. What it says of a sweep is left out.
 
     Args:
         path: a file, or the name of one of `params/` ("demo", "smoke", "paper").
@@ -48,6 +58,11 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or not a mapping with a `run`.
     """
+    return {key: value for key, value in read_set(path).items() if key != "sweep"}
+
+
+def read_set(path: str | Path) -> dict[str, Any]:
+    """As `read_parameters`, with the `sweep`."""
     file = Path(path)
     if not file.exists():
         file = manifest.share_folder("params") / f"{file.stem}.yaml"
@@ -62,136 +77,197 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     return said
 
 
+def stages(start: str = "01", stop: str = "04") -> list[str]:
+    """The notebooks' names from one number to another.
+
+    Raises:
+        InputError: there are none of these numbers, or none between them.
+    """
+    numbers = [name[:2] for name in record.STAGES]
+    for number in (start, stop):
+        if number not in numbers:
+            raise InputError(f"There is no notebook {number}; use 01, 02, 03 or 04.")
+    if stop < start:
+        raise InputError(f"Notebook {stop} comes before {start}: there is nothing to run.")
+    return list(record.STAGES[numbers.index(start) : numbers.index(stop) + 1])
+
+
+def declared() -> dict[str, dict[str, Any]]:
+    """Of each notebook, the parameters that it declares, as papermill describes them."""
+    import papermill
+
+    return {name: papermill.inspect_notebook(str(source(name))) for name in record.STAGES}
+
+
+def source(name: str) -> Path:
+    """The notebook of a stage."""
+    return manifest.share_folder("notebooks") / f"{name}.ipynb"
+
+
 def reproduce(
-    parameters: dict[str, Any], *, start: str = "01", say: Callable[[str], None] = print, progress: bool = True
+    parameters: dict[str, Any],
+    *,
+    start: str = "01",
+    stop: str = "04",
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+    memory: int = 0,
+    cwd: str | None = None,
+    command: str = "transvert reproduce --from {}",
 ) -> Summary:
-    """Runs notebooks 01 to 04 with one parameter set and writes `summary.json` and `summary.md` into the run's folder.
+    """Runs notebooks in a row with one parameter set and writes `summary.json` and `summary.md` into the run's folder.
 
     Args:
         parameters: as `read_parameters` gives them; each notebook takes those it declares.
         start: the first notebook's number; the earlier ones must have been run.
+        stop: the last one's.
         say: where lines for the user go.
         progress: whether to show bars, a cell's and an epoch's.
+        memory: as in `execution.execute`.
+        cwd: likewise.
+        command: what a user types to go on after a failure, with {} for the number of the notebook that failed.
 
     Raises:
-        InputError: a parameter no notebook declares, or no notebook of that number.
+        InputError: a parameter no notebook declares, no notebook of that number, or a run that another process works on.
+        KeyboardInterrupt: after the summary was written.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    names = [name for name in record.STAGES if name >= start]
-    if not names or not any(name.startswith(start) for name in names):
-        raise InputError(f"There is no notebook {start} to start from; use 01, 02, 03 or 04.")
-    notebooks = {name: manifest.share_folder("notebooks") / f"{name}.ipynb" for name in record.STAGES}
-    declared = {name: set(papermill.inspect_notebook(str(path))) for name, path in notebooks.items()}
-    unknown = set(parameters) - set().union(*declared.values())
+    names, known = stages(start, stop), declared()
+    unknown = set(parameters) - set().union(*known.values())
     if unknown:
         raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
     summary = Summary(parameters["run"], record.runs_folder() / parameters["run"])
-    for name in names:
-        say(f"[{name[:2]} of {record.STAGES[-1][:2]}] {name}")
-        began = time.perf_counter()
-        out = summary.folder / name
-        out.mkdir(parents=True, exist_ok=True)
-        executed = out / ".notebook-running.ipynb"
-        try:
-            papermill.execute_notebook(
-                str(notebooks[name]),
-                str(executed),
-                {key: value for key, value in parameters.items() if key in declared[name]},
-                progress_bar=progress,
-                stderr_file=sys.stderr if progress else None,
-                kernel_name="python3",
-                # Its warning about unencrypted loopback would break into the bars.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
-            )
-            tidy(executed).replace(out / "notebook.ipynb")
-            (out / "notebook.failed.ipynb").unlink(missing_ok=True)
-        except PapermillExecutionError as error:
-            executed.replace(out / "notebook.failed.ipynb")
-            summary.failed = f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-            say(summary.failed)
-            say("\n".join(error.source.splitlines()[-3:]))
-            break
-        finally:
-            executed.unlink(missing_ok=True)
-            summary.seconds[name] = round(time.perf_counter() - began, 1)
-    _conclude(summary)
+    with _alone(summary):
+        for name in record.STAGES[: record.STAGES.index(names[0])]:
+            if known_facts := execution.facts(summary.folder / name):
+                summary.seconds[name] = known_facts["seconds"]
+                summary.peak_memory_gib[name] = known_facts["peak_memory_gib"]
+        for file in ("summary.json", "summary.md"):
+            (summary.folder / file).unlink(missing_ok=True)
+        for name in names:
+            say(f"[{name[:2]} of {names[-1][:2]}] {name}")
+            out = summary.folder / name
+            own = {key: value for key, value in parameters.items() if key in known[name]}
+            try:
+                done = execution.execute(source(name), out, own, progress=progress, memory=memory, cwd=cwd)
+            except KeyboardInterrupt:
+                _stop(summary, name, f"{name} was stopped in cell {execution.stopped_in(out)}.", command, say)
+                raise
+            summary.seconds[name] = done.seconds
+            summary.peak_memory_gib[name] = done.peak_memory_gib
+            if done.failed:
+                summary.said = done.said
+                _stop(summary, name, done.failed, command, say)
+                return summary
+        _conclude(summary)
     return summary
 
 
 def results(summary: Summary) -> str:
     """The table that a reader wants: Dice, HD95, ASSD and NSD by level, each method beside the nulls."""
     if summary.table is None:
-        return "(notebook 03 left no table)"
-    rows = summary.table.rename(
-        columns={"dice": "Dice", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm", "nsd_1p5mm": "NSD 1.5 mm"}
-    )
-    measures = ["Dice", "HD95 mm", "ASSD mm", "NSD 1.5 mm"]
-    shown = rows[["split", "subject", "level", "method", *measures]].copy()
-    means = rows.groupby(["split", "method"], sort=False)[measures].mean().reset_index()
-    shown = pd.concat([shown, means.assign(subject="", level="mean")], ignore_index=True).fillna("")
-    return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+        return "(there is no table of notebook 03)"
+    shown = summary.table[["split", "subject", "level", "method", *MEASURES]]
+    lines = means(summary.table).drop(columns=["vertebrae", "empty"]).assign(subject="", level="mean")
+    shown = pd.concat([shown, lines], ignore_index=True).fillna("")
+    heads = {"dice": "Dice", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm", "nsd_1p5mm": "NSD 1.5 mm"}
+    return shown.rename(columns=heads).to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
 
-def tidy(path: Path) -> Path:
-    """Drops from an executed notebook what only makes it large: saved widget state and bars that have run out."""
-    import nbformat
+def means(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a table of notebook 03, the means by `split` and `method`, the notebook's first method first.
 
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        outputs: list[Any] = []
-        for output in cell.get("outputs", []):
-            stream = output.output_type == "stream"
-            if stream and outputs and outputs[-1].get("name") == output.name:
-                outputs[-1].text += output.text
-            else:
-                outputs.append(output)
-        for output in outputs:
-            if output.output_type == "stream":
-                # What a terminal would show in the end: the last state of every line, without the empty ones.
-                lines = (line.rsplit("\r", 1)[-1].rstrip() for line in output.text.split("\n"))
-                output.text = "".join(line + "\n" for line in lines if line)
-        if "outputs" in cell:
-            cell.outputs = [o for o in outputs if o.output_type != "stream" or o.text]
-    nbformat.write(notebook, path)
-    return path
+    `vertebrae` counts them, `empty` those with an empty prediction, whose distances are infinite and left out.
+    """
+    finite = table.assign(vertebrae=1, empty=np.isinf(table["assd_mm"]).astype(int)).replace(np.inf, np.nan)
+    groups = finite.groupby(["split", "method"], sort=False)
+    counts = groups[["vertebrae", "empty"]].sum()
+    return counts.join(groups[MEASURES].mean()).reset_index()
+
+
+@contextlib.contextmanager
+def _alone(summary: Summary) -> Iterator[None]:
+    """Lets no other process work on the run. It ends with the process, however that ends."""
+    from filelock import FileLock, Timeout
+
+    summary.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(summary.folder / ".busy", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"Another process works on the run '{summary.run}': wait for it, or name another 'run'."
+        ) from None
+
+
+def _stop(summary: Summary, name: str, failed: str, command: str, say: Callable[[str], None]) -> None:
+    """Tells why a chain ends at a notebook, and how to go on, and concludes."""
+    summary.failed = failed
+    summary.again = command.replace("{}", name[:2])
+    say(failed)
+    if summary.said:
+        say("\n".join(f"    {line}" for line in summary.said.splitlines()))
+    half = summary.folder / name / execution.HALF
+    if half.exists():
+        say(f"As far as it came: {half}")
+    say(f"To go on: {summary.again}")
+    _conclude(summary)
 
 
 def _conclude(summary: Summary) -> None:
-    metrics = summary.folder / record.STAGES[2] / "metrics.csv"
-    if metrics.exists():
-        summary.table = pd.read_csv(metrics)
+    """Reads what the notebooks that ran found, and writes the summary."""
+    whole = [name for name in summary.seconds if (summary.folder / name / execution.EXECUTED).exists()]
+    tables = {name: summary.folder / name / "metrics.csv" for name in whole}
+    if (path := tables.get(record.STAGES[2])) and path.exists():
+        summary.table = pd.read_csv(path)
+    if (path := tables.get(record.STAGES[3])) and path.exists():
+        numbers = pd.read_csv(path).replace(np.inf, np.nan).mean(numeric_only=True).dropna()
+        summary.spine = {str(key): round(float(value), 6) for key, value in numbers.items()}
     summary.files = sorted(
-        p for p in summary.folder.rglob("*") if p.is_file() and p.name not in ("summary.md", "summary.json")
+        path
+        for path in summary.folder.rglob("*")
+        if path.is_file()
+        and not path.name.startswith((".", "summary.", "sweep."))
+        and "=" not in path.relative_to(summary.folder).parts[0]
     )
-    # The notebooks' kernels are this process's children.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    table = None if summary.table is None else means(summary.table).round(6)
     names = [path.relative_to(summary.folder).as_posix() for path in summary.files]
     write_json(
         summary.folder / "summary.json",
         {
-            "schema": "transvert-summary/1",
+            "schema": "transvert-summary/2",
             "run": summary.run,
             "seconds": summary.seconds,
-            "peak_memory_gib": round(peak, 2),
+            "peak_memory_gib": summary.peak_memory_gib,
             "processors": os.cpu_count(),
+            "results": [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records"),
+            "spine": summary.spine,
             "failed": summary.failed,
+            "said": summary.said,
+            "again": summary.again,
             "files": names,
         },
     )
-    lines = [f"# Run {summary.run}", ""]
-    lines += [f"- {name}: {seconds:.0f} s" for name, seconds in summary.seconds.items()]
-    lines += [f"- peak memory of one notebook: {peak:.2f} GiB", ""]
-    lines += [
-        summary.failed or "All notebooks ran.",
-        "",
-        "```",
-        results(summary),
-        "```",
-        "",
-        *(f"- {name}" for name in names),
+    lines = [f"# Run {summary.run}", "", summary.failed or "All notebooks ran.", ""]
+    if summary.said:
+        lines += ["```", *summary.said.splitlines(), "```", ""]
+    if summary.again:
+        lines += [f"To go on: `{summary.again}`", ""]
+    rows = [
+        [name, f"{seconds:.0f}", f"{summary.peak_memory_gib[name]:.2f}"] for name, seconds in summary.seconds.items()
     ]
+    lines += [*grid(["notebook", "s", "peak memory GiB"], rows), "", "```", results(summary), "```", ""]
+    if summary.spine:
+        lines += ["Means of the vertebrae in the standing spine:", ""]
+        lines += [*grid(["of", "mean"], [[key, f"{value:.3f}"] for key, value in summary.spine.items()]), ""]
+    lines += [f"- {name}" for name in names]
     with atomic_path(summary.folder / "summary.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def grid(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table's lines; the first column is text, the others are figures."""
+    return [
+        f"| {' | '.join(heads)} |",
+        "|---" + "|---:" * (len(heads) - 1) + "|",
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
+    ]

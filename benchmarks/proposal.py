@@ -1,0 +1,274 @@
+"""How far a proposal is off: `python -m benchmarks.proposal` writes proposal.csv, proposal.md and the spacing it rests on.
+
+The centroids of 193 CTs (supine-193 of the manifest `public_samples`) give the usual steps from level to level, which go
+to transvert/tables/spacing.csv. Then each spine of at least `LONG` levels is projected onto a pair of cone films, a few
+of its levels are clicked, the rest proposed with the spacing of all other people, and the proposal measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import make_interp_spline
+
+from benchmarks.report import write
+from transvert import geometry, landmarks, levels, manifest, metrics, proposal
+from transvert.landmarks import VIEWS, Landmarks
+from transvert.proposal import Spacing
+from transvert.record import write_table
+
+HERE = Path(__file__).resolve().parent
+LONG = 10
+CLICK_MM = 1.5
+"""Standard deviation of the simulated clicks along rows and columns, in the patient."""
+ALL = 99
+CLICKS = ((3, 0), (4, 0), (5, 0), (0, 3), (0, 4), (0, 5), (3, 3), (4, 4), (5, 5), (2, 5), (2, ALL), (3, ALL))
+"""How many levels are clicked on the AP and on the lateral film."""
+
+# The columns of the files: VerSe numbers in their order, T13 last in those of 26.
+_COLUMNS = (*range(1, 26), 28)
+_PIXEL_MM, _SHAPE = 0.5, (2400, 1200)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One row of the files.
+
+    Attributes:
+        person: whom it shares with other scans.
+        centroids: level to (3,) RAS mm; which side is right is not known.
+    """
+
+    person: str
+    centroids: dict[int, np.ndarray]
+
+    @property
+    def chain(self) -> list[int]:
+        """Its levels, head to tail."""
+        return levels.in_order(set(self.centroids))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Error of a proposal against the number of clicks.")
+    options.add_argument("--out", type=Path, default=HERE, help="folder of proposal.csv and proposal.md")
+    options.add_argument("--table", type=Path, default=proposal.TABLE, help="where the spacing goes")
+    chosen = options.parse_args()
+    (subject,) = manifest.fetch(manifest.load("public_samples"), roles="centroids", subjects="supine-193")
+    scans = read(subject.files)
+    write_table(chosen.table, spacing_table(scans))
+    proposal.usual.cache_clear()
+    correlations = alike(scans)
+    print(correlations.round(2).to_string())
+    table = measure(scans)
+    summary = summarise(table)
+    write(chosen.out, "proposal", summary, page(summary, scans, correlations))
+    print(summary.round(2).to_string(index=False))
+
+
+def read(paths: Iterable[Path]) -> list[Scan]:
+    """The scans of the files. One person may have several: whoever shares an id in two names is one."""
+    rows = [row for path in paths for row in csv.reader(path.read_text(encoding="utf-8").splitlines())]
+    ids = [re.findall(r"(?:verse|GL)\d+", row[0]) for row in rows]
+    person = {name: name for names in ids for name in names}
+    for names in ids:
+        merged = {person[name] for name in names}
+        person |= {name: min(merged) for name in person if person[name] in merged}
+    scans = []
+    for row, names in zip(rows, ids, strict=True):
+        points = np.array(row[1:], float).reshape(-1, 3) * (-1, -1, 1)  # the files' axes run to the back, as LPS
+        found = {n: point for n, point in zip(_COLUMNS, points, strict=False) if np.isfinite(point).all()}
+        scans.append(Scan(person[names[0]], found))
+    return scans
+
+
+def spacing_table(scans: list[Scan]) -> pd.DataFrame:
+    """Steps from a level to the next below: their number of people, mean and standard deviation.
+
+    Each person counts once. The mean to the right is 0 by symmetry.
+    """
+    rows = []
+    for upper, lower in _pairs():
+        steps: dict[str, list[np.ndarray]] = {}
+        for scan in scans:
+            if _follows(scan, upper, lower):
+                steps.setdefault(scan.person, []).append(scan.centroids[lower] - scan.centroids[upper])
+        each = np.array([np.mean(some, axis=0) for some in steps.values()])
+        mean, deviation = each.mean(axis=0) * (0, 1, 1), np.array([np.sqrt((each[:, 0] ** 2).mean()), *each.std(0)[1:]])
+        row: dict[str, object] = {"upper": levels.name(upper), "lower": levels.name(lower), "people": len(each)}
+        for name, of, spread in zip(("right", "front", "up"), mean, deviation, strict=True):
+            row |= {f"{name}_mm": round(float(of), 2) + 0.0, f"{name}_sd_mm": round(float(spread), 2)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def spacing(table: pd.DataFrame) -> Spacing:
+    """A table of steps as `proposal` takes it."""
+    pairs = [(levels.number(a), levels.number(b)) for a, b in zip(table["upper"], table["lower"], strict=True)]
+    mean, deviation = (
+        dict(zip(pairs, table[[f"{way}_{what}" for way in ("right", "front", "up")]].to_numpy(float), strict=True))
+        for what in ("mm", "sd_mm")
+    )
+    return Spacing(mean, deviation)
+
+
+def alike(scans: list[Scan]) -> pd.DataFrame:
+    """Correlation of a person's steps with those n steps below, and beside it what `proposal` takes for it."""
+    known, pairs = spacing(spacing_table(scans)), _pairs()
+    scaled = np.full((len(scans), len(pairs), 3), np.nan)
+    for n, scan in enumerate(scans):
+        for k, pair in enumerate(pairs):
+            if _follows(scan, *pair):
+                step = scan.centroids[pair[1]] - scan.centroids[pair[0]]
+                scaled[n, k] = (step - known.mean[pair]) / known.deviation[pair]
+    rows = {}
+    for apart in range(1, 11):
+        found = np.nanmean(scaled[:, :-apart] * scaled[:, apart:], axis=(0, 1))
+        taken = proposal.SHARE + (1 - proposal.SHARE) * np.exp(-apart / proposal.REACH)
+        names = ("right", "front", "up")
+        rows[apart] = dict(zip(names, found, strict=True)) | {
+            f"{name}, taken": v for name, v in zip(names, taken, strict=True)
+        }
+    return pd.DataFrame(rows).T.rename_axis("steps apart")
+
+
+def measure(scans: list[Scan]) -> pd.DataFrame:
+    """A row for each proposed level: its error and the expected one, mm in the patient, and the plain spline's error."""
+    random, rows = np.random.default_rng(0), []
+    long = [scan for scan in scans if len(scan.chain) >= LONG and all(_follows(scan, *pair) for pair in _steps(scan))]
+    known: dict[str, Spacing] = {}
+    for number, scan in enumerate(long):
+        if scan.person not in known:
+            known[scan.person] = spacing(spacing_table([other for other in scans if other.person != scan.person]))
+        middle = np.mean(list(scan.centroids.values()), axis=0)
+        views = {w: geometry.named_view(w, middle, _SHAPE, _PIXEL_MM, cone=True) for w in VIEWS}
+        truth = landmarks.project(views["ap"], views["lateral"], middle, scan.centroids)
+        for counts in CLICKS:
+            clicked = {w: _click(scan, truth.centroids[w], n, random) for w, n in zip(VIEWS, counts, strict=True)}
+            marks = Landmarks(truth.views, clicked, middle)
+            found = proposal.propose(marks, views["ap"], views["lateral"], known[scan.person])
+            for which, view in views.items():
+                if not clicked[which]:
+                    continue
+                plain = _plain_spline(scan.chain, clicked[which], known[scan.person])
+                for level, pixel in found.centroids[which].items():
+                    true, life = truth.centroids[which][level], _PIXEL_MM / view.magnification(scan.centroids[level])
+                    rows.append(
+                        {
+                            "clicks": _told(counts),
+                            "view": which,
+                            "region": levels.region(level),
+                            "spine": number,
+                            "error_mm": float(np.linalg.norm(pixel - true)) * life,
+                            "expected_mm": found.error_mm[which][level],
+                            "spline_mm": float(np.linalg.norm(plain[level] - true)) * life,
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Median and 95th percentile of the errors by clicks, view and region; the spline's beside them."""
+    rows = []
+    for (clicks, view, region), some in table.groupby(["clicks", "view", "region"], sort=False):
+        row = {"clicks": clicks, "view": view, "region": region, "spines": some["spine"].nunique(), "levels": len(some)}
+        for name in ("error", "spline"):
+            median, worst = np.percentile(some[f"{name}_mm"], (50, 95))
+            row |= {f"{name}_median_mm": median, f"{name}_p95_mm": worst}
+        row["rms_mm"] = np.sqrt((some["error_mm"] ** 2).mean())
+        row["expected_rms_mm"] = np.sqrt((some["expected_mm"] ** 2).mean())
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    order = [_told(counts) for counts in CLICKS]
+    place = {"clicks": order, "view": list(VIEWS), "region": list(metrics.REGIONS)}
+    keys = [found[name].map(names.index) for name, names in place.items()]
+    return found.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)
+
+
+def page(summary: pd.DataFrame, scans: list[Scan], correlations: pd.DataFrame) -> str:
+    """The page that is committed."""
+    people, gaps = len({scan.person for scan in scans}), correlations.iloc[0]
+    told = (
+        f"{date.today().isoformat()}. {len(scans)} CTs of {people} people who lay on their backs; measured on the "
+        f"{summary['spines'].max()} with at least {LONG} levels in a row, each with the spacing of the other people. "
+        f"Clicks are {CLICK_MM} mm off (standard deviation along rows and columns). Median / 95th percentile of the "
+        "error in the patient, mm, over levels that were not clicked, which stand evenly spread between the first and "
+        "the last; in brackets that of a plain cubic spline (a parabola from 3 clicks, a line from 2) over the usual "
+        "distances. Cone films at the default distances. `expected ÷ real` compares the root mean squares of the error "
+        "that the tool shows and of the real one.\n"
+    )
+    lines = [
+        "# What a proposal from a few clicks is worth\n",
+        "Written by `python -m benchmarks.proposal` (a minute), which also writes transvert/tables/spacing.csv from the",
+        "same centroids: supine-193 of the manifest `public_samples`.\n",
+        told,
+        "| clicks | on | cervical | thoracic | lumbar | expected ÷ real |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for (clicks, view), some in summary.groupby(["clicks", "view"], sort=False):
+        cells = []
+        for region in metrics.REGIONS:
+            row = some[some["region"] == region]
+            cells.append(
+                "".join(
+                    f"{r.error_median_mm:.1f} / {r.error_p95_mm:.1f} ({r.spline_median_mm:.1f} / {r.spline_p95_mm:.1f})"
+                    for r in row.itertuples()
+                )
+            )
+        ratio = np.sqrt(
+            (some["expected_rms_mm"] ** 2 * some["levels"]).sum() / (some["rms_mm"] ** 2 * some["levels"]).sum()
+        )
+        lines.append(f"| {clicks} | {view} | {' | '.join(cells)} | {ratio:.2f} |")
+    next_one = ", ".join(f"{gaps[name]:.2f} {way}" for name, way in (("right", "x"), ("front", "y"), ("up", "z")))
+    return "\n".join([*lines, "", f"Correlation of a step with the next: {next_one}.", ""])
+
+
+def _told(counts: tuple[int, int]) -> str:
+    """Such as "2 AP + all lateral"."""
+    named = zip(counts, ("AP", "lateral"), strict=True)
+    return " + ".join(f"{'all' if count == ALL else count} {name}" for count, name in named if count)
+
+
+def _pairs() -> list[tuple[int, int]]:
+    """All steps of the table: from a level to the next, without T13."""
+    usual = [n for n in levels.VERTEBRAE if levels.name(n) != "T13"]
+    return list(itertools.pairwise(usual))
+
+
+def _steps(scan: Scan) -> list[tuple[int, int]]:
+    return list(itertools.pairwise(scan.chain))
+
+
+def _follows(scan: Scan, upper: int, lower: int) -> bool:
+    """Whether a step of the table is one of the scan's: both there, the lower one next, nothing of a T13 between."""
+    return (upper, lower) in _pairs() and (upper, lower) in _steps(scan)
+
+
+def _click(
+    scan: Scan, truth: Mapping[int, np.ndarray], count: int, random: np.random.Generator
+) -> dict[int, np.ndarray]:
+    """A few levels, evenly spread from the first to the last, a little off."""
+    chosen = np.rint(np.linspace(0, len(scan.chain) - 1, min(count, len(scan.chain)))).astype(int)
+    # Of a length in the patient, a film at the default distances shows 1.2 times as much.
+    off = CLICK_MM * geometry.SOURCE_TO_DETECTOR_MM / geometry.SOURCE_TO_ISOCENTRE_MM / _PIXEL_MM
+    return {scan.chain[n]: truth[scan.chain[n]] + random.normal(0, off, 2) for n in chosen}
+
+
+def _plain_spline(chain: list[int], clicked: Mapping[int, np.ndarray], known: Spacing) -> dict[int, np.ndarray]:
+    """The comparison: a polynomial spline through the clicks over the usual length from the top; cubic from 4 clicks."""
+    along = np.r_[0, np.cumsum(np.linalg.norm(known.steps(chain)[0], axis=1))]
+    at = [along[chain.index(n)] for n in clicked]
+    curve = make_interp_spline(at, np.array(list(clicked.values())), k=min(3, len(at) - 1))(along)
+    return dict(zip(chain, curve, strict=True))
+
+
+if __name__ == "__main__":
+    main()

