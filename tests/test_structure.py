@@ -61,7 +61,6 @@ ORDER = [
     "augment",
     "faults",
     "blocks",
-    "lift",
     "peers",
     "network",
     "metrics",

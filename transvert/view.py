@@ -211,17 +211,21 @@ def batch_sheet(images: np.ndarray, targets: np.ndarray) -> Figure:
     return figure
 
 
-def curve(history: pd.DataFrame) -> Figure:
-    """Loss and Dice against steps."""
+def curve(history: pd.DataFrame, shipped: pd.DataFrame | None = None) -> Figure:
+    """Loss and Dice against steps, beside those of the training that made the shipped weights if they are given."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    left.plot(history.step, history.loss, "o-", ms=3, color="#0072B2")
-    left.set(xlabel="step", ylabel="loss (1 - soft Dice + cross-entropy)", title="training loss")
-    right.plot(history.step, history.dice, "o-", ms=3, color="#0072B2", label="training draws (soft)")
-    right.plot(history.step, history.dice_validation, "s-", ms=3, color="#D55E00", label="held-out vertebrae")
-    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1), title="Dice")
-    right.legend()
-    for axis in (left, right):
+    for axis, column in ((left, "loss"), (right, "dice")):
+        if shipped is not None:
+            axis.plot(shipped.step, shipped[column], color="#999999", label="the shipped weights' training draws")
+            axis.set_xscale("log")  # Tens of steps beside thousands.
+        axis.plot(history.step, history[column], "o-", ms=3, color="#0072B2", label="this run's training draws")
         axis.grid(alpha=0.3)
+    left.set(xlabel="step", ylabel="loss (1 - soft Dice + cross-entropy)", title="training loss")
+    right.plot(
+        history.step, history.dice_validation, "s-", ms=3, color="#D55E00", label="this run's held-out vertebrae"
+    )
+    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1), title="Dice")
+    right.legend(fontsize=8)
     return figure
 
 
