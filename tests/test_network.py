@@ -15,7 +15,7 @@ from torch import nn
 from transvert import network
 from transvert.files import InputError
 
-NAMES = ["transvert", "transvert_hull", "transvert_lift"]
+NAMES = ["transvert", "transvert_hull"]
 Make = Callable[[str], nn.Module]
 
 
@@ -36,7 +36,7 @@ def _loud(made: nn.Module) -> nn.Module:
 
 def test_our_own_network_is_the_size_that_the_benchmark_tells() -> None:
     sizes = {name: sum(p.numel() for p in network.build(name).parameters()) for name in NAMES}
-    assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_516_026, "transvert_lift": 4_528_763}
+    assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_516_026}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,7 +207,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign": (lambda p: save_file({"a": torch.zeros(3)}, p), "does not hold weights of this package"),
     "later": (lambda p: _other(p, format="transvert-weights/2"), "does not hold weights of this package"),
     "other size": (lambda p: _other(p, options='{"width": 16}'), "do not fit the network 'transvert'"),
-    "other network": (lambda p: _other(p, network="transvert_lift"), "do not fit the network 'transvert_lift'"),
+    "other network": (lambda p: _other(p, network="transvert_hull"), "do not fit the network 'transvert_hull'"),
     "unknown network": (lambda p: _other(p, network="resnet"), "'resnet' is not a network"),
 }
 
@@ -223,7 +223,7 @@ def test_a_file_without_our_weights_gets_its_sentence(kind: str, tiny: Make, tmp
 
 def test_an_unknown_network_and_an_unknown_option_are_refused_by_name() -> None:
     with pytest.raises(
-        InputError, match=r"'unet' is not a network; use one of transvert, transvert_lift, .*attention_unet\."
+        InputError, match=r"'unet' is not a network; use one of transvert, transvert_hull, .*attention_unet\."
     ):
         network.build("unet")
     with pytest.raises(InputError, match="The network 'transvert' can't be built: .*'depth'"):

@@ -276,7 +276,7 @@ def test_hulls_hold_the_vertebra_and_throw_its_shadows(box_samples: Samples) -> 
 
 def test_the_shipped_network_opens_and_others_are_asked_for(tmp_path: Path) -> None:
     network, card = stages.open_network("shipped")
-    assert isinstance(network, nn.Module) and card["network"] == "transvert_lift"
+    assert isinstance(network, nn.Module) and card["network"] == "transvert_hull"
     with pytest.raises(InputError, match="do not exist; train some with notebook 02"):
         stages.open_network(tmp_path / "none.safetensors")
 

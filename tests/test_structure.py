@@ -67,7 +67,6 @@ ORDER = [
     "augment",
     "faults",
     "blocks",
-    "lift",
     "peers",
     "network",
     "metrics",

@@ -1,9 +1,10 @@
-"""The figure of a calibration: what was stated against what was seen."""
+"""The figures of numbers: a training's curves, Dice and distances, and a calibration, stated against seen."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,7 +13,92 @@ from transvert.view import REGION_COLOURS
 
 _SAID = {"network": ("#999999", "s", "the network's own"), "calibrated": ("#0072B2", "o", "calibrated on other people")}
 _MEASURES = {"dice": ("Dice", ""), "assd_mm": ("ASSD", " (mm)")}
+METHOD_COLOURS = ("#0072B2", "#E69F00", "#C8C8C8", "#444444")
+"""Apart for the colour-blind too."""
 _REGIONS = {"C": "cervical", "T": "thoracic", "L": "lumbar"}
+
+
+def curve(history: pd.DataFrame, shipped: pd.DataFrame | None = None) -> Figure:
+    """Loss and Dice against steps, beside those of the training that made the shipped weights if they are given."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for axis, column in ((left, "loss"), (right, "dice")):
+        if shipped is not None:
+            axis.plot(shipped.step, shipped[column], color="#999999", label="the shipped weights' training draws")
+            axis.set_xscale("log")  # Tens of steps beside thousands.
+        axis.plot(history.step, history[column], "o-", ms=3, color="#0072B2", label="this run's training draws")
+        axis.grid(alpha=0.3)
+    left.set(xlabel="step", ylabel="loss (1 - soft Dice + cross-entropy)", title="training loss")
+    right.plot(
+        history.step, history.dice_validation, "s-", ms=3, color="#D55E00", label="this run's held-out vertebrae"
+    )
+    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1), title="Dice")
+    right.legend(fontsize=8)
+    return figure
+
+
+class LiveCurve:
+    """A curve that redraws itself in the cell's output after each epoch; pass it as `on_epoch`."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(display_id=True)
+
+    def __call__(self, history: pd.DataFrame) -> None:
+        figure = curve(history)
+        if self._handle is not None:
+            self._handle.update(figure)
+        plt.close(figure)
+
+
+def dice_by_level(table: pd.DataFrame) -> Figure:
+    """Dice of each vertebra by method. `table` has the columns subject, level, method and dice."""
+    methods = list(dict.fromkeys(table.method))
+    cases = list(dict.fromkeys(zip(table.subject, table.level, strict=True)))
+    figure, axis = plt.subplots(figsize=(max(8, 0.55 * len(cases) * 1.2), 4), layout="constrained")
+    width = 0.8 / len(methods)
+    for m, (method, colour) in enumerate(zip(methods, METHOD_COLOURS, strict=False)):
+        rows = table[table.method == method].set_index(["subject", "level"]).dice
+        heights = [rows.get(case, np.nan) for case in cases]
+        axis.bar(
+            np.arange(len(cases)) + (m - (len(methods) - 1) / 2) * width,
+            heights,
+            width,
+            color=colour,
+            label=method,
+            hatch="//" if method.startswith("null") else None,
+            edgecolor="white",
+        )
+    axis.set_xticks(range(len(cases)), [f"{level}\n{subject}" for subject, level in cases], fontsize=9)
+    axis.set(ylabel="Dice", ylim=(0, 1))
+    axis.legend(ncols=len(methods), fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def by_region(table: pd.DataFrame) -> Figure:
+    """Dice, HD95, ASSD and NSD by region: every vertebra a dot, the median a line. `table` is metrics.csv."""
+    measures = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd_1p5mm": "NSD at 1.5 mm"}
+    regions = [r for r in REGION_COLOURS if (table.level.str[0] == r).any()]
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
+    spread = np.random.default_rng(0)
+    for axis, (column, label) in zip(axes, measures.items(), strict=True):
+        for place, letter in enumerate(regions):
+            values = table[table.level.str[0] == letter][column].replace(np.inf, np.nan).dropna()
+            axis.plot(
+                place + spread.uniform(-0.15, 0.15, len(values)),
+                values,
+                "o",
+                ms=6,
+                color=REGION_COLOURS[letter],
+                alpha=0.7,
+            )
+            axis.hlines(values.median(), place - 0.3, place + 0.3, color="k")
+        axis.set_xticks(range(len(regions)), [_REGIONS[letter] for letter in regions])
+        axis.set(title=label, xlim=(-0.6, len(regions) - 0.4))
+        axis.set_ylim(0, None if column.endswith("_mm") else 1)
+        axis.grid(axis="y", alpha=0.3)
+    return figure
 
 
 def reliability(report: Report) -> Figure:

@@ -40,7 +40,6 @@ from transvert.blocks import (
     to_ras,
 )
 from transvert.files import InputError, atomic_path
-from transvert.lift import TransVertLift
 from transvert.peers import AttentionUnet, OneDConcat, TwoDPermuteConcat
 
 
@@ -143,7 +142,6 @@ class Critic(nn.Module):
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "transvert": TransVert,
-    "transvert_lift": TransVertLift,
     "transvert_hull": TransVertHull,
     "twod_permute_concat": TwoDPermuteConcat,
     "oned_concat": OneDConcat,

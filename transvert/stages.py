@@ -19,7 +19,7 @@ from transvert.progress import bar
 from transvert.samples import SPACING_MM, Samples, StoredSamples
 from transvert.training import Recipe
 
-SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "transvert_lift.safetensors"
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "transvert_hull.safetensors"
 open_subject, synthesize = opening.open_subject, synthesis.synthesize
 COLUMNS = ("subject", "level", "dice", "hd95_mm", "assd_mm", "nsd_1p5mm", "source")
 

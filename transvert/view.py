@@ -8,10 +8,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy import ndimage
@@ -24,7 +23,10 @@ from transvert.volume import Volume
 
 REGION_COLOURS = {"C": "#0072B2", "T": "#E69F00", "L": "#009E73"}
 _SIDES = {"ap": ("R", "L"), "pa": ("R", "L"), "left_lateral": ("front", "back"), "right_lateral": ("front", "back")}
+_SEEN_FROM = (("front", 0, "R", "L"), ("left side", 90, "front", "back"), ("back", 180, "L", "R"))
 _HALF = SIZE * SPACING_MM / 2
+_EDGED: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="k")]
+"""A dark rim, so that lines and names can be read on bright bone."""
 
 # What a notebook shows and keeps; the files that `save` writes are finer.
 plt.rcParams["figure.dpi"] = 72
@@ -133,7 +135,7 @@ def films(
     *,
     landmarks: Sequence[Mapping[int, np.ndarray]] = (),
     overlays: Sequence[Mapping[int, np.ndarray]] = (),
-    unit: str = "attenuation × mm",
+    unit: str = "line integral of attenuation (no unit)",
 ) -> Figure:
     """Radiographs side by side, in mm on the detector.
 
@@ -156,9 +158,10 @@ def films(
         figure.colorbar(shown, ax=axis, label=unit, shrink=0.7)
         axis.set(title=titles[n], xlabel="mm on the detector", ylabel="mm on the detector")
         for level, (row, column) in (landmarks[n] if landmarks else {}).items():
-            axis.plot(column * column_mm, row * row_mm, "+", color="#E69F00", ms=7)
+            place = np.array([column * column_mm, row * row_mm])
+            axis.plot(*place, "+", color="#E69F00", ms=7, path_effects=_EDGED)
             axis.annotate(
-                levels.name(level), (column * column_mm + 4, row * row_mm), color="#E69F00", fontsize=7, va="center"
+                levels.name(level), place + [4, 0], color="#E69F00", fontsize=7, va="center", path_effects=_EDGED
             )
         for level, silhouette in (overlays[n] if overlays else {}).items():
             colour = render.level_colours(np.array(level))
@@ -174,7 +177,7 @@ def contact_sheet(samples: Samples) -> Figure:
     columns = min(7, len(samples))
     rows = -(-len(samples) // columns)
     figure, axes = plt.subplots(
-        2 * rows, columns, figsize=(1.5 * columns, 3.2 * rows), layout="constrained", squeeze=False
+        2 * rows, columns, figsize=(max(1.5 * columns, 6.5), 3.2 * rows), layout="constrained", squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -206,81 +209,9 @@ def batch_sheet(images: np.ndarray, targets: np.ndarray) -> Figure:
             _outline(axis, image[view, 1], box, "#E69F00")
             axis.set(title=name, xticks=[], yticks=[])
     figure.suptitle(
-        "Random draws: standardised patch, the target's outline (blue), the centroid map (orange)", fontsize=10
+        "Random draws: patch (grey: 3 standard deviations either way), the target's outline (blue), the centroid map (orange)",
+        fontsize=10,
     )
-    return figure
-
-
-def curve(history: pd.DataFrame) -> Figure:
-    """Loss and Dice against steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    left.plot(history.step, history.loss, "o-", ms=3, color="#0072B2")
-    left.set(xlabel="step", ylabel="loss (1 - soft Dice + cross-entropy)", title="training loss")
-    right.plot(history.step, history.dice, "o-", ms=3, color="#0072B2", label="training draws (soft)")
-    right.plot(history.step, history.dice_validation, "s-", ms=3, color="#D55E00", label="held-out vertebrae")
-    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1), title="Dice")
-    right.legend()
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    return figure
-
-
-class LiveCurve:
-    """A curve that redraws itself in the cell's output after each epoch; pass it as `on_epoch`."""
-
-    def __init__(self) -> None:
-        from IPython.display import display
-
-        self._handle = display(display_id=True)
-
-    def __call__(self, history: pd.DataFrame) -> None:
-        figure = curve(history)
-        if self._handle is not None:
-            self._handle.update(figure)
-        plt.close(figure)
-
-
-def dice_by_level(table: pd.DataFrame) -> Figure:
-    """Dice of each vertebra by method. `table` has the columns subject, level, method and dice."""
-    methods = list(dict.fromkeys(table.method))
-    cases = list(dict.fromkeys(zip(table.subject, table.level, strict=True)))
-    figure, axis = plt.subplots(figsize=(max(8, 0.55 * len(cases) * 1.2), 4), layout="constrained")
-    width = 0.8 / len(methods)
-    for m, (method, colour) in enumerate(zip(methods, ("#0072B2", "#009E73", "#999999", "#CC79A7"), strict=False)):
-        rows = table[table.method == method].set_index(["subject", "level"]).dice
-        heights = [rows.get(case, np.nan) for case in cases]
-        axis.bar(
-            np.arange(len(cases)) + (m - (len(methods) - 1) / 2) * width, heights, width, color=colour, label=method
-        )
-    axis.set_xticks(range(len(cases)), [f"{level}\n{subject}" for subject, level in cases], fontsize=7, rotation=0)
-    axis.set(ylabel="Dice", ylim=(0, 1))
-    axis.legend(ncols=len(methods), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    axis.grid(axis="y", alpha=0.3)
-    return figure
-
-
-def by_region(table: pd.DataFrame) -> Figure:
-    """Dice, HD95, ASSD and NSD by region: every vertebra a dot, the median a line. `table` is metrics.csv."""
-    measures = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd_1p5mm": "NSD at 1.5 mm"}
-    regions = [r for r in REGION_COLOURS if (table.level.str[0] == r).any()]
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
-    spread = np.random.default_rng(0)
-    for axis, (column, label) in zip(axes, measures.items(), strict=True):
-        for place, letter in enumerate(regions):
-            values = table[table.level.str[0] == letter][column].replace(np.inf, np.nan).dropna()
-            axis.plot(
-                place + spread.uniform(-0.15, 0.15, len(values)),
-                values,
-                "o",
-                ms=4,
-                color=REGION_COLOURS[letter],
-                alpha=0.7,
-            )
-            axis.hlines(values.median(), place - 0.3, place + 0.3, color="k")
-        axis.set_xticks(range(len(regions)), regions)
-        axis.set(title=label, xlabel="region", xlim=(-0.6, len(regions) - 0.4))
-        axis.set_ylim(0, None if column.endswith("_mm") else 1)
-        axis.grid(axis="y", alpha=0.3)
     return figure
 
 
@@ -293,13 +224,16 @@ def errors_on_surface(cases: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Fi
     figure, axes = plt.subplots(len(cases), 3, figsize=(8.5, 2.9 * len(cases)), layout="constrained", squeeze=False)
     for row, (title, probability, truth) in zip(axes, cases, strict=True):
         distance = _distance_near(probability > 0.5, truth)
-        for axis, (side, turn) in zip(row, (("front", 0), ("left side", 90), ("back", 180)), strict=True):
+        row[0].set_ylabel(title, fontsize=9)
+        for axis, (side, turn, left, right) in zip(row, _SEEN_FROM, strict=True):
             axis.imshow(render.error_picture(probability, distance, turn), extent=(-_HALF, _HALF, -_HALF, _HALF))
-            axis.set(title=f"{title}, {side}", xticks=[], yticks=[])
-            axis.title.set_fontsize(9)
+            axis.set(title=f"from the {side}", xticks=[], yticks=[])
+            axis.plot([_HALF - 24, _HALF - 4], [6 - _HALF] * 2, "k", lw=2)
+            axis.text(_HALF - 14, 8 - _HALF, "20 mm", ha="center", fontsize=7)
+            axis.set_xlabel(f"{left}                {right}", fontsize=8)
     limit = render.ERROR_LIMIT_MM
     bar = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "RdBu_r")
-    figure.colorbar(bar, ax=axes, label="outside (+) or inside (-) the true surface, mm", shrink=0.7)
+    figure.colorbar(bar, ax=axes, label="outside (+) or inside (-) the true surface, mm", shrink=0.7, extend="both")
     return figure
 
 
@@ -316,29 +250,31 @@ def spine(labels: Volume) -> Figure:
     """A spine's label volume, isotropic, seen from the front, the left side and the back."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 7), layout="constrained")
     spacing = float(labels.spacing_mm[0])
-    for axis, (side, turn) in zip(axes, (("front", 0), ("left side", 90), ("back", 180)), strict=True):
+    for axis, (side, turn, left, right) in zip(axes, _SEEN_FROM, strict=True):
         picture = render.spine_picture(labels, turn)
         height, width = (n * spacing for n in picture.shape[:2])
         axis.imshow(picture, extent=(-width / 2, width / 2, height, 0))
         filled = np.flatnonzero((picture < 1).any(axis=(0, 2)))
         if filled.size:
-            axis.set_xlim((filled[0] - 5) * spacing - width / 2, (filled[-1] + 5) * spacing - width / 2)
-        axis.set(title=f"seen from the {side}", xlabel="mm", ylabel="mm")
-    present = levels.in_order(set(np.unique(labels.data).tolist()) - {0})
-    handles = [Patch(color=tuple(render.level_colours(np.array(n))), label=levels.name(n)) for n in present]
-    figure.legend(handles=handles, loc="outside right center", fontsize=8)
+            axis.set_xlim((filled[0] - 15) * spacing - width / 2, (filled[-1] + 15) * spacing - width / 2)
+        axis.set(title=f"seen from the {side}", xlabel=f"{left}     mm     {right}", ylabel="mm")
+        for n in levels.in_order(set(np.unique(labels.data).tolist()) - {0}):
+            down = (labels.data.shape[2] - 1 - np.argwhere(labels.data == n)[:, 2].mean()) * spacing
+            colour = render.level_colours(np.array(n))
+            axis.text(0.98, down, levels.name(n), color=colour, ha="right", transform=axis.get_yaxis_transform())
     return figure
 
 
 def _outline(axis: Axes, shape: np.ndarray, box: tuple[float, float, float, float], colour: Any) -> None:
     """The line at 0.5 of a picture that `imshow(extent=box)` would show: with one extent for both, rows go down in both."""
-    axis.contour(shape, [0.5], colors=[colour], linewidths=0.9, extent=box, origin="upper")
+    line = axis.contour(shape, [0.5], colors=[colour], linewidths=0.9, extent=box, origin="upper")
+    line.set_path_effects(_EDGED)
 
 
 def _mark(axis: Axes, left: str, right: str, top: str = "", bottom: str = "") -> None:
     """Writes what each side of a picture shows, small and inside."""
-    style: dict[str, Any] = {"color": "#56B4E9", "fontsize": 9, "transform": axis.transAxes}
+    style: dict[str, Any] = {"color": "#56B4E9", "fontsize": 9, "transform": axis.transAxes, "path_effects": _EDGED}
     axis.text(0.02, 0.5, left, ha="left", va="center", **style)
     axis.text(0.98, 0.5, right, ha="right", va="center", **style)
-    axis.text(0.5, 0.98, top, ha="center", va="top", **style)
-    axis.text(0.5, 0.02, bottom, ha="center", va="bottom", **style)
+    axis.text(0.02, 0.98, top, ha="left", va="top", **style)
+    axis.text(0.02, 0.02, bottom, ha="left", va="bottom", **style)
