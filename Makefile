@@ -8,7 +8,7 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks site clean
+.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-standing bench-refine site clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -64,6 +64,12 @@ bench-augment: venv  ## Training samples a second: benchmarks/augment.md
 
 bench-networks: venv  ## Size, time and memory of the networks: benchmarks/networks.md
 	$(BIN)/python -m benchmarks.networks
+
+bench-standing: venv  ## Spines from simulated standing films beside their truth: benchmarks/standing.md
+	$(BIN)/python -m benchmarks.standing
+
+bench-refine: venv  ## What the films' gradients add to a reconstruction: benchmarks/refine.md
+	$(BIN)/python -m benchmarks.refine
 
 # An environment of its own: the peers bring some 5 GB, and nothing else needs them.
 .venv-bench/.installed: benchmarks/requirements.txt $(INSTALLED)

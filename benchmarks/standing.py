@@ -37,12 +37,10 @@ from transvert import (
     metrics,
     patches,
     samples,
-    spine,
     stages,
     standing,
     voxels,
 )
-from transvert.clinical import Reconstruction
 from transvert.files import InputError, atomic_path, read_json, sha256, write_json
 from transvert.geometry import View
 from transvert.landmarks import Landmarks
@@ -72,6 +70,8 @@ RECLICKS = 50
 FINE_MM = 0.5
 RIM = 8
 """Voxels around a reconstruction in which it is compared with the truth."""
+OFF_MM = ("off_right_mm", "off_front_mm", "off_up_mm")
+"""By how far a reconstruction's centre of mass lies beyond the true one, in the patient's directions."""
 STARTS_DEG = (-45, -30, -15, 0, 15, 30, 45)
 """Turns about the patient's transverse axis from which an alignment starts."""
 
@@ -157,15 +157,19 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
         for predictor in PREDICTORS:
             if predictor == ("oracle" if click_mm else "centred"):
                 continue  # The oracle sees the film, so that no click misleads it; without one both are the same.
-            here = found if predictor == "network" else replace_shapes(found, person, solids, predictor, marks)
+            if predictor == "network":
+                here, measured = found.vertebrae, found.posture
+            else:
+                here = true_shapes(person, solids, predictor, marks, views)
+                measured = posture(here, marks.s1(*views))
             keys = {"subject": subject, "posture": number, "predictor": predictor, "click_mm": click_mm}
-            run, several = compare(here, person, solids, curve)
+            run, several = compare(here, measured, person, solids, curve)
             run |= {"dice_alone": float(alone["dice"].mean()), "contested_voxels": person.contested}
             if predictor == "network":
                 run |= {"seconds": seconds, "clicked_again": again}
                 if not click_mm:
                     there = {bone.level: bone for bone in bones}
-                    for v, row in zip(here.vertebrae, several, strict=True):
+                    for v, row in zip(here, several, strict=True):
                         row["aligned_assd_mm"] = aligned_mm(v, there[v.level])
             runs.append(keys | {"seed": seed} | run)
             rows += [keys | row for row in several]
@@ -207,29 +211,36 @@ def onto(solid: Volume, affine: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(ndimage.affine_transform(solid.data, mapping[:3, :3], mapping[:3, 3], (size,) * 3, order=1))
 
 
-def replace_shapes(
-    found: Reconstruction, person: Standing, solids: dict[int, Volume], predictor: str, marks: Landmarks
-) -> Reconstruction:
-    """A reconstruction with true bones in the place of the network's."""
+def true_shapes(
+    person: Standing, solids: dict[int, Volume], predictor: str, marks: Landmarks, views: tuple[View, View]
+) -> list[Vertebra]:
+    """True bones in the cubes in which a network would answer."""
     vertebrae = []
-    points, _ = marks.place(*found.views)
-    for level, point in points.items():
-        axes = patches.local_axes(*found.views, point)
-        blank = Vertebra(level, point, np.zeros((samples.SIZE,) * 3, np.float32), SPACING_MM, axes)
+    for level, point in marks.place(*views)[0].items():
+        blank = Vertebra(
+            level,
+            point,
+            np.zeros((samples.SIZE,) * 3, np.float32),
+            SPACING_MM,
+            patches.local_axes(*views, point),
+        )
         affine = blank.affine.copy()
         if predictor == "centred":
             affine[:3, 3] += person.centroids[level] - point
         vertebrae.append(replace(blank, probability=onto(solids[level], affine, samples.SIZE)))
-    measured = posture(vertebrae, marks.s1(*found.views))
-    return replace(found, vertebrae=vertebrae, labels=spine.assemble(vertebrae), posture=measured)
+    return vertebrae
 
 
 def compare(
-    found: Reconstruction, person: Standing, solids: dict[int, Volume], curve: standing.Curve
+    vertebrae: list[Vertebra],
+    measured: dict[str, Any],
+    person: Standing,
+    solids: dict[int, Volume],
+    curve: standing.Curve,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A reconstruction beside a standing person: one row of the whole, and one for each vertebra."""
-    true, measures = standing.truth(person.stance), found.posture["measures"]
-    there = {v.level: v for v in found.vertebrae}
+    true, measures = standing.truth(person.stance), measured["measures"]
+    there = {v.level: v for v in vertebrae}
     angles = {
         "largest_cobb": measures["coronal_cobb"]["value"],
         "kyphosis": measures["thoracic_kyphosis"]["value"],
@@ -252,17 +263,19 @@ def compare(
         run |= {f"true_{name}_deg": right, f"found_{name}_deg": value, f"error_{name}_deg": error}
     plumb = measures["sagittal_vertical_axis"]["value"]
     run["error_plumb_mm"] = plumb - true["plumb_mm"] if plumb is not None and "plumb_mm" in true else None
-    turns = {levels.number(row["level"]): row["axial_rotation_deg"] for row in found.posture["vertebrae"]}
+    turns = {levels.number(row["level"]): row["axial_rotation_deg"] for row in measured["vertebrae"]}
     rows = []
-    for v in found.vertebrae:
+    for v in vertebrae:
         # On the reconstruction's own voxels, so that no resampling counts as an error; with a rim for what it is off.
         wide = replace(v, probability=np.pad(v.probability, RIM))
         bone = wide.probability > 0.5
-        scores = metrics.compare(bone, onto(solids[v.level], wide.affine, len(bone)) > 0.5, SPACING_MM)
-        middle = Volume(bone, wide.affine).world(np.argwhere(bone).mean(0))
+        true_bone = onto(solids[v.level], wide.affine, len(bone)) > 0.5
+        box = ndimage.find_objects((bone | true_bone).astype(int))[0]
+        scores = metrics.compare(bone[box], true_bone[box], SPACING_MM)
+        off = Volume(bone, wide.affine).world(np.argwhere(bone).mean(0)) - person.centroids[v.level]
         turn = person.stance.rotations_deg.get(v.level)
         row = {"level": v.name, "dice": scores["dice"], "assd_mm": scores["assd_mm"], "true_rotation_deg": turn}
-        row["centroid_mm"] = float(np.linalg.norm(middle - person.centroids[v.level]))
+        row |= {"centroid_mm": float(np.linalg.norm(off)), **dict(zip(OFF_MM, off.tolist(), strict=True))}
         row["error_rotation_deg"] = None if turn is None or turns[v.level] is None else turns[v.level] - turn
         rows.append(row)
     run |= {"vertebrae": len(rows), "missing": len(solids) - len(rows)}

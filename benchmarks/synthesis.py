@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.engine import resident_bytes
 from benchmarks.report import describe_machine, write
-from transvert import manifest, opening, samples, store, synthesis, volume
+from transvert import cluster, manifest, opening, samples, store, synthesis, volume
 from transvert.files import write_json
 from transvert.manifest import Subject
 from transvert.volume import Volume
@@ -83,7 +83,7 @@ def measure_all(rows: list[str], work: Path) -> pd.DataFrame:
             if row.startswith("length"):
                 make_long(work, int(row.split(",")[1]))
             command = [sys.executable, "-m", "benchmarks.synthesis", "--work", str(work), "--row", row]
-            surroundings = synthesis.WORKER_ENVIRONMENT if row.startswith("length") else {}
+            surroundings = cluster.WORKER_ENVIRONMENT if row.startswith("length") else {}
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **surroundings}
             )

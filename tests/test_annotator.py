@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_marks_are_saved_with_how_the_films_were_taken_and_gone_on_from(path: Pa
     assert again.landmarks.to_dict() == tool.landmarks.to_dict()
     points, _ = again.landmarks.place(*(again.landmarks.view(w, f) for w, f in zip(VIEWS, _films(), strict=True)))  # type: ignore[arg-type]
     assert_allclose(points[20], POINTS[20], atol=1e-3)
+
+
+def test_a_ruler_stays_what_tells_the_pixel_size(path: Path) -> None:
+    truth = _truth()
+    views = {which: {k: v for k, v in said.items() if k != "pixel_mm"} for which, said in truth.views.items()}
+    views["ap"] |= {"known_distance": {"from": [10, 20], "to": [110, 20], "mm": 58.0}}
+    tool = Annotator(*_films(), replace(truth, views=views), path)
+    tool.save()
+    said = json.loads(path.read_text())["views"]
+    assert "pixel_mm" not in said["ap"] and said["ap"]["known_distance"]["mm"] == 58
+    assert said["lateral"]["pixel_mm"] == [0.7, 0.6]
+    again = Annotator(*_films(), path=path)
+    # 58 mm in the patient on 100 rows, magnified by 1.2; columns are 6/7 of a row.
+    assert again._views["ap"].pixel_mm == pytest.approx((0.696, 0.696 * 6 / 7))
 
 
 def test_setting_and_loading_replaces_what_is_marked(path: Path) -> None:

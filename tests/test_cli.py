@@ -1,13 +1,20 @@
 """The command line as a user types it."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import Patient
+from test_privacy import Blob
 from typer.testing import CliRunner
 
+from transvert import clinical, landmarks, stages
 from transvert.cli import app
+from transvert.files import InputError
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +57,86 @@ def test_fetch_says_licence_and_size_before_it_starts(name, monkeypatch):
     shown = CliRunner().invoke(app, ["fetch", name]).output
     assert "Licence: " in shown
     assert " MB in " in shown
+
+
+@pytest.fixture(scope="module")
+def pair(patient: Patient, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two simulated films, in DICOM and PNG, and their landmarks."""
+    folder = tmp_path_factory.mktemp("films")
+    films, views, isocentre = clinical.simulate(patient.ct, pixel_mm=1.2, seed=1)
+    clinical.write_films(folder, films, views, landmarks.project(*views, isocentre, patient.centroids))
+    return folder
+
+
+Change = Callable[[dict], object]
+IMPOSSIBLE: dict[str, tuple[tuple[str, str], Change, str]] = {
+    "two AP films": (
+        ("ap.dcm", "ap.dcm"),
+        lambda views: None,
+        "ap.dcm is a frontal one by its view position, but it is given as the lateral one; exchange the two films",
+    ),
+    "one picture twice": (("ap.png", "ap.png"), lambda views: None, "one and the same picture: give two films"),
+    "two AP views": (
+        ("ap.dcm", "lateral.dcm"),
+        lambda views: views["lateral"].update(name="pa"),
+        "'lateral' view is named 'pa'; give one film from the front or back",
+    ),
+    "two people": (
+        ("ap.dcm", "lateral.dcm"),
+        lambda views: views["lateral"].update(pixel_mm=[1.6, 1.6]),
+        "one film's pixel spacing or distances are wrong, or they show two people",
+    ),
+    "no level in common": (
+        ("ap.dcm", "lateral.dcm"),
+        lambda views: views["lateral"].update(centroids={"T4": [90, 90]}),
+        "landmarks.json marks no vertebra in both views",
+    ),
+    "upside down": (
+        ("ap.png", "lateral.png"),
+        lambda views: [pixel.__setitem__(0, 139 - pixel[0]) for pixel in views["ap"]["centroids"].values()],
+        "The levels of the AP film run from its foot to its top: turn the film, or correct the levels",
+    ),
+    "mirrored": (
+        ("ap.png", "lateral.png"),
+        lambda views: views["lateral"].update(s1_endplate={"anterior": [130, 90], "posterior": [130, 60]}),
+        "further to the picture's right than its posterior side: the film is mirrored, or the marks are exchanged",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_a_pair_that_cannot_be_ends_in_one_sentence(kind, pair, tmp_path):
+    films, change, sentence = IMPOSSIBLE[kind]
+    content = json.loads((pair / "landmarks.json").read_text())
+    change(content["views"])
+    (tmp_path / "landmarks.json").write_text(json.dumps(content))
+    words = ["--ap", str(pair / films[0]), "--lateral", str(pair / films[1])]
+    done = CliRunner().invoke(
+        app, ["reconstruct", *words, "--landmarks", str(tmp_path / "landmarks.json"), "--out", str(tmp_path / "out")]
+    )
+    assert isinstance(done.exception, InputError) and sentence in str(done.exception)
+    assert "\n" not in str(done.exception) and not (tmp_path / "out").exists()
+
+
+def test_reconstruct_prints_the_posture_with_its_spread_and_the_warnings(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "open_network", lambda weights: (Blob(), {"network": "blob", "levels": ["L1", "L2"]}))
+    words = ["--ap", str(pair / "ap.dcm"), "--lateral", str(pair / "lateral.dcm"), "--draws", "3", "--click-mm", "1"]
+    done = CliRunner().invoke(
+        app, ["reconstruct", *words, "--landmarks", str(pair / "landmarks.json"), "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["value", "sd", "low", "high", "unit"]
+    (cobb,) = (line.split() for line in lines if line.startswith("coronal_cobb"))
+    with (tmp_path / "posture.json").open() as file:
+        posture = json.load(file)
+    said = posture["measures"]["coronal_cobb"]
+    assert [float(cell) for cell in cobb[1:5]] == [said[name] for name in ("value", "sd", "low", "high")]
+    assert cobb[5] == "deg" and posture["uncertainty"]["draws"] == 3 and "1 mm" in posture["uncertainty"]["cause"]
+    assert "sd, and low to high (95 %), are from clicks of 1 mm standard deviation in each view; nothing else." in lines
+    assert any(line.startswith("Not measured: thoracic_kyphosis, ") for line in lines)
+    assert "Warning: L3: the network has learned from no vertebra of this level." in done.stderr.splitlines()
+    assert lines[-1].startswith("Wrote 3 vertebrae to ")
 
 
 def test_evaluate_writes_the_promised_columns(patient, tmp_path):

@@ -23,6 +23,7 @@ from transvert.files import InputError
 from transvert.film import Film
 from transvert.geometry import View
 from transvert.landmarks import Landmarks
+from transvert.plausibility import SIDE_REMINDER
 from transvert.samples import SIZE, SPACING_MM, Samples, centroid_map
 from transvert.uncertainty import Jitter
 from transvert.volume import Volume, cube_affine
@@ -165,7 +166,7 @@ def test_clicks_stray_by_the_given_millimetres_and_by_seed(films: Films, marks: 
 
 def test_the_spine_stands_where_the_patient_s_does(found: Reconstruction, patient: Patient) -> None:
     assert [v.level for v in found.vertebrae] == [L1, L2, L3]
-    assert found.warnings == []
+    assert found.warnings == [SIDE_REMINDER]
     for vertebra in found.vertebrae:
         assert_allclose(vertebra.centroid_ras, patient.centroids[vertebra.level], atol=1e-3)
         voxels = found.labels.world(np.argwhere(found.labels.data == vertebra.level))
@@ -225,7 +226,7 @@ def test_landmarks_that_miss_each_other_mark_each_patch_by_itself(
     found = clinical.reconstruct(*films[0], replace(marks, centroids=moved), oracle, draws=0)
     apart = 9 * 0.8 / 1.2
     assert found.residuals_mm[L2] == pytest.approx(apart, rel=0.02)
-    assert found.warnings == [f"L2: its two landmarks disagree by {found.residuals_mm[L2]:.1f} mm."]
+    assert found.warnings == [f"L2: its two landmarks disagree by {found.residuals_mm[L2]:.1f} mm.", SIDE_REMINDER]
     # The centre lies half-way: above it in one patch, below it in the other.
     middle, steps = (SIZE - 1) / 2, np.arange(SIZE)
     rows = [(image[1].sum(1) * steps).sum() / image[1].sum() for image in oracle.shown[0][1]]
@@ -286,7 +287,7 @@ def test_the_report_says_how_and_for_what(found: Reconstruction, tmp_path: Path)
     report = json.loads(text)
     assert report["schema"] == "transvert-reconstruction/1"
     assert "not for diagnosis" in report["use"] and "RAS" in report["frame"]
-    assert report["warnings"] == [] and set(report["residuals_mm"]) == {"L1", "L2", "L3"}
+    assert report["warnings"] == [SIDE_REMINDER] and set(report["residuals_mm"]) == {"L1", "L2", "L3"}
     for said, view in zip(report["views"], found.views, strict=True):
         assert View.from_dict(said).to_dict() == view.to_dict()
     assert str(tmp_path) not in text
@@ -376,7 +377,7 @@ def test_a_calibrated_network_is_asked_as_its_calibration_was(films: Films, mark
     card = {"calibration": calibration.card(), "levels": ["L1", "L3"]}
     found = clinical.reconstruct(*films[0], marks, oracle, card=card, draws=0)
     assert found.calibration == calibration and len(oracle.shown) == 3
-    assert found.warnings == ["L2: the network has learned from no vertebra of this level."]
+    assert found.warnings == ["L2: the network has learned from no vertebra of this level.", SIDE_REMINDER]
     unread = clinical.surfaces(replace(found, calibration=None))
     for vertebra, surface in zip(found.vertebrae, clinical.surfaces(found).values(), strict=True):
         sd = surface.vertex_attributes[spine_charts.SD_MM]
@@ -409,7 +410,7 @@ def test_two_films_from_one_side_are_refused(
     films: Films, marks: Landmarks, oracle: Oracle, which: str, name: str
 ) -> None:
     views = {**marks.views, which: {**marks.views[which], "name": name}}
-    with pytest.raises(InputError, match=f"calls its '{which}' film a '{name}' view; give one film from the front"):
+    with pytest.raises(InputError, match=f"'{which}' view is named '{name}'; give one film from the front"):
         clinical.reconstruct(*films[0], replace(marks, views=views), oracle)
 
 
@@ -418,7 +419,7 @@ def test_a_level_in_between_that_was_not_marked_is_a_gap(films: Films, marks: La
     found = clinical.reconstruct(
         *films[0], replace(marks, centroids=ends), Oracle(_truths(patient, films[1], [L1, L3])), draws=0
     )
-    assert found.warnings == ["L2: no landmarks between its neighbours', so the spine has a gap."]
+    assert found.warnings == ["L2: no landmarks between its neighbours', so the spine has a gap.", SIDE_REMINDER]
     assert [v.name for v in found.vertebrae] == ["L1", "L3"]
 
 
@@ -429,7 +430,7 @@ def test_a_vertebra_that_was_not_found_is_left_out_and_named(
     truths[1][:] = 0.2
     found = clinical.reconstruct(*films[0], marks, Oracle(truths), draws=0)
     assert [v.name for v in found.vertebrae] == ["L1", "L3"]
-    assert found.warnings[0] == "L2: nothing was found, left out."
+    assert found.warnings[-1] == "L2: nothing was found, left out."
     assert set(clinical.write(found, tmp_path)) == {L1, L3}
     assert json.loads((tmp_path / "report.json").read_text())["warnings"] == found.warnings
 

@@ -27,7 +27,7 @@ PROJECT = PYPROJECT["project"]
 PYTHON = "3.11"
 TORCH = "2.13.0"
 # Installed on request, beside the tested set, and pinned where they are asked for.
-PINNED_IN_THEIR_EXTRA = ("itkwidgets",)
+PINNED_IN_THEIR_EXTRA = ("ipyniivue", "itkwidgets", "pyvista")
 
 PIN_LINES = [
     line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from pydicom.pixels import apply_voi_lut
+from scipy import ndimage
 
 from transvert import drr, film
 from transvert.files import InputError
@@ -36,7 +38,7 @@ def test_grey_values_of_every_depth(bits: int) -> None:
     assert grey.tolist() == [[0, 0, round(full / 4), round(full * 0.6), full, full]]
     assert grey.dtype == (np.uint8 if bits == 8 else np.uint16)
     assert_array_equal(film.to_grey(image, bits=bits, window=(0, 2), inverted=True), full - grey)
-    assert_array_equal(film.to_grey(image, bits=bits, window=film.window_around(1, 2)), grey)
+    assert_array_equal(film.to_grey(image, bits=bits, window=(0, 2)), grey)
 
 
 def test_the_default_window_is_the_picture_s_own() -> None:
@@ -51,7 +53,7 @@ def test_bad_grey() -> None:
     for bits in (7, 17):
         with pytest.raises(InputError, match=f"8 to 16 bits, not {bits}"):
             film.to_grey(image, bits=bits)
-    for window in ((2, 1), (1, 1), film.window_around(0, -3), (np.nan, 1), (0, np.inf)):
+    for window in ((2, 1), (1, 1), (1.5, -1.5), (np.nan, 1), (0, np.inf)):
         with pytest.raises(InputError, match="shows nothing; its first value must be the smaller one"):
             film.to_grey(image, window=window)
     with pytest.raises(InputError, match="have no grey"):
@@ -441,6 +443,34 @@ def test_a_coarse_patch_averages_fine_pixels() -> None:
     patch, valid = film.cut_patch(board, v, np.array([0.1, 0, -0.07]), 25, 1.0)
     assert valid.all()
     assert_allclose(patch, 0.5, atol=0.01)
+
+
+def test_a_film_of_finest_pixels_is_averaged_as_one_of_twice_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch's pixel covers 20 x 10 of the film's, which are sampled 6 x 3 at a time: as if each were."""
+    smooth = np.sin(np.arange(900)[:, None] / 31) + np.cos(np.arange(900) / 17)
+    v = named_view("ap", np.zeros(3), smooth.shape, (0.06, 0.12), cone=True)
+    noisy = (smooth + RNG.normal(0, 0.3, smooth.shape)).astype(np.float32)
+    for centre in (np.array([3.1, 7.0, -2.3]), np.array([-42.0, 0.0, 21.0]), np.array([44.0, 0.0, -21.0])):
+        patch, valid = film.cut_patch(noisy, v, centre, 21, 1.0)
+        monkeypatch.setattr(film, "_PARTS", 100)
+        each, there = film.cut_patch(noisy, v, centre, 21, 1.0)
+        monkeypatch.undo()
+        assert_array_equal(valid, there)
+        assert valid.all() == (centre[0] == 3.1)
+        # At the film's edge a few of its pixels are left out; `standardise` leaves the patch's last pixel out there.
+        inner = ndimage.binary_erosion(valid, np.ones((3, 3)), border_value=1)
+        assert_allclose(patch[inner], each[inner], atol=0.06)
+        assert np.abs(patch - each)[inner].mean() < 0.015
+
+
+def test_a_patch_of_a_large_film_takes_little_memory() -> None:
+    large = np.zeros((6000, 6000), np.float32)  # 137 MiB, of which a vertebra's patch covers a seventh.
+    v = named_view("ap", np.zeros(3), large.shape, 0.05, cone=True)
+    tracemalloc.start()
+    film.cut_patch(large, v, np.array([10.0, 0.0, 20.0]), 64, 1.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * 2**20
 
 
 def test_the_averaging_knows_the_magnification() -> None:

@@ -167,6 +167,23 @@ def test_weights_come_back_exactly_with_their_card(name: str, tiny: Make, tmp_pa
         assert torch.equal(found(_images()), made(_images()))
 
 
+def test_more_is_written_into_a_card_and_the_weights_stay(tmp_path: Path) -> None:
+    made = network.build("transvert", width=8).eval()
+    path = network.save_weights(tmp_path / "w.safetensors", made, "transvert", {"width": 8}, half=True, dice=0.9)
+    before, _ = network.load_weights(path)
+    size = path.stat().st_size
+    network.add_to_card(path, calibration={"bias": -0.5}, dice=0.8)
+    found, card = network.load_weights(path)
+    assert card == {"network": "transvert", "dice": 0.8, "calibration": {"bias": -0.5}}
+    assert abs(path.stat().st_size - size) < 200  # Still of half precision.
+    for key, value in before.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value), key
+    path.write_bytes(b"none of ours")
+    with pytest.raises(InputError, match="is not a safetensors file"):
+        network.add_to_card(path, more=1)
+    assert path.read_bytes() == b"none of ours"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_half_the_precision_is_half_the_size_and_within_a_thousandth(name: str, tiny: Make, tmp_path: Path) -> None:
     made = tiny(name).eval()

@@ -71,7 +71,7 @@ def test_a_far_box_is_seen_as_from_its_own_rays() -> None:
     steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     for which, (half, thick) in enumerate(((21, 30), (15, 42))):
         square = patches.plane(axes, which)
-        patch, valid = patches.cut(pictures[which], views[which], FAR, square, SIZE, SPACING_MM)
+        patch, valid = film.cut_patch(pictures[which], views[which], FAR, SIZE, SPACING_MM, square)
         assert valid.all()
         truth = np.outer(np.abs(steps) < 12, np.abs(steps) < half) * float(thick)
         away = np.minimum(np.abs(np.abs(steps) - 12)[:, None], np.abs(np.abs(steps) - half)[None])
@@ -95,7 +95,7 @@ def test_a_far_ball_is_round(which: int) -> None:
         assert_allclose([share @ steps for share in shares], 0, atol=0.35)
         return np.sqrt([share @ steps**2 for share in shares])
 
-    patch, _ = patches.cut(picture, views[which], FAR, patches.plane(axes, which), SIZE, SPACING_MM)
+    patch, _ = film.cut_patch(picture, views[which], FAR, SIZE, SPACING_MM, patches.plane(axes, which))
     assert_allclose(widths(patch), 30 / np.sqrt(5), rtol=0.006)
     straight, _ = film.cut_patch(picture, views[which], FAR, SIZE, SPACING_MM)
     assert widths(straight)[0] > 30 / np.sqrt(5) * 1.015
@@ -104,7 +104,7 @@ def test_a_far_ball_is_round(which: int) -> None:
 def test_on_the_central_ray_it_is_the_patch_that_training_cuts() -> None:
     picture = np.random.default_rng(0).normal(size=(1100, 400)).astype(np.float32)
     for which, view in enumerate(_views()):
-        ours = patches.cut(picture, view, np.zeros(3), patches.plane(np.eye(3), which), SIZE, SPACING_MM)
+        ours = film.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM, patches.plane(np.eye(3), which))
         for one, other in zip(ours, film.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM), strict=True):
             assert_allclose(one, other, atol=1e-5)
 
@@ -112,10 +112,10 @@ def test_on_the_central_ray_it_is_the_patch_that_training_cuts() -> None:
 def test_beyond_the_film_there_is_nothing() -> None:
     views = _views()
     edge = np.array([140.0, 0.0, 0.0])
-    patch, valid = patches.cut(np.ones((1100, 400)), views[0], edge, patches.plane(np.eye(3), 0), SIZE, SPACING_MM)
+    patch, valid = film.cut_patch(np.ones((1100, 400)), views[0], edge, SIZE, SPACING_MM, patches.plane(np.eye(3), 0))
     assert valid.any() and not valid.all()
     assert_allclose(patch, valid)
-    far = patches.cut(np.ones((1100, 400)), views[0], 5 * edge, patches.plane(np.eye(3), 0), SIZE, SPACING_MM)
+    far = film.cut_patch(np.ones((1100, 400)), views[0], 5 * edge, SIZE, SPACING_MM, patches.plane(np.eye(3), 0))
     assert not far[1].any() and not far[0].any()
 
 
@@ -133,4 +133,4 @@ def test_two_views_from_one_side_and_a_foreign_picture_are_refused() -> None:
     with pytest.raises(InputError, match="'ap' and 'pa' see the spine from nearly one side; give an AP"):
         patches.local_axes(ap, _views("pa")[0], FAR)
     with pytest.raises(InputError, match=r"A picture of \(3, 3\) is not one of the view 'left_lateral'"):
-        patches.cut(np.ones((3, 3)), lateral, FAR, patches.plane(np.eye(3), 1), SIZE, SPACING_MM)
+        film.cut_patch(np.ones((3, 3)), lateral, FAR, SIZE, SPACING_MM, patches.plane(np.eye(3), 1))

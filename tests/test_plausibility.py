@@ -67,13 +67,15 @@ def test_clicks_a_little_off_pass_too(seed: int) -> None:
     marks = _marks()
     for which in VIEWS:
         marks = _changed(marks, which, lambda pixels: {n: p + random.normal(0, 4, 2) for n, p in pixels.items()})
-    assert plausibility.check(marks, _views()) == []
+    # Pixels of 0.42 mm in the patient: two clicks of one level rarely lie more than 4 mm apart, and are told then.
+    told = plausibility.check(marks, _views())
+    assert len(told) < 4 and all("its two landmarks disagree by" in warning for warning in told)
 
 
 def test_a_few_neighbours_are_too_little_to_tell_a_scale() -> None:
     """Three lumbar vertebrae, one of them clicked 7 mm too low: 10 % over so short a way, and no pixel spacing."""
     marks = _changed(_marks(_points([20, 21, 22])), "ap", lambda pixels: pixels | {22: pixels[22] + (18, 0)})
-    assert plausibility.check(marks, _views()) == []
+    assert plausibility.check(marks, _views()) == ["L3: its two landmarks disagree by 7.5 mm."]
 
 
 # Refused
@@ -81,7 +83,7 @@ def test_a_few_neighbours_are_too_little_to_tell_a_scale() -> None:
 
 def test_a_view_under_the_other_ones_name_is_refused() -> None:
     ap, lateral = _views()
-    with pytest.raises(InputError, match="'ap' view is named 'left_lateral': the two films are swapped, or the name"):
+    with pytest.raises(InputError, match="'ap' view is named 'left_lateral'; give one film from the front or back"):
         plausibility.check(_marks(), (lateral, ap))
 
 
@@ -139,16 +141,22 @@ def test_a_wrong_pixel_spacing_is_told_with_the_ratio_that_fits(which: str, fact
     views = _views({which: 0.5 * factor})
     ratio = factor if which == "ap" else 1 / factor
     with pytest.raises(
-        InputError, match="one film's pixel spacing or distances are wrong; the AP pixel spacing times"
+        InputError, match="spacing or distances are wrong, or they show two people; the AP pixel spacing times"
     ) as told:
         plausibility.check(_marks(), views)
     assert float(str(told.value).split("are ")[1].split()[0]) == pytest.approx(ratio, abs=0.02)
     assert float(str(told.value).split("spacing times ")[1].split(",")[0]) == pytest.approx(1 / ratio, abs=0.02)
 
 
-@pytest.mark.parametrize("factor", [0.95, 1.05])
+@pytest.mark.parametrize("factor", [0.97, 1.03])
 def test_a_spacing_within_the_limit_passes(factor: float) -> None:
     plausibility.check(_marks(), _views({"ap": 0.5 * factor}))
+
+
+def test_a_level_whose_two_marks_lie_far_apart_is_refused() -> None:
+    marks = _changed(_marks(), "ap", lambda pixels: pixels | {22: pixels[22] + (26, 0)})
+    with pytest.raises(InputError, match="The two landmarks of L3 disagree by 11 mm: check the level, the row, and"):
+        plausibility.check(marks, _views())
 
 
 @pytest.mark.parametrize(("step", "word"), [(1, "higher"), (-1, "lower")])

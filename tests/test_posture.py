@@ -75,12 +75,14 @@ def _degrees(normal):
         (-20, 30, (22, 16), 26),
         (12, -25, (17, 17), 20),
         (-7, 5, (9, 8), 12),
+        (-30, -25, (9, 8), 12),
+        (-30, 10, (13, 13), 22),
     ],
 )
 def test_endplates_of_a_tilted_body(sagittal, coronal, radii, height):
     found = endplates.fit(_vertebra(T4, sagittal, coronal, (40.0, -30.0, 500.0), radii=radii, height=height))
     for normal in (found.superior_normal, found.inferior_normal):
-        np.testing.assert_allclose(_degrees(normal), [sagittal, coronal], atol=1.5)
+        np.testing.assert_allclose(_degrees(normal), [sagittal, coronal], atol=0.75)
     np.testing.assert_allclose(found.body_centre, np.add((40.0, -30.0, 500.0), BODY), atol=1.0)
     along = (found.superior_centre - found.inferior_centre) @ found.superior_normal
     assert along == pytest.approx(height, abs=0.5)

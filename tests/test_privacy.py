@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import base64
+import contextlib
 import gzip
 import json
 import logging
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -101,7 +103,7 @@ class Case:
         films = [str(path.with_suffix(ending)) for path in (self.ap, self.lateral)]
         return [
             *("transvert", "reconstruct", "--ap", films[0], "--lateral", films[1]),
-            *("--landmarks", str(self.landmarks), "--out", str(out), "--weights", str(weights)),
+            *("--landmarks", str(self.landmarks), "--out", str(out), "--weights", str(weights), "--draws", "2"),
         ]
 
 
@@ -138,8 +140,14 @@ class Blob(nn.Module):
 
 
 def layers(content: bytes) -> Iterator[bytes]:
-    """A file's bytes, and what is folded up in them: gzip, and the text that PNG compresses."""
+    """A file's bytes, and what is folded up in them: gzip, the text that PNG compresses, and base64 in a page."""
     yield content
+    if b"<html" in content[:500].lower():
+        for found in re.findall(rb"[A-Za-z0-9+/]{64,}={0,2}", content):
+            part = base64.b64decode(found[: len(found) // 4 * 4])
+            yield from layers(part)
+            with contextlib.suppress(zlib.error):
+                yield zlib.decompress(part)
     if content.startswith(b"\x1f\x8b"):
         yield gzip.decompress(content)
     if content.startswith(b"\x89PNG"):
@@ -180,6 +188,9 @@ def test_the_search_finds_what_is_planted(case: Case) -> None:
         *PARTS[:2],
         SECRETS["PatientName"].lower(),
     }
+    page = b"<!doctype html><html>" + base64.b64encode(case.ap.with_suffix(".png").read_bytes())
+    assert leaks(page) == leaks(case.ap.with_suffix(".png").read_bytes())
+    assert leaks(b"<html>" + base64.b64encode(zlib.compress(b"Zyxquark " + bytes(range(200))))) == ["zyxquark"]
     assert leaks(gzip.compress(b"xx Zyxquark")) == ["zyxquark"] and leaks(
         "a" + "ZyxQuark".encode("utf-16-le").decode("latin-1")
     )
@@ -188,9 +199,8 @@ def test_the_search_finds_what_is_planted(case: Case) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], int]:
-    """Runs the command line, with fewer draws of the landmarks than it has, and gives its exit code."""
+    """Runs the command line and gives its exit code."""
     monkeypatch.setattr(stages, "open_network", lambda weights: (Blob(), {"network": "blob"}))
-    monkeypatch.setattr(clinical, "reconstruct", functools.partial(clinical.reconstruct, draws=2))
 
     def main(command: list[str]) -> int:
         monkeypatch.setattr(sys, "argv", command)
@@ -214,9 +224,16 @@ def test_a_reconstruction_leaves_the_patient_out(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    before = {path: path.read_bytes() for path in case.folder.iterdir()}
     assert run(case.command(tmp_path / "out", tmp_path / "none", ending)) == 0
-    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert {"spine.nii.gz", "spine.stl", "report.json", "posture.json", "posture.csv"} <= {p.name for p in written}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
+        *("spine.nii.gz", "spine.stl", "spine.glb", "surface_sd.png", "report.json"),
+        *("report.html", "overlay.png", "spine.png"),
+        *("posture.json", "posture.csv", "posture_measures.csv"),
+        *(f"surfaces/{level}.{kind}" for level in ("L1", "L2", "L3") for kind in ("stl", "ply", "glb")),
+    }
+    assert {path: path.read_bytes() for path in case.folder.iterdir()} == before
     assert {path.name: found for path in written if (found := leaks(path.read_bytes()))} == {}
     assert not [path.name for path in written if leaks(path.name)]
     said = capfd.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,8 @@ from torch import nn
 from transvert import charts, reliability
 from transvert.confidence import Calibration, Margin, state, tally
 from transvert.files import InputError
-from transvert.reliability import Case, examine, fit, fit_calibration, fit_margin, report
+from transvert.fitting import Case, fit, fit_calibration, fit_margin
+from transvert.reliability import examine, report
 from transvert.samples import Samples
 from transvert.uncertainty import Jitter
 
@@ -187,6 +189,21 @@ def test_folds_are_asked_one_by_one_and_measured_together(
     # Both people are one: what is fitted on either is right for the other.
     observed = 1 - made.vertebrae["dice"]
     assert (observed / (1 - made.vertebrae["dice_stated"])).median() == pytest.approx(1, abs=0.1)
+
+
+# The files
+
+
+def test_a_report_comes_back_as_it_was_written(cases: list[Case], tmp_path: Path) -> None:
+    made = report(cases)
+    reliability.write(made, tmp_path / "r")
+    found = reliability.read(tmp_path / "r")
+    assert found.calibration == made.calibration and found.summary == made.summary
+    for name in ("vertebrae", "voxels", "surface"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(made, name), rtol=1e-5)
+    (tmp_path / "r" / "voxels.csv").unlink()
+    with pytest.raises(InputError, match="does not hold a report of `transvert calibrate`"):
+        reliability.read(tmp_path / "r")
 
 
 # The figure

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -225,6 +226,29 @@ def test_a_viewer_that_is_not_installed_says_how_and_leaves_its_place_to_k3d(
     assert len(render.viewer(SPINE, which).objects) == 2
     assert f"{which} is not installed: pip install 'transvert[{which}]'" in capsys.readouterr().out
     assert which not in sys.modules
+
+
+@pytest.mark.usefixtures("watched")
+def test_colab_is_asked_to_draw_foreign_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    colab = ModuleType("google.colab")
+    colab.output = SimpleNamespace(enable_custom_widget_manager=lambda: asked.append("yes"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    render.viewer(SPINE, "k3d")
+    assert asked == ["yes"]
+
+
+@pytest.mark.usefixtures("installed", "watched")
+@pytest.mark.parametrize(
+    ("which", "lacks"), [("itkwidgets", "imjoy_jupyterlab_extension"), ("pyvista", "trame_pyvista")]
+)
+def test_a_viewer_without_what_it_needs_beside_itself_is_not_used(
+    which: str, lacks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = render.find_spec(which)
+    monkeypatch.setattr(render, "find_spec", lambda name: None if name == lacks else found)
+    assert len(render.viewer(SPINE, which).objects) == 2
+    assert f"{which} is not installed: pip install 'transvert[{which}]'" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("installed")

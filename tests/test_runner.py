@@ -417,7 +417,7 @@ def test_two_runs_of_the_notebooks_with_one_seed_give_equal_numbers(
             affine[:3] *= scale
             other = nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
             nibabel.save(other, folder / path.name.replace("sub-box", name))
-    small = {"split": "loso:sub-small", "network_name": "transvert_lift", "steps": 4, "epoch_steps": 2, "batch": 2}
+    small = {"split": "loso:sub-small", "network_name": "transvert_hull", "steps": 4, "epoch_steps": 2, "batch": 2}
     parameters = {"run": "twice", "folder": str(folder), "compare_shipped": False, "seed": 3, **small}
     table = sweep.sweep(parameters, {"data": ["one", "two"]}, stop="03", workers=2, progress=False)
     assert list(table.failed) == ["", ""]

@@ -139,6 +139,18 @@ def test_a_class_is_told_by_what_it_is_made_with() -> None:
     )
 
 
+def test_imported_types_are_told_by_their_full_names() -> None:
+    source = (
+        "from transvert.column import Bone\nfrom transvert import film\nimport numpy as np\n"
+        "def bend(one: Bone, other: list[film.Film], by: np.ndarray) -> Bone | None: ...\n"
+    )
+    page = api.page("chain", api.with_full_names(ast.parse(source)), set())
+    assert (
+        "bend(one: transvert.column.Bone, other: list[transvert.film.Film], by: np.ndarray) "
+        "-> transvert.column.Bone | None\n" in page
+    )
+
+
 def test_figures_get_the_text_of_their_output_or_a_line_of_their_cell() -> None:
     own, other = picture(), picture()
     own.metadata = {"image/png": {"alt": "Its own."}}
@@ -157,6 +169,11 @@ def test_figures_get_the_text_of_their_output_or_a_line_of_their_cell() -> None:
         ("d()", "Of both."),
         ("e()", ""),
     ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_figure_has_a_text_for_the_blind(path: Path) -> None:
+    assert not undescribed(path)
 
 
 def test_a_figure_without_a_text_is_found(small: Path) -> None:

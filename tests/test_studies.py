@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 from conftest import Patient, part_alone
 from pandas.testing import assert_frame_equal
+from typer.testing import CliRunner
 
-from transvert import samples, stages, studies, study_charts, training, trials
+from transvert import charts, cli, reliability, samples, stages, studies, study_charts, training, trials
+from transvert.confidence import Calibration
 from transvert.files import InputError
 from transvert.prediction import predict
 from transvert.samples import Samples
@@ -302,6 +304,19 @@ def test_faults_are_tried_on_whom_the_weights_do_not_know(plan: Plan, tmp_path: 
             studies.run("robustness", plan)
 
 
+def test_a_calibration_is_fitted_on_people_of_other_folds_and_kept_in_the_card(plan: Plan, tmp_path: Path) -> None:
+    out, index = tmp_path / "w" / "f1", samples.read_index(plan.store)
+    learned = stages.streamed(plan.store, index[index["person"] == "sub-p"])
+    training.train(learned, [], plan.recipe, out, progress=False)
+    asked = ["calibrate", str(plan.store), "--folds", str(tmp_path / "w"), "--out", str(tmp_path / "c")]
+    ended = CliRunner().invoke(cli.app, [*asked, "--weights", str(out / "weights.safetensors")])
+    assert ended.exit_code == 0, ended.output
+    assert "4 vertebrae of 3 people" in ended.output and (tmp_path / "c" / "reliability.png").stat().st_size
+    stated = reliability.read(tmp_path / "c").calibration
+    _, card = stages.open_network(out / "weights.safetensors")
+    assert Calibration.from_card(card["calibration"]) == stated and stated.people == 3
+
+
 def test_bones_are_measured_and_coarse_ones_refused(
     patient: Patient, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,7 +409,8 @@ def _texts(figure: Any) -> str:
 
 def test_figures_name_what_they_show() -> None:
     shown = _texts(
-        study_charts.variants(
+        study_charts.draw(
+            "peers",
             _table(
                 variant=["a", "b"],
                 budget=["steps", "2 min"],
@@ -402,7 +418,7 @@ def test_figures_name_what_they_show() -> None:
                 region=["L", "C"],
                 dice=[0.5, 0.4],
                 assd_mm=[1.0, np.inf],
-            )
+            ),
         )
     )
     assert "ASSD (mm)" in shown and "| a, steps | b, 2 min" in shown and "cervical" in shown
@@ -414,7 +430,7 @@ def test_figures_name_what_they_show() -> None:
         region="L",
         dice=0.8,
     )
-    figure = study_charts.faulty(faulty)
+    figure = study_charts.draw("robustness", faulty)
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert lines["films of the cube"] == [[0, 0.8], [5, 0.8]] and lines["the public port, published, VerSe19"][0] == [
         0,
@@ -427,9 +443,20 @@ def test_figures_name_what_they_show() -> None:
         region="L",
         dice=[0.9, 0.8, 0.95, 0.9],
     )
-    figure = study_charts.resolution(moved)
+    figure = study_charts.draw("resolution", moved)
     assert figure.axes[0].lines[0].get_xydata().tolist() == pytest.approx(np.array([[0, 1], [0.5, 0.85]]))
     assert "voxel side (mm)" in _texts(figure)
+
+
+def test_people_are_drawn_along_the_spine() -> None:
+    table = pd.DataFrame(
+        {"variant": ["a", "a", "a", "b"], "level": ["L1", "C7", "L1", "L1"], "dice": [0.9, 0.6, 0.7, 0.5]}
+    )
+    (axis,) = charts.along_spine(table).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["C7", "L1"]
+    medians = {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+    assert medians == {"a": [0.6, pytest.approx(0.8)], "b": [0.5]}
+    assert sum(len(dots.get_offsets()) for dots in axis.collections) == 4
 
 
 def test_the_parameter_sets_ask_for_studies_and_variants_that_exist() -> None:

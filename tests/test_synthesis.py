@@ -19,7 +19,7 @@ import pytest
 from conftest import Patient, part_alone, part_of, store_as
 from numpy.testing import assert_array_equal
 
-from transvert import samples, store, synthesis
+from transvert import cluster, samples, store, synthesis
 from transvert.files import InputError
 from transvert.manifest import Subject
 from transvert.manifest_schema import DataFile
@@ -249,9 +249,9 @@ def test_a_cluster_at_an_address_makes_what_one_process_makes(one: Subject, bad:
 
 
 def test_a_worker_has_one_thread_its_memory_and_keeps_what_it_has() -> None:
-    with synthesis._client("", 1, "1 GB") as client:
+    with cluster.open_client("", 1, "1 GB") as client:
         (found,) = client.run(lambda: dict(os.environ)).values()
-        assert synthesis.WORKER_ENVIRONMENT.items() <= found.items()
+        assert cluster.WORKER_ENVIRONMENT.items() <= found.items()
         ((worker, threads),) = client.nthreads().items()
         assert threads == 1 and client.scheduler_info()["workers"][worker]["memory_limit"] == 10**9
 

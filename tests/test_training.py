@@ -103,7 +103,7 @@ def test_the_curve_and_the_files_it_leaves(box_samples: Samples, tmp_path: Path)
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "curve.csv", "weights.safetensors"}
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "curve.csv"), curve)
     found, card = network.load_weights(tmp_path / "weights.safetensors")
-    assert card["network"] == "transvert"
+    assert card["network"] == "transvert" and card["levels"] == ["L1", "L2", "L3"]
     pd.testing.assert_frame_equal(pd.DataFrame(card["curve"]), curve, atol=1e-6, check_dtype=False)
     # What is kept is what was validated.
     one = box_samples.chosen([21])
@@ -227,6 +227,23 @@ def test_a_run_stopped_within_an_epoch_goes_on_from_the_one_before(
     resumed = _train(box_samples, TINY, tmp_path / "parts")
     assert drawn == [0, 1, 2, 3, 2, 3]
     assert resumed.step.tolist() == [2, 4] and resumed.loss.tolist() == whole.loss.tolist()
+    assert _same(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
+
+
+def _after(steps: int) -> Callable[[], bool]:
+    """For `stop`: says yes at that many steps."""
+    asked = iter(range(1, steps + 1))
+    return lambda: next(asked) == steps
+
+
+def test_a_stopped_run_keeps_its_last_step_and_goes_on_from_there(box_samples: Samples, tmp_path: Path) -> None:
+    recipe = replace(TINY, steps=6, epoch_steps=3)
+    whole = _train(box_samples, recipe, tmp_path / "whole")
+    stopped = _train(box_samples, recipe, tmp_path / "parts", stop=_after(2))
+    assert stopped.step.tolist() == [2] and not _same(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
+    resumed = _train(box_samples, recipe, tmp_path / "parts", stop=lambda: False)
+    assert resumed.step.tolist() == [2, 3, 6]  # The broken epoch ends where it would have.
+    assert resumed.loss.tolist()[2] == whole.loss.tolist()[1]
     assert _same(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from transvert import film, geometry, landmarks, levels, plausibility, proposal
+from transvert import film, geometry, landmarks, levels, plausibility, proposal, spacing
 from transvert.files import InputError
 from transvert.film import Film
 from transvert.geometry import View
@@ -138,7 +138,8 @@ class Annotator(anywidget.AnyWidget):
         return plausibility.check(self.landmarks, (views["ap"], views["lateral"]), (films["ap"], films["lateral"]))
 
     def _open(self, marks: Landmarks) -> None:
-        """Takes over how the films were taken, and the marks as the browser gets them."""
+        """Takes over how the films were taken, and the marks as the browser gets them: counted on the turned films."""
+        marks = marks.on(self._films["ap"], self._films["lateral"])
         views = {which: marks.view(which, picture) for which, picture in self._films.items()}
         content = marks.to_dict()["views"]
         self._views: dict[str, View] = views
@@ -148,9 +149,12 @@ class Annotator(anywidget.AnyWidget):
             self._given[which]["proposed"] = list(content[which].get("proposed", []))
         self._said = {
             which: {key: value for key, value in content[which].items() if key not in _MARKS}
-            | {"pixel_mm": list(views[which].pixel_mm), "shape": list(views[which].shape)}
+            | {"shape": list(views[which].shape)}
             for which in VIEWS
         }
+        for which, said in self._said.items():
+            if not said.keys() & set(spacing.WAYS):
+                said["pixel_mm"] = list(views[which].pixel_mm)
         if not hasattr(self, "_errors"):
             self._errors: dict[str, dict[str, float]] = {which: {} for which in VIEWS}
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from transvert import levels
 from transvert.reliability import Report
 from transvert.view import REGION_COLOURS
 
@@ -73,6 +74,30 @@ def dice_by_level(table: pd.DataFrame) -> Figure:
     axis.set(ylabel="Dice", ylim=(0, 1))
     axis.legend(ncols=len(methods), fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def along_spine(table: pd.DataFrame) -> Figure:
+    """Dice of each vertebra by its level, head to tail; `table` has the columns variant, level and dice.
+
+    A line joins the medians of each variant's levels.
+    """
+    names = [name for name in (levels.name(n) for n in levels.VERTEBRAE) if name in set(table["level"])]
+    kinds = list(dict.fromkeys(table["variant"]))
+    figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
+    for n, (kind, colour, marker) in enumerate(zip(kinds, METHOD_COLOURS, "os^Dv", strict=False)):
+        rows = table[table["variant"] == kind]
+        aside = 0.22 * (n - (len(kinds) - 1) / 2)
+        places = rows["level"].map(names.index) + aside
+        axis.scatter(places, rows["dice"], 26, color=colour, marker=marker, alpha=0.75, edgecolor="none")
+        middle = rows.groupby("level")["dice"].median().reindex([name for name in names if name in set(rows["level"])])
+        axis.plot(
+            [names.index(name) + aside for name in middle.index], middle, color=colour, marker=marker, ms=3, label=kind
+        )
+    axis.set_xticks(range(len(names)), names, fontsize=9)
+    axis.set(ylabel="Dice", xlabel="level, head to tail (dots: vertebrae; line: median)", ylim=(0, 1))
+    axis.legend(fontsize=9, loc="lower right")
+    axis.grid(alpha=0.3)
     return figure
 
 

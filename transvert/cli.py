@@ -241,22 +241,56 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    store: Annotated[str, typer.Argument(help="A sample store.")],
+    folds: Annotated[Path, typer.Option(help="What `train STORE --split folds:K` (or loso) wrote.")],
+    out: Out,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the same recipe, learned from everybody, whose card is to hold it.")
+    ] = None,
+) -> None:
+    """Measure how right trained networks are about their own errors, on people they never saw; write the calibration."""
+    from transvert import charts, reliability, stages, view
+    from transvert import network as networks
+
+    found = reliability.examine((network, subject) for _, network, _, subject in stages.unseen(store, folds))
+    reliability.write(found, out)
+    view.save(charts.reliability(found), out / "reliability.png")
+    if weights is not None:
+        networks.add_to_card(weights, calibration=found.calibration.card())
+    typer.echo(f"{charts.describe(found)}\nWrote {out}")
+
+
+@app.command()
 def reconstruct(
     ap: Annotated[Path, typer.Option(help="The AP (or PA) film: DICOM, PNG, JPEG or TIFF.")],
     lateral: Annotated[Path, typer.Option(help="The lateral film.")],
     landmarks: Annotated[Path, typer.Option(help="The landmark file (JSON).")],
     out: Out,
     weights: Weights = "",
+    draws: Annotated[
+        int,
+        typer.Option(min=0, help="How often the spine is found again from other clicks, for sd and range; 0: never."),
+    ] = 10,
+    click_mm: Annotated[float, typer.Option(min=0, help="Standard deviation of those clicks, in the patient.")] = 2.0,
 ) -> None:
     """Take two films and their landmarks to a standing spine: label volume, surfaces and posture. For research only."""
-    from transvert import clinical, film, stages
+    from transvert import clinical, report, stages
     from transvert import landmarks as marks_module
 
     marks = marks_module.read(landmarks)
-    films = [film.read(path, marks.views[which].get("pixel_mm")) for which, path in (("ap", ap), ("lateral", lateral))]
-    network, _ = stages.open_network(weights)
-    found = clinical.reconstruct(films[0], films[1], marks, network)
-    clinical.write(found, out)
+    films = clinical.open_films(ap, lateral, marks)
+    network, card = stages.open_network(weights)
+    found = clinical.reconstruct(*films, marks, network, card=card, draws=draws, click_mm=click_mm)
+    report.write(out / "report.html", found, films, clinical.write(found, out), card)
+    table = clinical.measures(found)
+    known = table["value"].notna()
+    if known.any():
+        typer.echo(table[known].drop(columns="reason").to_string(na_rep="-"))
+    if draws:
+        typer.echo(f"sd, and low to high (95 %), are from {found.posture['uncertainty']['cause']}.")
+    if not known.all():
+        typer.echo(f"Not measured: {', '.join(table.index[~known])}; posture_measures.csv says why.")
     for warning in found.warnings:
         typer.echo(f"Warning: {warning}", err=True)
     typer.echo(f"Wrote {len(found.vertebrae)} vertebrae to {out}. For research only, not for diagnosis.")

@@ -99,7 +99,7 @@ class Calibration:
         try:
             return cls(**{name: parts[name](**value) if name in parts else value for name, value in card.items()})
         except (TypeError, AttributeError):
-            raise InputError("These weights' card holds no calibration; fit one with `reliability.examine`.") from None
+            raise InputError("These weights' card holds no calibration; fit one with `transvert calibrate`.") from None
 
 
 def state(probability: np.ndarray, calibration: Calibration) -> pd.DataFrame:

@@ -91,14 +91,14 @@ def fit(vertebra: Vertebra) -> Endplates:
     probability, mask = vertebra.probability[box], mask[box]
     affine = vertebra.affine
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
-    # Stray parts and holes would lengthen or stop the columns; the smoothing takes the voxel steps of a mask away.
+    # Stray parts and holes would lengthen or stop the columns.
     solid = ndimage.binary_fill_holes(mask)
     values = np.where(solid & ~mask, 1.0, np.where(mask, probability, np.minimum(probability, 0.49)))
-    field = Volume(ndimage.gaussian_filter(values.astype(np.float32), 1.0), affine)
+    field = _smooth(values.astype(np.float32), affine)
 
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(np.pad(solid, 1))[1:-1, 1:-1, 1:-1], 1.0)
     depth[:, : int(np.flatnonzero(solid.any(axis=(0, 2))).mean())] = 0
-    centre = field.world(np.array(np.unravel_index(depth.argmax(), depth.shape)))
+    centre = Volume(depth, affine).world(np.array(np.unravel_index(depth.argmax(), depth.shape)))
     reach = 2.0 * float(depth.max()) * vertebra.spacing_mm
     axis = np.array([0.0, 0.0, 1.0])
     disc = np.stack(np.meshgrid(*[np.linspace(-_SHARE, _SHARE, 25)] * 2), axis=-1).reshape(-1, 2)
@@ -113,13 +113,25 @@ def fit(vertebra: Vertebra) -> Endplates:
         width, length = sum(reached[:2]), sum(reached[2:])
         offsets = disc * [width / 2, length / 2]
         feet = centre + offsets @ np.stack([right, front])
-        above = _plane(offsets, _exits(field, feet, axis, 1.5 * reach), vertebra)
-        below = -_plane(offsets, _exits(field, feet, -axis, 1.5 * reach), vertebra)
+        above = _plane(offsets, _exits(field, feet, axis, 1.5 * reach), vertebra.name, vertebra.spacing_mm / 2)
+        below = -_plane(offsets, _exits(field, feet, -axis, 1.5 * reach), vertebra.name, vertebra.spacing_mm / 2)
         superior, inferior = centre + above[0] * axis, centre + below[0] * axis
         up, down = (unit(axis - plane[1] * right - plane[2] * front) for plane in (above, below))
         axis, centre = unit(up + down), (superior + inferior) / 2
     heights = [float((above - below) @ [1, 0, end * length / 2]) for end in (1, 0, -1)]
     return Endplates(centre, superior, up, inferior, down, length, width, *heights)
+
+
+def _smooth(values: np.ndarray, affine: np.ndarray) -> Volume:
+    """Values on voxels of half the size, without the steps of a mask.
+
+    Smoothed by as much as a voxel of 1.5 mm a body's rim rounds off, and its plates lean by 1.5 degrees.
+    """
+    half = np.diag([0.5, 0.5, 0.5, 1.0])
+    half[:3, 3] = -0.25
+    shape = tuple(2 * n for n in values.shape)
+    fine = ndimage.affine_transform(values, half[:3, :3].diagonal(), half[:3, 3], shape, order=1, mode="nearest")
+    return Volume(ndimage.gaussian_filter(fine, 1.0), affine @ half)
 
 
 def _exits(field: Volume, starts: np.ndarray, way: np.ndarray, reach: float) -> np.ndarray:
@@ -134,18 +146,18 @@ def _exits(field: Volume, starts: np.ndarray, way: np.ndarray, reach: float) -> 
     return np.where(found, steps[k - 1] + _STEP_MM * part, np.nan)
 
 
-def _plane(offsets: np.ndarray, heights: np.ndarray, vertebra: Vertebra) -> np.ndarray:
+def _plane(offsets: np.ndarray, heights: np.ndarray, name: str, spacing_mm: float) -> np.ndarray:
     """(3,) height and slopes to the right and to the front, least squares over the columns that fit best."""
     met = np.isfinite(heights)
     if met.mean() < 0.5:
-        raise InputError(f"No vertebral body with two endplates was found in {vertebra.name}: look at its shape.")
+        raise InputError(f"No vertebral body with two endplates was found in {name}: look at its shape.")
     system, heights = np.insert(offsets, 0, 1.0, axis=1)[met], heights[met]
     keep = np.ones(len(heights), bool)
     for _ in range(5):
         plane = np.linalg.lstsq(system[keep], heights[keep], rcond=None)[0]
         residual = np.abs(heights - system @ plane)
         # Within a voxel, residuals are the grid's: leaving those out would lock the plane onto one step of it.
-        keep = residual <= max(float(np.quantile(residual, _KEPT)), vertebra.spacing_mm)
+        keep = residual <= max(float(np.quantile(residual, _KEPT)), spacing_mm)
     return plane
 
 

@@ -26,6 +26,7 @@ CLIP = 5.0
 """Standardised patches end at this many standard deviations, so that a metal implant leaves contrast to the rest."""
 LOCAL_PIXELS = 8.0
 """The neighbourhood in which `standardise` looks: a Gaussian's sigma, 12 mm in a sample's patch."""
+_PARTS = 3  # of a patch's pixel, down and across, are what is sampled of a picture at least
 FLOOR = 0.1
 """How much of the whole patch's variance is added to the local one, so that noise is not blown up to bone."""
 
@@ -95,11 +96,6 @@ def expose(
     return exposure.to_attenuation(signal, photons) if response == "log" else exposure.to_opacity(signal)
 
 
-def window_around(centre: float, width: float) -> tuple[float, float]:
-    """The window of `to_grey` by its centre and width, as viewers state it: the values that become black and white."""
-    return centre - width / 2, centre + width / 2
-
-
 def to_grey(
     image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | None = None, inverted: bool = False
 ) -> np.ndarray:
@@ -144,7 +140,7 @@ def write_png(
     Raises:
         InputError: a picture that is not `bits` deep, or pixels without a size.
     """
-    bits = _depth(grey, bits)
+    bits = pictures.depth(grey, bits)
     row_mm, column_mm = exposure.pitch_mm(pixel_mm)
     more = PngInfo()
     if bits not in (8, 16):
@@ -188,7 +184,7 @@ def write_dicom(
             "it must have the view's shape."
         )
     _check_response(response)
-    dataset = dicom.simulated(grey, view, _depth(grey, bits), inverted, response, source_to_patient_mm)
+    dataset = dicom.simulated(grey, view, pictures.depth(grey, bits), inverted, response, source_to_patient_mm)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
     return Path(path)
@@ -284,19 +280,26 @@ def smoothing_matrix(size: int) -> np.ndarray:
 
 
 def cut_patch(
-    image: np.ndarray, view: View, centre: np.ndarray, size: int, spacing_mm: float
+    image: np.ndarray,
+    view: View,
+    centre: np.ndarray,
+    size: int,
+    spacing_mm: float,
+    steps: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples a picture where it shows a square in space, so that the patch is life-sized whatever the magnification.
 
-    The square lies in a plane through `centre`, along the view's rows and columns. Where the patch is coarser than the
-    picture, a point is the mean over its own small square, so that fine detail and noise do not alias.
+    Each point is where its own ray goes, so that magnification changes across a tilted square as it should. Where the
+    patch is coarser than the picture, a point is the mean over its own small square, so that fine detail and noise do
+    not alias.
 
     Args:
         image: (rows, columns) float, a picture of `view`.
         view: parallel or cone.
         centre: (3,) RAS mm, where point ((size - 1) / 2, (size - 1) / 2) of the patch lies.
         size: points a side.
-        spacing_mm: between points, in the plane.
+        spacing_mm: between points, in the square.
+        steps: (2, 3) unit vectors, down and across in the square; by default along the view's rows and columns.
 
     Returns:
         (size, size) float32, and (size, size) bool, True where the picture reaches; the patch is 0 elsewhere.
@@ -307,37 +310,38 @@ def cut_patch(
     if image.shape != view.shape:
         raise InputError(f"A picture of {image.shape} is not one of the view '{view.name}', which has {view.shape}.")
     centre = np.asarray(centre, float)
-    along_rows, along_columns = view.down / view.pixel_mm[0], view.across / view.pixel_mm[1]
+    down, across = (view.down / view.pixel_mm[0], view.across / view.pixel_mm[1]) if steps is None else steps
 
     def pixels(parts: tuple[int, int]) -> np.ndarray:
         """Where the picture shows the patch's points, each split into parts along its rows and columns."""
-        rows, columns = (((np.arange(size * n) + 0.5) / n - size / 2) * spacing_mm for n in parts)
-        return view.project(centre + rows[:, None, None] * along_rows + columns[None, :, None] * along_columns)
+        rows_mm, columns_mm = (((np.arange(size * n) + 0.5) / n - size / 2) * spacing_mm for n in parts)
+        return view.project(centre + rows_mm[:, None, None] * down + columns_mm[None, :, None] * across)
 
     where = pixels((1, 1))
     valid = np.all((where >= -0.5) & (where <= np.array(image.shape) - 0.5), axis=-1)
     if not valid.any():
         return np.zeros((size, size), np.float32), valid
     coarser = spacing_mm * view.magnification(centre) / np.array(view.pixel_mm)
-    down, across = np.maximum(np.ceil(coarser - 0.25), 1).astype(int).tolist()
-    where = np.nan_to_num(pixels((down, across)))
+    # Of a film with much finer pixels, a few of them together are sampled as one.
+    together = np.maximum(coarser // _PARTS, 1).astype(int)
+    image, first = _bin(image, where, together)
+    rows, columns = np.maximum(np.ceil(coarser / together - 0.25), 1).astype(int).tolist()
+    where = np.nan_to_num((pixels((rows, columns)) - first) / together)
     sampled = ndimage.map_coordinates(image, np.moveaxis(where, -1, 0), output=np.float32, order=1, mode="nearest")
-    patch = sampled.reshape(size, down, size, across).mean(axis=(1, 3))
+    patch = sampled.reshape(size, rows, size, columns).mean(axis=(1, 3))
     return np.where(valid, patch, np.float32(0)), valid
 
 
-def _depth(grey: np.ndarray, bits: int | None) -> int:
-    """The bits of a grey picture, once its type and its values agree with them."""
-    if grey.dtype not in (np.uint8, np.uint16) or grey.ndim != 2:
-        raise InputError(f"A picture of {grey.shape} {grey.dtype} is no grey picture; make one with to_grey.")
-    full = grey.dtype.itemsize * 8
-    bits = full if bits is None else bits
-    if bits not in range(8 if full == 8 else 9, full + 1) or int(grey.max(initial=0)) >= 2**bits:
-        raise InputError(
-            f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} has not {bits} bits; "
-            "give the bits that it was made with."
-        )
-    return bits
+def _bin(image: np.ndarray, where: np.ndarray, together: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a picture around pixels (..., 2), `together` (2,) rows and columns made one, and its first pixel's middle."""
+    if (together == 1).all():
+        return image, np.zeros(2)
+    low = (np.nanmin(where, axis=(0, 1)) - 2 * together).clip(0, image.shape - together).astype(int)
+    high = (np.nanmax(where, axis=(0, 1)) + 3 * together).clip(low + together, image.shape).astype(int)
+    (rows, columns), (down, across) = (high - low) // together, together
+    part = image[low[0] : low[0] + rows * down, low[1] : low[1] + columns * across]
+    coarse = part.reshape(rows, down, columns, across).mean(axis=(1, 3), dtype=np.float32)
+    return coarse, low + (together - 1) / 2
 
 
 def _check_response(response: str) -> None:

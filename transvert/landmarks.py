@@ -9,28 +9,32 @@ One JSON file holds both views:
                    "source_to_isocentre_mm": 1500, "centroids": {"T1": [120.5, 311.0], "T2": [152.0, 309.5]}},
        "lateral": {"name": "left_lateral", ...}}}
 
-A centroid is `[row, column]` in pixels of the film, turned as `film.read` gives it. `pixel_mm` (row, column, on the
-detector) may be left out where the film file states it; `principal_point` (row, column) where it is the film's middle;
-`isocentre_ras_mm` where the world's origin may lie on the crossing of both central rays.
+A centroid is `[row, column]` in pixels of the picture that the film's file stores, as any viewer shows it, or of the film
+as `film.read` turns it where the view says `"counted_on": "film"`; `Landmarks.on` goes from the one to the other. `pixel_mm`
+(row, column, on the detector) and the distances may be left out where the film file states them, and the pixel size may be
+measured instead (`spacing`); `principal_point` (row, column) where it is the film's middle; `isocentre_ras_mm` where the
+world's origin may lie on the crossing of both central rays.
 
 A view may say more, all of it optional:
 
     "shape": [1200, 700]                               rows and columns of the film that was marked
     "corners": {"L1": {"anterior_superior": [..]}}     of the vertebral body; in the AP view right_superior and so on
     "s1_endplate": {"anterior": [..], "posterior": [..]}    ends of S1's upper endplate; in the AP view right and left
+    "orientation": ["R", "F"]                          where rows and columns go, if the film's file is wrong or silent
     "proposed": ["T5", "T6"]                           centroids that were filled in and that nobody has confirmed
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transvert import geometry, levels
+from transvert import geometry, levels, spacing
+from transvert.facts import Turn, distances
 from transvert.files import InputError, read_json, write_json
 from transvert.film import Film
 from transvert.geometry import View
@@ -77,18 +81,38 @@ class Landmarks:
         """The vertebrae marked in both views, head to tail."""
         return levels.in_order(set(self.centroids["ap"]) & set(self.centroids["lateral"]) & set(levels.VERTEBRAE))
 
+    def on(self, ap: Film, lateral: Film) -> Landmarks:
+        """The landmarks counted on films as they are turned here; on films that lay right, or once it is done, the same."""
+        found = self
+        for which, film in zip(VIEWS, (ap, lateral), strict=True):
+            if film.facts.turn == Turn() or self.views[which].get("counted_on") == "film":
+                continue
+
+            def moved(pixels: Mapping[Any, np.ndarray], film: Film = film) -> dict[Any, np.ndarray]:
+                return {name: film.from_stored(pixel) for name, pixel in pixels.items()}
+
+            found = replace(
+                found,
+                views={**found.views, which: spacing.counted_on_film(self.views[which], film)},
+                centroids={**found.centroids, which: moved(self.centroids[which])},
+                corners={**found.corners, which: {n: moved(body) for n, body in self.corners[which].items()}},
+                s1_endplate={**found.s1_endplate, which: moved(self.s1_endplate[which])},
+            )
+        return found
+
     def view(self, which: str, film: Film) -> View:
         """The geometry of a film.
 
         Args:
             which: "ap" or "lateral".
-            film: the film, for its shape, and its pixel pitch where the landmark file has none.
+            film: the film, for its shape, and for its pixel pitch and distances where the landmark file has none.
 
         Raises:
             InputError: nobody says the pixel pitch, or it makes no view.
         """
-        said = self.views[which]
-        pixel = said.get("pixel_mm", film.pixel_mm)
+        said = spacing.counted_on_film(self.views[which], film)
+        film = spacing.measure(film, said, which)
+        pixel = film.pixel_mm
         if pixel is None:
             raise InputError(
                 f"Neither the {which} film nor the landmark file states the pixel spacing; add 'pixel_mm': [row, column] "
@@ -99,14 +123,17 @@ class Landmarks:
             raise InputError(f"'{projection}' is not a projection; use parallel or cone in the landmark file.")
         point = said.get("principal_point")
         try:
+            to_detector, to_isocentre = distances(film.facts, said)
+            if projection == "cone" and film.facts.plane == "patient":
+                pixel = spacing.on_detector(pixel, spacing.magnification(to_detector, to_isocentre))
             return geometry.named_view(
-                said.get("name", which),
+                said.get("name") or film.facts.view or which,
                 self.isocentre,
                 film.pixels.shape,
-                (float(pixel[0]), float(pixel[1])),
+                pixel,
                 cone=projection == "cone",
-                source_to_detector_mm=float(said.get("source_to_detector_mm", geometry.SOURCE_TO_DETECTOR_MM)),
-                source_to_isocentre_mm=float(said.get("source_to_isocentre_mm", geometry.SOURCE_TO_ISOCENTRE_MM)),
+                source_to_detector_mm=to_detector,
+                source_to_isocentre_mm=to_isocentre,
                 principal_point=None if point is None else (float(point[0]), float(point[1])),
             )
         except InputError:
@@ -118,20 +145,12 @@ class Landmarks:
         """Each level's centroid in space (3,) RAS mm, and by how many mm its two rays miss each other.
 
         Raises:
-            InputError: a landmark lies off its film, or the two of one level do not belong together.
+            InputError: the two landmarks of one level do not belong together, or a level stands above a higher one.
         """
         points, residuals = {}, {}
         for level in self.levels:
-            pair = []
-            for which, view in (("ap", ap), ("lateral", lateral)):
-                pixel = self.centroids[which][level]
-                if not ((pixel >= -0.5) & (pixel <= np.array(view.shape) - 0.5)).all():
-                    raise InputError(
-                        f"The {which} landmark of {levels.name(level)} at {_pixel(pixel)} lies off the film, "
-                        f"which has {view.shape[0]} rows and {view.shape[1]} columns."
-                    )
-                pair.append(pixel)
-            points[level], residuals[level] = geometry.triangulate(ap, pair[0], lateral, pair[1])
+            one, other = (self.centroids[which][level] for which in VIEWS)
+            points[level], residuals[level] = geometry.triangulate(ap, one, lateral, other)
             if residuals[level] > RESIDUAL_LIMIT_MM:
                 raise InputError(
                     f"The two landmarks of {levels.name(level)} disagree by {residuals[level]:.0f} mm: "
@@ -149,7 +168,7 @@ class Landmarks:
         """The ends of S1's upper endplate in space, those that the marks tell: name in `ENDS` to (3,) RAS mm.
 
         "anterior" and "posterior" need both ends on the AP film too: they lie on their lateral rays, at the depth of
-        the AP ends' middle. "posterior" is the point that `spine.posture` takes its balance from. "right" and "left"
+        the AP ends' middle. "posterior" is the point that `posture.posture` takes its balance from. "right" and "left"
         lie on their AP rays, at the depth of the lateral ends' middle.
         """
         ends = self.s1_endplate
@@ -310,7 +329,3 @@ def _numbers(said: Any) -> np.ndarray:
         return np.array(said, float)
     except (TypeError, ValueError):
         return np.zeros(0)
-
-
-def _pixel(pixel: np.ndarray) -> str:
-    return f"row {pixel[0]:.0f}, column {pixel[1]:.0f}"

@@ -241,3 +241,18 @@ def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError:
         raise InputError(f"{path.name} holds weights that do not fit the network '{metadata['network']}'.") from None
     return network.eval(), json.loads(metadata["card"]) | {"network": metadata["network"]}
+
+
+def add_to_card(path: str | Path, **more: Any) -> None:
+    """Writes more into the card of a file of `save_weights`; the weights stay as they are, to the bit.
+
+    Raises:
+        InputError: as `load_weights`.
+    """
+    load_weights(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    card = json.dumps(json.loads(metadata["card"]) | more)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata | {"card": card}))

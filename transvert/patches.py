@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
-from transvert import samples
+from transvert import film, samples
 from transvert.files import InputError
 from transvert.geometry import View
 from transvert.samples import SIZE, SPACING_MM
@@ -40,7 +39,7 @@ def look(
     axes = local_axes(*views, centre)
     squares = [plane(axes, which) for which in (0, 1)]
     cuts = [
-        cut(pixels, view, centre, square, SIZE, SPACING_MM)
+        film.cut_patch(pixels, view, centre, SIZE, SPACING_MM, square)
         for pixels, view, square in zip(films, views, squares, strict=True)
     ]
     # The rays rarely meet: each view's own landmark lies a little off its patch's centre.
@@ -83,48 +82,6 @@ def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
 def plane(axes: np.ndarray, which: int) -> np.ndarray:
     """(2, 3) RAS: down and across in the AP patch (0) or in the lateral patch (1) of a frame of `local_axes`."""
     return -np.stack([axes[:, 2], axes[:, which]])
-
-
-def cut(
-    image: np.ndarray, view: View, centre: np.ndarray, steps: np.ndarray, size: int, spacing_mm: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Samples a picture where it shows a square in space that may lie askew to the detector.
-
-    Each point is where its own ray goes, so that magnification changes across a tilted square as it should. Where the
-    patch is coarser than the picture, a point is the mean over its own small square, as in `film.cut_patch`.
-
-    Args:
-        image: (rows, columns) float, a picture of `view`.
-        view: parallel or cone.
-        centre: (3,) RAS mm, where point ((size - 1) / 2, (size - 1) / 2) of the patch lies.
-        steps: (2, 3) unit vectors, down and across in the square, as from `plane`.
-        size: points a side.
-        spacing_mm: between points.
-
-    Returns:
-        (size, size) float32, and (size, size) bool, True where the picture reaches; the patch is 0 elsewhere.
-
-    Raises:
-        InputError: a picture that is not the view's.
-    """
-    if image.shape != view.shape:
-        raise InputError(f"A picture of {image.shape} is not one of the view '{view.name}', which has {view.shape}.")
-
-    def pixels(parts: tuple[int, int]) -> np.ndarray:
-        """Where the picture shows the patch's points, each split into parts along its rows and columns."""
-        down, across = (((np.arange(size * n) + 0.5) / n - size / 2) * spacing_mm for n in parts)
-        return view.project(centre + down[:, None, None] * steps[0] + across[None, :, None] * steps[1])
-
-    where = pixels((1, 1))
-    valid = np.all((where >= -0.5) & (where <= np.array(image.shape) - 0.5), axis=-1)
-    if not valid.any():
-        return np.zeros((size, size), np.float32), valid
-    coarser = spacing_mm * view.magnification(centre) / np.array(view.pixel_mm)
-    rows, columns = np.maximum(np.ceil(coarser - 0.25), 1).astype(int).tolist()
-    where = np.nan_to_num(pixels((rows, columns)))
-    sampled = ndimage.map_coordinates(image, np.moveaxis(where, -1, 0), output=np.float32, order=1, mode="nearest")
-    patch = sampled.reshape(size, rows, size, columns).mean(axis=(1, 3))
-    return np.where(valid, patch, np.float32(0)), valid
 
 
 def offset_mm(view: View, pixel: np.ndarray, centre: np.ndarray, steps: np.ndarray) -> np.ndarray:

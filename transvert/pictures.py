@@ -50,6 +50,24 @@ def too_large(name: str) -> str:
     return f"The film {name} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller."
 
 
+def depth(grey: np.ndarray, bits: int | None) -> int:
+    """The bits of a grey picture that is to be written, by default all of its type.
+
+    Raises:
+        InputError: its type or its values do not agree with them.
+    """
+    if grey.dtype not in (np.uint8, np.uint16) or grey.ndim != 2:
+        raise InputError(f"A picture of {grey.shape} {grey.dtype} is no grey picture; make one with to_grey.")
+    full = grey.dtype.itemsize * 8
+    bits = full if bits is None else bits
+    if bits not in range(8 if full == 8 else 9, full + 1) or int(grey.max(initial=0)) >= 2**bits:
+        raise InputError(
+            f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} has not {bits} bits; "
+            "give the bits that it was made with."
+        )
+    return bits
+
+
 def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, float] | None]:
     pictures = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     if pictures > 1:

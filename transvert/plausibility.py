@@ -18,7 +18,7 @@ from transvert import levels, proposal
 from transvert.files import InputError
 from transvert.film import Film
 from transvert.geometry import View
-from transvert.landmarks import CORNERS, ENDS, RESIDUAL_LIMIT_MM, VIEWS, Landmarks, Pixels, meet
+from transvert.landmarks import CORNERS, ENDS, RESIDUAL_LIMIT_MM, RESIDUAL_WARNING_MM, VIEWS, Landmarks, Pixels, meet
 
 SCALE_LIMIT = 0.08
 """Films whose heights differ by a larger share have not both their true pixel spacing."""
@@ -67,15 +67,22 @@ def check(
     heights = _heights(marks, views)
     _check_scale(heights, marks.levels)
     _check_labels(heights, marks.levels)
-    return [*_odd_levels(marks, learned), *_odd_size(marks, views), *_odd_curves(marks, views), *_odd_sides(marks)]
+    _, residuals = marks.place(*views)
+    return [
+        *_odd_levels(marks, learned),
+        *_odd_residuals(residuals),
+        *_odd_size(marks, views),
+        *_odd_curves(marks, views),
+        *_odd_sides(marks),
+    ]
 
 
 def _check_names(views: Mapping[str, View]) -> None:
     for which, names in (("ap", ("ap", "pa")), ("lateral", ("left_lateral", "right_lateral"))):
         if views[which].name not in names:
             raise InputError(
-                f"The landmarks' '{which}' view is named '{views[which].name}': the two films are swapped, or the name "
-                f"should be {' or '.join(names)}."
+                f"The landmarks' '{which}' view is named '{views[which].name}'; give one film from the front or back (ap or "
+                "pa) and one from the side (left_lateral or right_lateral), each as its own view."
             )
 
 
@@ -87,7 +94,11 @@ def _check_films(marks: Landmarks, views: Mapping[str, View], films: tuple[Film,
                 f"The {_FILM[which]} landmarks were made on a film of {' x '.join(map(str, said))} pixels and this one "
                 f"has {view.shape[0]} x {view.shape[1]}: give the film that was marked, or mark this one."
             )
-    if films is not None and np.array_equal(films[0].pixels, films[1].pixels, equal_nan=True):
+    if films is None or films[0].pixels.shape != films[1].pixels.shape:
+        return
+    # Row by row, so that large films are not held twice.
+    rows = zip(films[0].pixels, films[1].pixels, strict=True)
+    if all(np.array_equal(one, other, equal_nan=True) for one, other in rows):
         raise InputError("The AP and the lateral film are one and the same picture: give two films.")
 
 
@@ -162,7 +173,7 @@ def _check_scale(heights: np.ndarray, marked: list[int]) -> None:
     if abs(np.log(ratio)) > max(SCALE_LIMIT, unsure):
         raise InputError(
             f"Heights on the AP film are {ratio:.2f} times those on the lateral film: one film's pixel spacing or "
-            f"distances are wrong; the AP pixel spacing times {1 / ratio:.2f}, or the lateral one times {ratio:.2f}, fits."
+            f"distances are wrong, or they show two people; the AP pixel spacing times {1 / ratio:.2f}, or the lateral one times {ratio:.2f}, fits."
         )
 
 
@@ -200,6 +211,14 @@ def _odd_levels(marks: Landmarks, learned: Collection[int] | None) -> list[str]:
         if waiting:
             found.append(f"{', '.join(waiting)}: proposed on the {_FILM[which]} film and confirmed by nobody.")
     return found
+
+
+def _odd_residuals(residuals: Mapping[int, float]) -> list[str]:
+    return [
+        f"{levels.name(n)}: its two landmarks disagree by {mm:.1f} mm."
+        for n, mm in residuals.items()
+        if mm > RESIDUAL_WARNING_MM
+    ]
 
 
 def _odd_size(marks: Landmarks, views: tuple[View, View]) -> list[str]:

@@ -31,6 +31,12 @@ def runs_folder() -> Path:
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 
+def versions() -> dict[str, str]:
+    """Of this package, Python, and the packages that figures depend on."""
+    found = {"transvert": __version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in _PACKAGES}
+
+
 @dataclass
 class Stage:
     """One step of one run: its folder, what it wrote, and the record of how.
@@ -87,8 +93,7 @@ class Stage:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
                 "seconds": round(time.time() - self._began, 1),
                 "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-                "versions": {"transvert": __version__, "python": platform.python_version()}
-                | {name: metadata.version(name) for name in _PACKAGES},
+                "versions": versions(),
                 "commit": _commit(),
             },
         )

@@ -39,6 +39,8 @@ IMJOY_PAGES = ("https://lib.imjoy.io/imjoy-loader.js", "https://imjoy-team.githu
 """What itkwidgets' extension of JupyterLab loads from elsewhere than the viewer itself."""
 ANSWERS_WITHIN_S = 2.0
 """How long each of the sites that itkwidgets loads from may take to answer."""
+_BESIDE = {"pyvista": "trame_pyvista", "itkwidgets": "imjoy_jupyterlab_extension"}
+"""What writes pyvista's page, and what answers itkwidgets in JupyterLab: without it every later cell waits for ever."""
 
 
 def shade(
@@ -160,10 +162,6 @@ def viewer(meshes: Mapping[int, trimesh.Trimesh], which: str = "") -> Any:
         raise InputError(f"'{which}' is not a viewer; use {', '.join(VIEWERS)} or none.")
     if which == "none" or not meshes or not someone_watches():
         return None
-    if "google.colab" in sys.modules:
-        from google.colab import output
-
-        output.enable_custom_widget_manager()
     why = _obstacle(which)
     if why:
         print(f"{why} This is k3d instead.")
@@ -183,6 +181,7 @@ def k3d_scene(low: np.ndarray, high: np.ndarray) -> Any:
     """An empty k3d plot of a box from `low` (3,) to `high` (3,), RAS mm, seen from the front and a little from the left."""
     import k3d
 
+    _let_colab_draw()
     plot = k3d.plot(camera_auto_fit=False, grid_visible=False, axes=["right", "front", "head"], height=600)
     plot.camera = [*np.ravel(_camera(low, high)), 0, 0, 1]
     return plot
@@ -244,6 +243,7 @@ def _pyvista(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
 def _ipyniivue(meshes: Mapping[int, trimesh.Trimesh]) -> Any:
     from ipyniivue import NiiVue
 
+    _let_colab_draw()
     plot = NiiVue(height=600)
     parts = []
     for level, surface in meshes.items():
@@ -279,7 +279,7 @@ VIEWERS: dict[str, Callable[[Mapping[int, Any]], Any]] = {
 def _obstacle(which: str) -> str:
     """Why a viewer can't be had here, in a sentence; "" where it can."""
     found = find_spec(which)
-    if found is None or found.origin is None:
+    if found is None or found.origin is None or find_spec(_BESIDE.get(which, which)) is None:
         return f"{which} is not installed: pip install 'transvert[{which}]', and load the page again."
     if which == "itkwidgets":
         from IPython.core.getipython import get_ipython
@@ -305,6 +305,14 @@ def _silent(pages: Sequence[str]) -> str:
         except requests.RequestException:
             return page.split("/")[2]
     return ""
+
+
+def _let_colab_draw() -> None:
+    """Colab draws a widget that it does not know itself only when asked to."""
+    if "google.colab" in sys.modules:
+        from google.colab import output
+
+        output.enable_custom_widget_manager()
 
 
 def _bounds(meshes: Mapping[int, trimesh.Trimesh]) -> tuple[np.ndarray, np.ndarray]:

@@ -76,6 +76,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.levels)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the levels: "T4" and so on."""
+        return [levels.name(level) for level in self.levels]
+
     def targets(self) -> np.ndarray:
         """(N, 64, 64, 64) bool, the vertebra itself, RAS order."""
         return self.labels[:, MIDDLE, MIDDLE, MIDDLE] == self.levels[:, None, None, None]

@@ -27,6 +27,9 @@ from transvert import exposure, facts
 from transvert.files import InputError
 from transvert.film import Film
 
+WAYS = ("pixel_mm", "known_distance", "ball")
+"""By which a landmark file's view tells how large its film's pixels are: one of them at most."""
+
 _FINEST_MM = 0.05  # Films have no finer pixels, so a ball's radius in pixels has an upper end.
 _ANGLES = 360
 _STEP = 0.25  # Of a radial profile, pixels.
@@ -159,7 +162,7 @@ def measure(film: Film, said: Mapping[str, Any], which: str) -> Film:
     Raises:
         InputError: two ways at once, a garbled one, or one by which nothing can be measured.
     """
-    ways = [way for way in ("pixel_mm", "known_distance", "ball") if way in said]
+    ways = [way for way in WAYS if way in said]
     plane = said.get("pixel_plane", "detector" if ways == ["pixel_mm"] else "patient")
     if len(ways) > 1:
         raise InputError(

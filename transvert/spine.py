@@ -8,11 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from transvert.files import InputError
-from transvert.posture import posture
 from transvert.vertebra import THRESHOLD, Vertebra, in_order, largest_part
 from transvert.volume import Volume, cube_affine
-
-__all__ = ["Vertebra", "assemble", "posture"]
 
 
 def assemble(vertebrae: Sequence[Vertebra], spacing_mm: float = 1.0) -> Volume:

@@ -192,6 +192,34 @@ def score_rows(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd.
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
+def unseen(place: str | Path, weights: str | Path) -> Iterator[tuple[str, nn.Module, dict[str, Any], Samples]]:
+    """Everybody of a store whom trained weights have not learned from, a subject at a time.
+
+    Args:
+        place: the store.
+        weights: a file, "shipped", or a folder with the weights of a fold in each of its folders.
+
+    Yields:
+        The fold's name ("" of a file), its network and card, and a subject's samples.
+
+    Raises:
+        InputError: no weights, or they know everybody.
+    """
+    if weights == "shipped" or not Path(weights).is_dir():
+        files = {"": weights}
+    else:
+        files = {path.parent.name: path for path in sorted(Path(weights).glob("*/weights.safetensors"))}
+    index, some = samples.read_index(place), False
+    for fold, file in files.items():
+        network, card = open_network(file)
+        known = set(index["person"][index["subject"].isin(card.get("subjects", []))])
+        for part in streamed(place, index[~index["person"].isin(known)]):
+            some = True
+            yield fold, network, card, part.load()
+    if not some:
+        raise InputError(f"The weights {weights} know everybody of this store, or there are none; test on others.")
+
+
 def train(
     place: str | Path,
     name: str,

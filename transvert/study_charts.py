@@ -19,6 +19,11 @@ _TITLES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd_
 _TESTED = {"body": ("#0072B2", "o-"), "cube": ("#D55E00", "s--")}
 
 
+def draw(name: str, table: pd.DataFrame) -> Figure:
+    """The figure of a study of `studies.STUDIES`."""
+    return {"robustness": faulty, "resolution": resolution}.get(name, variants)(table)
+
+
 def variants(table: pd.DataFrame, measures: tuple[str, ...] = ("dice", "assd_mm")) -> Figure:
     """Every variant's mean, by region and over all; a grey bar from its worst fold's mean to its best one's."""
     # How a variant was trained its name says, or the table beside the figure.

@@ -19,8 +19,6 @@ import hashlib
 import io
 import itertools
 import json
-import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
@@ -31,8 +29,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from transvert import levels, manifest, opening, samples, twins
+from transvert import cluster, levels, manifest, opening, samples, twins
 from transvert import store as shards
+from transvert.cluster import WORKER_MEMORY
 from transvert.files import InputError
 from transvert.progress import bar
 from transvert.volume import Volume, cube_affine
@@ -40,22 +39,12 @@ from transvert.volume import Volume, cube_affine
 FAILURES = "failures.csv"
 """Beside the shards: which subjects could not be made into samples, and why."""
 
-WORKER_MEMORY = "4 GB"
-WORKER_ENVIRONMENT = {
-    **dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # Large arrays come and go. Handed back each time, as Dask has it, their memory costs a phantom a third of its time.
-    "MALLOC_MMAP_THRESHOLD_": str(2**26),
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-}
-"""Of the processes that are started here: one thread, and freed memory is kept up to a limit."""
-
 FEW = 3
 """Up to so many subjects are made in this process: starting workers would take longer than they save."""
 
 _MADE_BY = 3
 """Part of what a shard is known by. Raise it whenever the same files and settings come to give other samples."""
 
-_COUNT_WORKERS_S = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -210,74 +199,11 @@ def _on_workers(
     memory: str,
 ) -> Iterator[tuple[str, str]]:
     """As `_here`, on Dask's workers, in the order in which they are done."""
-    from distributed import as_completed
-    from distributed.scheduler import KilledWorker
-
-    with _client(scheduler, workers, memory) as client:
-        names: dict[str, str] = {}
-        running = as_completed(raise_errors=False)
-
-        def submit(some: int) -> None:
-            for subject, digest in itertools.islice(jobs, some):
-                future = client.submit(make, subject, store, digest, settings, pure=False)
-                names[future.key] = subject.name
-                running.add(future)
-
-        # One a worker and none in wait: Dask holds a worker's death against all it was given. Others may join later.
-        counted = time.monotonic()
-        room = max(1, sum(client.nthreads().values()))
-        submit(room)
-        for future in running:
-            name = names.pop(future.key)
-            if future.status not in ("finished", "error"):
-                raise InputError("The Dask cluster is gone; run this again, to go on from here.")
-            error = future.exception()
-            if isinstance(error, KilledWorker):
-                yield name, "it ended its workers, most likely for want of memory; give them more."
-            else:
-                yield name, _reason(error) if error else ""
-            if time.monotonic() - counted > _COUNT_WORKERS_S:
-                counted, room = time.monotonic(), max(1, sum(client.nthreads().values()))
-            submit(max(0, room - len(names)))
-
-
-@contextlib.contextmanager
-def _client(scheduler: str, workers: int, memory: str) -> Iterator[Any]:
-    """A client of the cluster at an address, or of one made for the purpose."""
-    import dask
-    from dask.system import CPU_COUNT
-    from distributed import Client, LocalCluster
-    from distributed.system import MEMORY_LIMIT
-
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout=20)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"No Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`."
-            ) from None
-        with client:
-            yield client
-        return
-    try:
-        limit = dask.utils.parse_bytes(memory)
-    except ValueError:
-        raise InputError(f"'{memory}' is no amount of memory; write it as \"4 GB\".") from None
-    number = workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // limit))
-    # A worker computes on one thread; a subject that has ended two workers ends no third.
-    settings = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()}
-    with (
-        dask.config.set({**settings, "distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(
-            n_workers=number,
-            threads_per_worker=1,
-            memory_limit=limit,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    each = ((subject.name, (subject, store, digest, settings)) for subject, digest in jobs)
+    options: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "memory": memory}
+    with contextlib.closing(cluster.work(make, each, **options)) as done:
+        for name, error in done:
+            yield name, _reason(error) if error else ""
 
 
 def _reason(error: BaseException) -> str:

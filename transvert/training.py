@@ -43,7 +43,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from transvert import checkpoint, device, muon
+from transvert import checkpoint, device, levels, muon
 from transvert import network as networks
 from transvert.augment import Sampler, Strength
 from transvert.device import precision
@@ -112,6 +112,7 @@ def train(
     *,
     resume: bool = True,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
+    stop: Callable[[], bool] | None = None,
     progress: bool = True,
     half: bool = False,
 ) -> pd.DataFrame:
@@ -123,6 +124,8 @@ def train(
         recipe: how.
         folder: where; a checkpoint found there is continued if `resume`.
         on_epoch: called with the curve so far after each epoch, by the first process alone.
+        stop: asked after each step where there is one process; True ends the epoch there, and with it the training. Its
+            checkpoint goes on from that step.
         progress: whether to draw a bar an epoch.
         half: keep the weights as float16, half the size.
 
@@ -177,10 +180,10 @@ def train(
 
     spent = curve[-1]["seconds"] if curve else 0.0
     began = time.perf_counter()
-    for first in range(start, recipe.steps, recipe.epoch_steps):
-        if _has_settled(curve, recipe.patience):
-            break
-        epoch = range(first, min(first + recipe.epoch_steps, recipe.steps))
+    first, stopped = start, False
+    while first < recipe.steps and not stopped and not _has_settled(curve, recipe.patience):
+        # An epoch that was stopped is completed first, so that the others end where they would have.
+        epoch = range(first, min(first - first % recipe.epoch_steps + recipe.epoch_steps, recipe.steps))
         what = f"epoch {first // recipe.epoch_steps + 1} of {math.ceil(recipe.steps / recipe.epoch_steps)}"
         rows = []
         network.train()
@@ -206,6 +209,9 @@ def train(
                 norm = norm + _move(fabric, critic, critic_optimiser, math.inf)
             rows += [torch.stack([*pair, norm]) for pair in pairs]
             _average(kept, network.module, step, recipe.average)
+            if stop is not None and fabric.world_size == 1 and stop():
+                stopped = True
+                break
         # Asked once an epoch: a GPU that must tell of each step can't work ahead.
         scores = _gather(fabric, rows)
         bad = _first_bad(scores, draws)
@@ -214,23 +220,25 @@ def train(
         device.average_statistics(fabric, [*layers, *device.norms(kept)])
         curve.append(
             {
-                "step": epoch[-1] + 1,
+                "step": step + 1,
                 "loss": float(np.mean(scores[:, 0])),
                 "dice": float(np.mean(scores[:, 1])),
                 "dice_validation": mean_dice(kept, inputs, fabric),
-                "learning_rate": _learning_rate(epoch[-1], recipe),
+                "learning_rate": _learning_rate(step, recipe),
                 "seconds": spent + time.perf_counter() - began,
             }
         )
         if recipe.patience and _epochs_since_best(curve) == 0:
             best.load_state_dict(kept.state_dict())
         if fabric.is_global_zero:
-            checkpoint.save(folder, state, epoch[-1] + 1, curve, identity)
+            checkpoint.save(folder, state, step + 1, curve, identity)
             if on_epoch is not None:
                 on_epoch(pd.DataFrame(curve))
+        first = step + 1
     if fabric.is_global_zero:
         card = {
             "subjects": [s.subject for s in subjects],
+            "levels": [levels.name(n) for n in levels.in_order({int(n) for s in subjects for n in s.levels})],
             "samples": sum(map(len, subjects)),
             "recipe": asdict(recipe),
             "curve": [{key: round(value, 6) for key, value in row.items() if not math.isnan(value)} for row in curve],

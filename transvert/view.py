@@ -24,6 +24,7 @@ from transvert.volume import Volume
 REGION_COLOURS = {"C": "#0072B2", "T": "#E69F00", "L": "#009E73"}
 _SIDES = {"ap": ("R", "L"), "pa": ("R", "L"), "left_lateral": ("front", "back"), "right_lateral": ("front", "back")}
 _SEEN_FROM = (("front", 0, "R", "L"), ("left side", 90, "front", "back"), ("back", 180, "L", "R"))
+AROUND_MM = 70
 _HALF = SIZE * SPACING_MM / 2
 _EDGED: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="k")]
 """A dark rim, so that lines and names can be read on bright bone."""
@@ -144,7 +145,8 @@ def films(
         views: each picture's view.
         titles: each picture's title.
         landmarks: per picture, level to (2,) row and column, drawn as named dots.
-        overlays: per picture, level to a (rows, columns) silhouette, whose outline is drawn.
+        overlays: per picture, level to a (rows, columns) silhouette, whose outline is drawn; what is farther than
+            `AROUND_MM` beside them is left out.
         unit: of the grey values.
     """
     figure, axes = plt.subplots(
@@ -153,7 +155,7 @@ def films(
     for n, (axis, picture, view) in enumerate(zip(axes[0], pictures, views, strict=True)):
         row_mm, column_mm = view.pixel_mm
         box = (-column_mm / 2, (picture.shape[1] - 0.5) * column_mm, (picture.shape[0] - 0.5) * row_mm, -row_mm / 2)
-        low, high = np.percentile(picture, (1, 99.7))
+        low, high = np.nanpercentile(picture, (1, 99.7))
         shown = axis.imshow(picture, cmap="gray", extent=box, vmin=low, vmax=high)
         figure.colorbar(shown, ax=axis, label=unit, shrink=0.7)
         axis.set(title=titles[n], xlabel="mm on the detector", ylabel="mm on the detector")
@@ -166,6 +168,9 @@ def films(
         for level, silhouette in (overlays[n] if overlays else {}).items():
             colour = render.level_colours(np.array(level))
             _outline(axis, silhouette, box, colour)
+        if overlays and overlays[n]:
+            seen = np.flatnonzero(np.any([silhouette.any(0) for silhouette in overlays[n].values()], axis=0)) * column_mm
+            axis.set_xlim(max(box[0], seen.min() - AROUND_MM), min(box[1], seen.max() + AROUND_MM))
         _mark(axis, *_SIDES.get(view.name, ("", "")), "head", "feet")
     return figure
 
@@ -274,7 +279,8 @@ def _outline(axis: Axes, shape: np.ndarray, box: tuple[float, float, float, floa
 def _mark(axis: Axes, left: str, right: str, top: str = "", bottom: str = "") -> None:
     """Writes what each side of a picture shows, small and inside."""
     style: dict[str, Any] = {"color": "#56B4E9", "fontsize": 9, "transform": axis.transAxes, "path_effects": _EDGED}
-    axis.text(0.02, 0.5, left, ha="left", va="center", **style)
-    axis.text(0.98, 0.5, right, ha="right", va="center", **style)
+    # Bold, for at a screen's resolution the foot of a thin L is lost.
+    axis.text(0.02, 0.5, left, ha="left", va="center", weight="bold", **style | {"fontsize": 12})
+    axis.text(0.98, 0.5, right, ha="right", va="center", weight="bold", **style | {"fontsize": 12})
     axis.text(0.02, 0.98, top, ha="left", va="top", **style)
     axis.text(0.02, 0.02, bottom, ha="left", va="bottom", **style)

@@ -173,6 +173,28 @@ def link(text: str, scope: str, known: set[str]) -> str:
     return re.sub(r"(?<![`\w}])`([A-Za-z_][\w.]*)`(?!`)", target, text)
 
 
+class _FullNames(ast.NodeTransformer):
+    """Puts what a module has imported from the package by its full name."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        own = [node for node in imports if node.module.partition(".")[0] == "transvert"]
+        self._full = {a.asname or a.name: f"{node.module}.{a.name}" for node in own for a in node.names}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.parse(self._full.get(node.id, node.id), mode="eval").body
+
+
+def with_full_names(tree: ast.Module) -> ast.Module:
+    """A module whose annotations name the package's types in full: two modules may each have one of the same name."""
+    named = _FullNames(tree)
+    for node in ast.walk(tree):
+        for part in ("annotation", "returns"):
+            if getattr(node, part, None) is not None:
+                setattr(node, part, named.visit(getattr(node, part)))
+    return tree
+
+
 def names(modules: dict[str, ast.Module]) -> set[str]:
     """The full names of all modules, and of what they define for others."""
     found = set()
@@ -192,7 +214,7 @@ def write(package: Path, structure_test: Path, out: Path) -> list[str]:
     known = names(modules)
     out.mkdir(parents=True)
     for name, tree in modules.items():
-        (out / f"{name}.md").write_text(page(name, tree, known), encoding="utf-8")
+        (out / f"{name}.md").write_text(page(name, with_full_names(tree), known), encoding="utf-8")
     rows = [f"| [{name}]({name}.md) | {summary(tree)} |" for name, tree in modules.items()]
     intro = (
         "# API\n\nData flows one way: a module imports only what stands before it here.\n\n| module | |\n|---|---|\n"

@@ -24,12 +24,21 @@ from typing import Any
 import nbformat
 import pytest
 
+from transvert import manifest
+
 ROOT = Path(__file__).parents[2]
 START_S, RUN_S = 60.0, 120.0
 IDLE_S = 300
 """A server that nobody talks to for so long ends, and its kernels with it."""
-SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
-"""Nothing that pops up over a page or asks the network."""
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+}
+"""Nothing that pops up over a page or asks the network; and cells out of sight are on the page too."""
+ERROR = ".jp-OutputArea-output:has(.ansi-red-fg)"
+"""A traceback. JupyterLab says no more of it than of any other text on stderr but its colour."""
+BADGES = ("https://colab.research.google.com/assets/", "https://mybinder.org/badge")
+"""What a notebook shows where it can, and does without."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -59,11 +68,15 @@ def start_lab(folder: Path, home: Path) -> Iterator[Lab]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "MPL"))
+    }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HOME"):
         environment[name] = str(home / name.lower())
         Path(environment[name]).mkdir(parents=True, exist_ok=True)
+    environment["TRANSVERT_CACHE"] = str(manifest.cache_folder())  # Which would else be in the new home.
+    environment["TRANSVERT_RUNS"] = str(home / "runs")
     for plugin, settings in SETTINGS.items():
         file = home / "settings" / f"{plugin}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,26 +137,37 @@ def open_notebook(page: Any, lab: Lab, notebook: str) -> None:
     wait_idle(page)
 
 
-def run_all(page: Any) -> None:
+def run_all(page: Any, within_s: float = RUN_S) -> None:
     """Runs all cells, through the menu as a person does, and waits until they are done."""
     assert page.locator(".jp-Dialog").count() == 0, page.locator(".jp-Dialog").first.inner_text()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     # The last code cell has got its number: all before it have been run.
     page.wait_for_function(
-        """() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
-                   return prompts.length && prompts.every((p) => !p.textContent.includes('*'))
-                          && /\\d/.test(prompts.at(-1).textContent); }""",
-        timeout=RUN_S * 1000,
+        """(error) => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+                        return document.querySelector(error) || prompts.every((p) => !p.textContent.includes('*'))
+                               && prompts.length && /\\d/.test(prompts.at(-1).textContent); }""",
+        arg=ERROR,
+        timeout=within_s * 1000,
     )
     wait_idle(page)
-    errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    errors = page.locator(ERROR)
     assert errors.count() == 0, errors.first.inner_text()
 
 
 def wait_idle(page: Any) -> None:
     """Waits until the notebook's kernel is there and has nothing to do."""
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=RUN_S * 1000)
+
+
+def end_kernels(lab: Lab) -> None:
+    """Ends a Lab's kernels: each of them holds a gigabyte."""
+    headers = {"Authorization": f"token {lab.token}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{lab.address}/api/kernels", headers=headers)) as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        address = f"{lab.address}/api/kernels/{kernel['id']}"
+        urllib.request.urlopen(urllib.request.Request(address, headers=headers, method="DELETE")).close()
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +201,8 @@ def page(browser: Any, lab: Lab, tmp_path: Path) -> Iterator[Any]:
         if route.request.url.startswith((lab.address, "data:", "blob:")):
             route.continue_()
         else:
-            strays.append(route.request.url)
+            if not route.request.url.startswith(BADGES):
+                strays.append(route.request.url)
             route.abort()
 
     context.route("**/*", only_here)
@@ -186,4 +211,5 @@ def page(browser: Any, lab: Lab, tmp_path: Path) -> Iterator[Any]:
     with contextlib.suppress(Exception):
         made.screenshot(path=tmp_path / "last.png")
     context.close()
+    end_kernels(lab)
     assert not strays, f"the page asked for something from elsewhere: {strays[:5]}"

@@ -96,6 +96,12 @@ def open_and_run(page: Any, lab: Lab, name: str, cells: list[str]) -> None:
     run_all(page)
 
 
+def test_a_cell_that_fails_is_seen(page: Any, lab: Lab) -> None:
+    for cells in (["1 / 0", "print(1)"], ["import sys\nprint('fine', file=sys.stderr)", "1 / 0"]):
+        with pytest.raises(AssertionError, match="ZeroDivisionError: division by zero"):
+            open_and_run(page, lab, f"fails{len(cells[0])}.ipynb", cells)
+
+
 def test_k3d_draws_below_the_figure(page: Any, lab: Lab) -> None:
     open_and_run(page, lab, "k3d.ipynb", [SURFACES, SHOW % "k3d"])
     shown = outputs(page, 1)
