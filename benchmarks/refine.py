@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from benchmarks import standing as phantom
 from benchmarks.report import describe_machine
 from benchmarks.standing_report import CLICKS_MM
-from transvert import clinical, landmarks, manifest, mend, refine, samples, stages, standing
+from transvert import clinical, landmarks, manifest, mend, opening, refine, samples, stages, standing
 from transvert.files import atomic_path
 from transvert.posture import posture
 from transvert.record import write_table
@@ -74,13 +73,11 @@ def stand(subject: str, number: int, network: torch.nn.Module, card: dict[str, A
     for click_mm in CLICKS_MM:
         marks, _ = phantom.click(exact, views, click_mm, seed)
         found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
-        began = time.perf_counter()
         moved = refine.refine(found.vertebrae, [f.pixels for f in films], views)
-        seconds = time.perf_counter() - began
         for when, vertebrae in (("before", found.vertebrae), ("after", moved)):
             measured = posture(vertebrae, marks.s1(*views))
             run, bones = phantom.compare(vertebrae, measured, person, solids, curve)
-            keys = {"click_mm": click_mm, "when": when, "seconds": seconds}
+            keys = {"click_mm": click_mm, "when": when}
             errors = {name: value for name, value in run.items() if name.startswith("error_")}
             rows += [keys | {"level": ""} | errors, *(keys | bone for bone in bones)]
     return rows
@@ -98,13 +95,11 @@ def lie(network: torch.nn.Module, card: dict[str, Any]) -> list[dict[str, Any]]:
     for click_mm in CLICKS_MM:
         marks, _ = phantom.click(exact, views, click_mm, 0)
         found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
-        began = time.perf_counter()
         moved = refine.refine(found.vertebrae, [f.pixels for f in films], views)
-        seconds = time.perf_counter() - began
         for when, vertebrae in (("before", found.vertebrae), ("after", moved)):
             table = clinical.against(replace(found, vertebrae=vertebrae), truth)
             table = table.rename(columns={"centroid_error_mm": "centroid_mm"})
-            keys = {"click_mm": click_mm, "when": when, "seconds": seconds}
+            keys = {"click_mm": click_mm, "when": when}
             rows += [keys | row for row in table[["level", "dice", "assd_mm", "centroid_mm"]].to_dict("records")]
     return rows
 
@@ -113,15 +108,13 @@ def as_markdown(table: pd.DataFrame, machine: str, learned: list[str]) -> str:
     """The page that is committed."""
     counts = table.drop_duplicates(["subject", "posture"]).groupby("subject", sort=False).size()
     told = ", ".join(f"{subject} {count}" for subject, count in counts.items())
-    spines = table.drop_duplicates(["subject", "posture", "click_mm"])
     bones = table[table.level.fillna("") != ""]
-    seconds = spines.seconds.sum() / (len(bones) / 2)
     parts = [
         "# Refinement by gradients\n",
         "Written by `make bench-refine`. [README.md](README.md) says what is measured, [refine.csv](refine.csv) has more.\n",
         f"{machine}, one thread.\n",
         f"Postures: {told}. The weights have learned from: {', '.join(learned)}.\n",
-        f"Mean size of the error, before → after. {seconds:.1f} s a vertebra.\n",
+        "Mean size of the error, before → after.\n",
     ]
     groups = [(subject, table[table.subject == subject]) for subject in counts.index]
     groups += [(f"all, {REGIONS[r]}", bones[bones.level.str[0] == r]) for r in REGIONS]

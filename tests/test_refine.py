@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import inside_vertebra
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
+from benchmarks import refine as benchmark
 from transvert import drr, geometry, patches, refine
 from transvert.files import InputError
 from transvert.geometry import View
@@ -31,7 +33,7 @@ def occupancy(axes: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def views() -> tuple[View, View]:
-    return tuple(geometry.named_view(n, np.zeros(3), (320, 300), 0.8, cone=True) for n in ("ap", "lateral"))
+    return tuple(geometry.named_view(n, np.zeros(3), (400, 300), 0.8, cone=True) for n in ("ap", "lateral"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def films(bones: list[Vertebra], views: tuple[View, View]) -> list[np.ndarray]:
     for view in views:
         rows, columns = np.indices(view.shape)
         bone = sum(drr.cast(Volume(v.probability, v.affine), view) for v in bones)
-        pictures.append((0.02 * bone + 0.004 * rows + 1.0 * (columns + 0.3 * rows > 330)).astype(np.float32))
+        pictures.append((0.02 * bone + 0.004 * rows + 1.0 * (columns + 0.3 * rows > 225)).astype(np.float32))
     return pictures
 
 
@@ -81,7 +83,7 @@ def test_a_vertebra_goes_back_to_where_the_films_show_it(
     given = [upper, astray(lower, turn, shift)]
     degrees, mm = apart(refine.refine(given, films, views)[1], lower)
     assert degrees < 1.7, degrees
-    assert mm < 0.6, mm
+    assert mm < 0.9, mm
 
 
 def test_where_it_belongs_a_vertebra_stays(
@@ -91,7 +93,7 @@ def test_where_it_belongs_a_vertebra_stays(
     for found, known in zip(refine.refine(bones, films, views), bones, strict=True):
         degrees, mm = apart(found, known)
         assert degrees < 1.5, degrees
-        assert mm < 0.4, mm
+        assert mm < 0.6, mm
         assert_allclose(found.axes @ found.axes.T, np.eye(3), atol=1e-9)
         assert_array_equal(found.probability, known.probability)
 
@@ -130,3 +132,19 @@ def test_one_level_twice_and_a_picture_of_another_view_are_refused(
         refine.refine([bones[0], bones[0]], films, views)
     with pytest.raises(InputError, match="picture"):
         refine.refine(bones, [films[0][:-1], films[1]], views)
+
+
+def test_the_page_has_both_means_by_click_and_region() -> None:
+    keys = {"subject": "chest", "posture": 0, "error_cobb_deg": None}
+    rows = [
+        keys | {"click_mm": mm, "when": when, "level": level, "dice": dice, "centroid_mm": -1.0}
+        for mm in (0.0, 2.0, 4.0)
+        for when, dice in (("before", 0.7), ("after", 0.75))
+        for level in ("T4", "L1")
+    ]
+    rows += [{**row, "level": "", "dice": None, "error_cobb_deg": -2.0} for row in rows if row["level"] == "L1"]
+    page = benchmark.as_markdown(pd.DataFrame(rows), "a machine", ["ctacardio"])
+    assert "Postures: chest 1. The weights have learned from: ctacardio." in page
+    assert page.count("| Dice | 0.700 → 0.750 | 0.700 → 0.750 | 0.700 → 0.750 |") == 3
+    assert "| Cobb between the true end levels, degrees | 2.00 → 2.00 |" in page
+    assert "## All, thoracic" in page and "## All, cervical" not in page

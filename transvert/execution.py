@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import threading
@@ -89,6 +90,8 @@ def execute(
                 cwd=cwd,
             )
         except KeyboardInterrupt:
+            # nbclient may have left a task that ends with the kernel; asyncio would tell of it with a traceback.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             _keep(running, out / HALF)
             raise
         except PapermillExecutionError as error:

@@ -138,8 +138,8 @@ def _direction(patch: Tensor) -> Tensor:
     """(2, S, S) where a film's edges point, 0 to 1 long: longer where they are strong among those around them."""
     edges = _edges(patch)
     strength = edges.square().sum(0)
-    rounding = 1e-5 * float(patch.abs().max()) + 1e-30  # Of a constant patch nothing but this is left.
-    return edges / (strength + _blur(strength, AROUND_PIXELS) + rounding**2).sqrt()
+    rounding = 1e-5 * float(patch.abs().max())  # Of a constant patch nothing but this is left.
+    return edges / (strength + _blur(strength, AROUND_PIXELS) + rounding**2 + 1e-20).sqrt()
 
 
 def _edges(picture: Tensor) -> Tensor:

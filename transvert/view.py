@@ -169,7 +169,9 @@ def films(
             colour = render.level_colours(np.array(level))
             _outline(axis, silhouette, box, colour)
         if overlays and overlays[n]:
-            seen = np.flatnonzero(np.any([silhouette.any(0) for silhouette in overlays[n].values()], axis=0)) * column_mm
+            seen = (
+                np.flatnonzero(np.any([silhouette.any(0) for silhouette in overlays[n].values()], axis=0)) * column_mm
+            )
             axis.set_xlim(max(box[0], seen.min() - AROUND_MM), min(box[1], seen.max() + AROUND_MM))
         _mark(axis, *_SIDES.get(view.name, ("", "")), "head", "feet")
     return figure

@@ -150,9 +150,9 @@ def run_all(page: Any, within_s: float = RUN_S) -> None:
         arg=ERROR,
         timeout=within_s * 1000,
     )
-    wait_idle(page)
     errors = page.locator(ERROR)
     assert errors.count() == 0, errors.first.inner_text()
+    wait_idle(page)
 
 
 def wait_idle(page: Any) -> None:

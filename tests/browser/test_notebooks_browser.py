@@ -122,7 +122,7 @@ def test_04_the_spine_turns_and_follows_a_landmark(page: Any, walk: Lab, tmp_pat
     page.screenshot(path=tmp_path / "04.png")
     table = page.locator("table", has_text="before").last
     before = table.inner_text()
-    slide(page, "front (mm)")
+    slide(page, "front (mm)", times=1)
     page.wait_for_function(
         "(old) => { const all = [...document.querySelectorAll('.widget-html-content table')];"
         " return all.length && all.at(-1).innerText !== old; }",
