@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from scipy import ndimage
 from torch import nn
 
-from transvert import clinical, drr, film, geometry, landmarks, levels, mesh, patches, spine_charts, volume
+from transvert import clinical, drr, film, geometry, landmarks, levels, mesh, patches, refine, spine_charts, volume
 from transvert.clinical import Reconstruction
 from transvert.confidence import Calibration, surface_sd_mm
 from transvert.files import InputError
@@ -340,6 +340,19 @@ def test_far_off_the_central_ray_the_network_is_shown_the_vertebra_along_its_own
 
 
 # What its doubt is
+
+
+def test_a_refined_spine_stands_where_refine_puts_it(films: Films, marks: Landmarks, patient: Patient) -> None:
+    plain, moved = (
+        clinical.reconstruct(
+            *films[0], marks, Oracle(_truths(patient, films[1], [L1, L2, L3])), draws=0, refined=refined
+        )
+        for refined in (False, True)
+    )
+    expected = refine.refine(plain.vertebrae, [one.pixels for one in films[0]], plain.views)
+    for one, other, before in zip(moved.vertebrae, expected, plain.vertebrae, strict=True):
+        assert_allclose(one.centroid_ras, other.centroid_ras)
+        assert 0 < np.linalg.norm(one.centroid_ras - before.centroid_ras) < 3
 
 
 def test_measures_have_the_spread_of_other_clicks(found: Reconstruction, patient: Patient) -> None:

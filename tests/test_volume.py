@@ -101,6 +101,14 @@ def test_a_cube_of_a_linear_ramp_is_the_ramp(affine: np.ndarray) -> None:
     assert_allclose(cube.affine[:3, :3], 0.9 * np.eye(3))
 
 
+@pytest.mark.parametrize("voxels_mm", [0.5, 0.7, 0.75, 1.0, 1.2])
+def test_a_finer_volume_is_averaged_about_the_cube_s_own_voxels(voxels_mm: float) -> None:
+    affine = np.diag([voxels_mm] * 3 + [1.0])
+    ramp = Volume(np.broadcast_to((np.arange(80.0) * voxels_mm)[:, None, None], (80,) * 3).astype(np.float32), affine)
+    cube = volume.cut_cube(ramp, np.full(3, 40 * voxels_mm), 8, 1.5, order=1, fill=np.nan)
+    np.testing.assert_allclose(cube.data[:, 4, 4], cube.world(np.argwhere(np.ones((8, 1, 1))))[:, 0], atol=1e-3)
+
+
 def test_a_coarser_cube_averages_the_slices_it_covers() -> None:
     thin = Volume(np.zeros((9, 9, 90), np.float32), np.diag([1.0, 1.0, 0.2, 1.0]))
     thin.data[..., ::2] = 100  # alternating slices: sampling without averaging would give 0 or 100

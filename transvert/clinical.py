@@ -22,6 +22,7 @@ from transvert import (
     metrics,
     patches,
     plausibility,
+    refine,
     samples,
     spacing,
     spine,
@@ -155,6 +156,7 @@ def reconstruct(
     draws: int = 10,
     click_mm: float = 2.0,
     seed: int = 0,
+    refined: bool = False,
 ) -> Reconstruction:
     """Two films and their landmarks to a spine.
 
@@ -169,6 +171,7 @@ def reconstruct(
             one of 20 within a sixth.
         click_mm: standard deviation of those clicks, down and across in each view, life-sized.
         seed: of those clicks.
+        refined: move each vertebra to where the films' edges are (`refine`, and benchmarks/refine.md for what it gains).
 
     Returns:
         The spine in the frame of `marks.isocentre`.
@@ -185,6 +188,8 @@ def reconstruct(
     calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
     films = ap.pixels, lateral.pixels
     given = _find(films, views, marks.centroids, points, lambda images: _answer(network, images, calibration))
+    if refined:
+        given = refine.refine(given, films, views)
     vertebrae = [v for v in given if (v.probability > 0.5).any()]
     labels = spine.assemble(vertebrae)
     measured = posture(vertebrae, marks.s1(*views))

@@ -4,7 +4,10 @@ A network answers from patches around clicks, and where a click strays its answe
 vertebra is moved as a rigid body until its own radiograph has its edges where the films have theirs. A film shows more
 than bone: ribs, the diaphragm, gas. So edges count by their direction and hardly by their strength (a normalised gradient
 field, after Haber and Modersitzki, MICCAI 2006), each film's against what is around it, and whoever moves a vertebra far
-pays for it. What this adds, and where it adds nothing, stands in benchmarks/refine.md.
+pays for it.
+
+It is no gain everywhere, so it has to be asked for. As benchmarks/refine.md has it, on few people: a little with clicks of
+4 mm, and in the sagittal angles; with exact clicks it costs thoracic vertebrae, over which ribs lie, some of their Dice.
 
 The shape stays the network's. Neighbours are seen where they were given, so that the order does not matter.
 """
@@ -32,7 +35,7 @@ ARM_MM = 30.0
 """A turn counts as the way of a point so far from the axis, a vertebra's half-width."""
 COST = 0.002
 """What a way of 1 mm costs, and n mm n² times, where a film whose edges all agree is worth 1. With less the first thoracic
-vertebrae, behind the shoulders, go astray; with six times as much half of the gain is lost."""
+vertebrae, behind the shoulders, go astray; with six times as much a third of the gain is lost."""
 SHELL = 1.0
 """Cortical bone over trabecular: how much denser the surface is drawn than the core."""
 EDGE_PIXELS = 0.8

@@ -91,14 +91,18 @@ def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *
     if (high <= low).any():
         return Volume(np.full((size,) * 3, fill, volume.data.dtype), target)
     block = volume.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    start = mapping[:3, 3] - low
     if order == 1:
         block = block.astype(np.float32)
         # A box as wide as the cube's voxel, where that is wider than the volume's own.
         for axis, width in enumerate(np.maximum(spacing_mm / volume.spacing_mm, 1.0)):
             if width > 1.25:
-                block = ndimage.uniform_filter1d(block, max(1, round(width)), axis=axis, mode="nearest")
+                voxels = max(1, round(width))
+                block = ndimage.uniform_filter1d(block, voxels, axis=axis, mode="nearest")
+                # The box of an even number of voxels is centred half a voxel before the one that it is written to.
+                start[axis] += 0.0 if voxels % 2 else 0.5
     cut = ndimage.affine_transform(
-        block, mapping[:3, :3], mapping[:3, 3] - low, (size,) * 3, order=order, mode="constant", cval=fill
+        block, mapping[:3, :3], start, (size,) * 3, order=order, mode="constant", cval=fill
     )
     return Volume(cut.astype(volume.data.dtype), target)
 
