@@ -8,7 +8,7 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-standing bench-refine site clean
+.PHONY: help venv spine reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-standing bench-refine site clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -30,6 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+spine: venv  ## Two simulated films to a spine by the shipped weights: runs/spine/
+	$(BIN)/transvert reproduce params/spine.yaml --from 04
 
 reproduce: venv  ## Run the four notebooks in order: make reproduce PARAMS=params/smoke.yaml
 	$(BIN)/transvert reproduce $(PARAMS)

@@ -90,10 +90,29 @@ def as_markdown(runs: pd.DataFrame, bones: pd.DataFrame, machine: str, learned: 
             if any(cell != "-" for cell in cells):
                 lines.append(f"| {measure} | {' | '.join(cells)} | {OPERATORS.get(measure, '-')} |")
         parts.append("\n".join(lines) + "\n")
+        if predictor == "network":
+            parts.append(_by_person(runs, bones))
     network = runs[runs.predictor == "network"]
     parts.append("## Aims\n")
     parts += [f"- {line}\n" for line in _aims(figures, network)]
     return "\n".join(parts).replace("\n\n- ", "\n- ").rstrip() + "\n"
+
+
+def _by_person(runs: pd.DataFrame, bones: pd.DataFrame) -> str:
+    """The network's figures with exact landmarks, a column a person: some of them it has learned from."""
+    people = list(dict.fromkeys(runs["subject"]))
+    tables = {}
+    for person in people:
+        mine = (
+            t[(t["subject"] == person) & (t["predictor"] == "network") & (t["click_mm"] == 0)] for t in (runs, bones)
+        )
+        tables[person] = summarise(*mine).set_index(["predictor", "click_mm", "measure"])
+    lines = [f"| exact landmarks | {' | '.join(people)} |", "|---" + "|---:" * len(people) + "|"]
+    for measure in [*RUN_MEASURES, *BONE_MEASURES]:
+        cells = [_cell(tables[person], ("network", 0.0, measure)) for person in people]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {measure} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _aims(figures: pd.DataFrame, network: pd.DataFrame) -> list[str]:

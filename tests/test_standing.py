@@ -374,5 +374,6 @@ def test_the_page_sums_sizes_of_errors_up() -> None:
     assert (cobb["mean"], cobb["median"], cobb["signed"]) == pytest.approx((5 / 3, 1, 1))
     page = standing_report.as_markdown(runs, bones, "a machine", ["ctacardio"])
     assert "Postures: chest 4." in page
+    assert "| exact landmarks | chest |" in page and "| centroid, mm | 0.40 (0.40; 0.40) |" in page
     assert "Cobb between the true end levels, degrees, exact landmarks: 1.67, to be at most 2: yes." in page
     assert "Dice, exact landmarks: 0.900, and 0.910 of the same bones" in page
