@@ -33,7 +33,7 @@ def curve(history: pd.DataFrame, shipped: pd.DataFrame | None = None) -> Figure:
         history.step, history.dice_validation, "s-", ms=3, color="#D55E00", label="this run's held-out vertebrae"
     )
     right.set(xlabel="step", ylabel="Dice", ylim=(0, 1), title="Dice")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower right")
     return figure
 
 
