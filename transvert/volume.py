@@ -101,9 +101,7 @@ def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *
                 block = ndimage.uniform_filter1d(block, voxels, axis=axis, mode="nearest")
                 # The box of an even number of voxels is centred half a voxel before the one that it is written to.
                 start[axis] += 0.0 if voxels % 2 else 0.5
-    cut = ndimage.affine_transform(
-        block, mapping[:3, :3], start, (size,) * 3, order=order, mode="constant", cval=fill
-    )
+    cut = ndimage.affine_transform(block, mapping[:3, :3], start, (size,) * 3, order=order, mode="constant", cval=fill)
     return Volume(cut.astype(volume.data.dtype), target)
 
 
