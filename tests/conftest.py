@@ -8,6 +8,7 @@ on the patient's right: whatever is mirrored, turned or swapped shows.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,13 @@ class Patient:
     def subject(self) -> Subject:
         """As a manifest would give it."""
         return Subject("sub-box", self.ct_path, self.mask_path, "verse", {}, {})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that is started from here."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

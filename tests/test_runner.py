@@ -240,7 +240,8 @@ def test_every_run_of_a_grid_is_in_the_table_and_one_that_fails_stops_no_other(w
     assert list(table.failed) == ["", "02_train_transvert failed in cell 6: ValueError: too fast", ""]
     np.testing.assert_allclose(table.held_out_dice, [0.2, np.nan, 0.4])
     assert set(table.method.dropna()) == {"this run"} and list(table.held_out_empty.dropna()) == [1, 1]
-    assert (table.seconds > 0).all() and (table.peak_memory_gib > 0.02).all()
+    # Memory is read a few times a second, so that of these notebooks, most of which take less, some go unseen.
+    assert (table.seconds > 0).all() and (table.peak_memory_gib >= 0).all() and table.peak_memory_gib.max() > 0.02
     written = pd.read_csv(walk / "g" / "sweep.csv", keep_default_na=False)
     assert list(written.run) == list(table.run) and list(written.failed) == list(table.failed)
     text = (walk / "g" / "sweep.md").read_text()
