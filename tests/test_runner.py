@@ -231,7 +231,8 @@ def test_a_folder_has_a_safe_name_of_its_own_for_every_point() -> None:
 
 
 def test_every_run_of_a_grid_is_in_the_table_and_one_that_fails_stops_no_other(walk: Path, scheduler: str) -> None:
-    parameters, grid = {"run": "g", "data": "here"}, {"learning_rate": [0.4, 2.0, 0.8]}
+    # Each run lasts long enough for its memory to be read, which begins half a second after a kernel's start.
+    parameters, grid = {"run": "g", "data": "here", "wait_s": 2.0}, {"learning_rate": [0.4, 2.0, 0.8]}
     how = {"scheduler": scheduler, "say": hush, "progress": False, "stop": "03"}
     table = sweep.sweep(parameters, grid, command="transvert reproduce g", **how)
     failed = json.loads((walk / "g" / "learning_rate=2.0" / "summary.json").read_text())
@@ -240,8 +241,7 @@ def test_every_run_of_a_grid_is_in_the_table_and_one_that_fails_stops_no_other(w
     assert list(table.failed) == ["", "02_train_transvert failed in cell 6: ValueError: too fast", ""]
     np.testing.assert_allclose(table.held_out_dice, [0.2, np.nan, 0.4])
     assert set(table.method.dropna()) == {"this run"} and list(table.held_out_empty.dropna()) == [1, 1]
-    # Memory is read a few times a second, so that of these notebooks, most of which take less, some go unseen.
-    assert (table.seconds > 0).all() and (table.peak_memory_gib >= 0).all() and table.peak_memory_gib.max() > 0.02
+    assert (table.seconds > 0).all() and (table.peak_memory_gib > 0.02).all()
     written = pd.read_csv(walk / "g" / "sweep.csv", keep_default_na=False)
     assert list(written.run) == list(table.run) and list(written.failed) == list(table.failed)
     text = (walk / "g" / "sweep.md").read_text()
