@@ -8,7 +8,7 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv spine reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-standing bench-refine site clean
+.PHONY: help venv spine reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-proposal bench-standing bench-refine site clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -67,6 +67,9 @@ bench-augment: venv  ## Training samples a second: benchmarks/augment.md
 
 bench-networks: venv  ## Size, time and memory of the networks: benchmarks/networks.md
 	$(BIN)/python -m benchmarks.networks
+
+bench-proposal: venv  ## What landmarks proposed from a few clicks are worth: benchmarks/proposal.md
+	$(BIN)/python -m benchmarks.proposal
 
 bench-standing: venv  ## Spines from simulated standing films beside their truth: benchmarks/standing.md
 	$(BIN)/python -m benchmarks.standing

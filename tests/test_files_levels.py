@@ -104,3 +104,17 @@ def test_labels_beyond_a_byte_and_below_zero_are_no_vertebra() -> None:
     np.testing.assert_array_equal(levels.to_verse(labels, "verse"), [0, 0, 20, 0, 0, 0])
     with pytest.raises(InputError, match="'spineweb' is not a known label convention; use verse or totalsegmentator"):
         levels.to_verse(labels, "spineweb")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["T11", "L2"], ["T11", "T12", "L1", "L2"]),
+        (["L2", "T11", "T13"], ["T11", "T12", "T13", "L1", "L2"]),
+        (["L4", "L6"], ["L4", "L5", "L6"]),
+        (["C3"], ["C3"]),
+        ([], []),
+    ],
+)
+def test_between_are_the_usual_levels_and_the_given_rare_ones(given: list[str], found: list[str]) -> None:
+    assert [levels.name(n) for n in levels.between([levels.number(name) for name in given])] == found

@@ -43,7 +43,7 @@ def build() -> Reconstruction:
 def write(found: Reconstruction, folder: Path) -> Path:
     films = [Film(np.zeros(one.shape, np.float32), one.pixel_mm) for one in found.views]
     card = {"network": "transvert_hull", "subjects": ["a", "b", "c"]}
-    return report.write(folder / "report.html", found, films, clinical.surfaces(found), card, simulated=True)
+    return report.write(folder / "report.html", found, films, clinical.write(found, folder), card, simulated=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def page(found: Reconstruction, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return write(found, tmp_path_factory.mktemp("report"))
 
 
-def test_the_page_stands_alone(page: Path) -> None:
+def test_the_page_stands_alone(page: Path, found: Reconstruction, tmp_path: Path) -> None:
     made = read(page)
     assert made.tags.count("img") == 3 and made.tags.count("iframe") == 1
     assert all(source.startswith("data:image/png;base64,") for source in made.asked)
@@ -89,7 +89,9 @@ def test_the_page_stands_alone(page: Path) -> None:
     inner.feed(made.inner)
     assert not inner.asked and "script" in inner.tags
     assert "link" not in made.tags + inner.tags and "@import" not in made.text
-    assert {path.name for path in page.parent.iterdir()} == {"report.html", "overlay.png", "spine.png"}
+    clinical.write(found, tmp_path)
+    beside = {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in page.parent.iterdir()} - beside == {"report.html", "overlay.png", "spine.png"}
 
 
 def test_it_says_what_was_measured_and_with_what(page: Path, found: Reconstruction) -> None:

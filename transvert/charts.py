@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from transvert import levels
+from transvert import levels, metrics
 from transvert.reliability import Report
 from transvert.view import REGION_COLOURS
 
@@ -16,7 +16,6 @@ _SAID = {"network": ("#999999", "s", "the network's own"), "calibrated": ("#0072
 _MEASURES = {"dice": ("Dice", ""), "assd_mm": ("ASSD", " (mm)")}
 METHOD_COLOURS = ("#0072B2", "#E69F00", "#C8C8C8", "#444444")
 """Apart for the colour-blind too."""
-_REGIONS = {"C": "cervical", "T": "thoracic", "L": "lumbar"}
 
 
 def curve(history: pd.DataFrame, shipped: pd.DataFrame | None = None) -> Figure:
@@ -119,7 +118,7 @@ def by_region(table: pd.DataFrame) -> Figure:
                 alpha=0.7,
             )
             axis.hlines(values.median(), place - 0.3, place + 0.3, color="k")
-        axis.set_xticks(range(len(regions)), [_REGIONS[letter] for letter in regions])
+        axis.set_xticks(range(len(regions)), [metrics.REGIONS[letter] for letter in regions])
         axis.set(title=label, xlim=(-0.6, len(regions) - 0.4))
         axis.set_ylim(0, None if column.endswith("_mm") else 1)
         axis.grid(axis="y", alpha=0.3)
@@ -222,7 +221,13 @@ def _vertebrae(axis: Axes, report: Report, measure: str) -> None:
         if here.any():
             marker = {"C": "^", "T": "o", "L": "s"}[letter]
             axis.scatter(
-                stated[here], table[measure][here], 24, color=colour, marker=marker, label=_REGIONS[letter], zorder=2
+                stated[here],
+                table[measure][here],
+                24,
+                color=colour,
+                marker=marker,
+                label=metrics.REGIONS[letter],
+                zorder=2,
             )
     low = 0.0 if unit else max(0.0, float(table[[measure, f"{measure}_stated"]].min(axis=None)) - 0.1)
     axis.set(title=f"vertebrae: {name}", xlabel=f"stated {name}{unit}", ylabel=f"observed {name}{unit}")

@@ -18,7 +18,7 @@ from transvert.files import InputError
 from transvert.volume import Volume
 
 SACRUM = 26
-USUAL = tuple(level for level in levels.NAMES if level not in (28, 25))
+USUAL = tuple(level for level in levels.NAMES if level not in levels.RARE)
 """The levels that most people have, from head to tail: without T13 and L6."""
 
 HALF_DEPTH_MM = np.interp(np.arange(25), [0, 6, 7, 8, 10, 14, 18, 21, 24], [8, 8.5, 9, 10.5, 12.5, 14.5, 16, 17.5, 18])

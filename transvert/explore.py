@@ -53,7 +53,7 @@ def pick_vertebra(truths: Sequence[Samples], made: Mapping[str, np.ndarray]) -> 
 
     def offer(_: Any) -> None:
         truth = by_name[subject.value]
-        level.options = [(levels.name(n), (truth.subject, row)) for row, n in enumerate(truth.levels)]
+        level.options = [(name, (truth.subject, row)) for row, name in enumerate(truth.names)]
         level.index = 0
 
     def follow(_: Any) -> None:

@@ -6,6 +6,8 @@ thirteenth thoracic vertebra 28. TotalSegmentator v2 counts upward from the sacr
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from transvert.files import InputError
@@ -22,6 +24,8 @@ NAMES: dict[int, str] = {
 NUMBERS: dict[str, int] = {name: number for number, name in NAMES.items()}
 VERTEBRAE: tuple[int, ...] = tuple(number for number in NAMES if number != 26)
 """The levels that can be reconstructed, from C1 down; the sacrum is not one of them."""
+RARE: tuple[int, ...] = (28, 25)
+"""T13 and L6, which most people do not have: never missed, never proposed."""
 
 TOTALSEGMENTATOR: dict[int, int] = {
     25: 26,
@@ -62,6 +66,13 @@ def in_order(levels: list[int] | set[int]) -> list[int]:
     """Levels from head to tail, which is not the order of their numbers (T13 is 28)."""
     order = list(NAMES)
     return sorted(levels, key=order.index)
+
+
+def between(given: Collection[int]) -> list[int]:
+    """The vertebrae from the uppermost to the lowermost of some given ones, head to tail; `RARE` ones only if given."""
+    order = [n for n in VERTEBRAE if n in given or n not in RARE]
+    places = [order.index(n) for n in given]
+    return order[min(places) : max(places) + 1] if places else []
 
 
 def to_verse(labels: np.ndarray, convention: str) -> np.ndarray:

@@ -224,22 +224,14 @@ def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         InputError: no such file, not safetensors, or not of this package.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"The weights {path} do not exist; train some with notebook 02 or `transvert train`.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path.name} is not a safetensors file, or is cut short ({error}).") from None
-    if metadata.get("format") != "transvert-weights/1":
-        raise InputError(f"{path.name} does not hold weights of this package.")
+    metadata, tensors = _read(Path(path))
     network = build(metadata["network"], **json.loads(metadata["options"]))
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
-        raise InputError(f"{path.name} holds weights that do not fit the network '{metadata['network']}'.") from None
+        raise InputError(
+            f"{Path(path).name} holds weights that do not fit the network '{metadata['network']}'."
+        ) from None
     return network.eval(), json.loads(metadata["card"]) | {"network": metadata["network"]}
 
 
@@ -250,9 +242,22 @@ def add_to_card(path: str | Path, **more: Any) -> None:
         InputError: as `load_weights`.
     """
     load_weights(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata, tensors = _read(Path(path))
     card = json.dumps(json.loads(metadata["card"]) | more)
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata | {"card": card}))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """The metadata and the tensors of a file of `save_weights`."""
+    if not path.is_file():
+        raise InputError(f"The weights {path} do not exist; train some with notebook 02 or `transvert train`.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is not a safetensors file, or is cut short ({error}).") from None
+    if metadata.get("format") != "transvert-weights/1":
+        raise InputError(f"{path.name} does not hold weights of this package.")
+    return metadata, tensors

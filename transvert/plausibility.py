@@ -201,8 +201,7 @@ def _check_labels(heights: np.ndarray, marked: list[int]) -> None:
 
 def _odd_levels(marks: Landmarks, learned: Collection[int] | None) -> list[str]:
     found, both = [], marks.levels
-    usual = [n for n in levels.VERTEBRAE if n in both or levels.name(n) not in ("T13", "L6")]
-    between = [n for n in usual[usual.index(both[0]) : usual.index(both[-1])] if n not in both]
+    between = [n for n in levels.between(both) if n not in both]
     found += [f"{levels.name(n)}: no landmarks between its neighbours', so the spine has a gap." for n in between]
     strange = [] if learned is None else [n for n in both if n not in learned]
     found += [f"{levels.name(n)}: the network has learned from no vertebra of this level." for n in strange]
@@ -236,7 +235,7 @@ def _odd_size(marks: Landmarks, views: tuple[View, View]) -> list[str]:
 
 def _odd_curves(marks: Landmarks, views: tuple[View, View]) -> list[str]:
     """What the spine's two curves tell of mirrored, swapped or doubled films; nothing where they are too short."""
-    marked = [n for n in marks.levels if levels.name(n) not in ("T13", "L6")]
+    marked = [n for n in marks.levels if n not in levels.RARE]
     if len(marked) < 3:
         return []
     points = _points(marks, views)
@@ -248,8 +247,9 @@ def _odd_curves(marks: Landmarks, views: tuple[View, View]) -> list[str]:
             return ["Both films show the same curve: are they two films from two sides, or one film twice?"]
     if len(marked) < CURVE_LEVELS:
         return []
-    usual = np.array([[0.0, 0.0, 0.0], *np.cumsum(proposal.usual().steps(_whole(marked))[0], axis=0)])
-    usual = usual[[_whole(marked).index(n) for n in marked]]
+    chain = levels.between(marked)
+    usual = np.array([[0.0, 0.0, 0.0], *np.cumsum(proposal.usual().steps(chain)[0], axis=0)])
+    usual = usual[[chain.index(n) for n in marked]]
     shape = _bend(usual[:, 2], usual[:, 1])
     sizes = [float(curve @ shape / (shape @ shape)) for curve in (across, forward)]
     alike = [
@@ -278,12 +278,6 @@ def _bend(z: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(N,) how far points lie off the straight line that fits them best, mm."""
     line = np.stack([z, np.ones_like(z)], axis=1)
     return values - line @ np.linalg.lstsq(line, values, rcond=None)[0]
-
-
-def _whole(marked: list[int]) -> list[int]:
-    """The usual levels from the first to the last of `marked`."""
-    usual = [n for n in levels.VERTEBRAE if levels.name(n) not in ("T13", "L6")]
-    return usual[usual.index(marked[0]) : usual.index(marked[-1]) + 1]
 
 
 def _all_pixels(marks: Landmarks, which: str) -> Pixels:

@@ -142,9 +142,7 @@ def _chain(clicked: set[int]) -> list[int]:
     """The levels from the uppermost to the lowermost clicked one, head to tail."""
     if len(clicked) < 2:
         raise InputError("A proposal fills in between clicked vertebrae: click at least two, better four.")
-    usual_levels = [n for n in levels.VERTEBRAE if n in clicked or levels.name(n) not in ("T13", "L6")]
-    first, *_, last = levels.in_order(clicked)
-    return usual_levels[usual_levels.index(first) : usual_levels.index(last) + 1]
+    return levels.between(clicked)
 
 
 def _pair(upper: int, lower: int) -> tuple[int, int]:

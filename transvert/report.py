@@ -7,7 +7,6 @@ It names neither files nor patients.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import matplotlib.pyplot as plt
 
-from transvert import clinical, record, render, samples, spine_charts, view
+from transvert import clinical, record, render, samples, view
 from transvert.files import atomic_path
 
 if TYPE_CHECKING:
     import trimesh
-    from matplotlib.figure import Figure
 
     from transvert.clinical import Reconstruction
     from transvert.film import Film
@@ -109,7 +107,7 @@ def write(
     """Writes the page, and beside it its pictures of the films and of the spine, `overlay.png` and `spine.png`.
 
     Args:
-        path: of the page, `report.html`.
+        path: of the page, `report.html`, in the folder that `clinical.write` has written.
         found: the reconstruction.
         films: the AP and the lateral film.
         meshes: its surfaces, as `clinical.write` gives them.
@@ -120,16 +118,15 @@ def write(
     titles = [f"{name} film" + (" (simulated)" if simulated else "") for name in ("AP", "lateral")]
     pictures = [f.pixels for f in films]
     overlay = view.films(pictures, found.views, titles, overlays=clinical.silhouettes(found), unit="grey value")
-    spine, sure = view.spine(found.labels), spine_charts.surface_sd(found.labels, meshes, found.calibration is not None)
-    for name, figure in (("overlay", overlay), ("spine", spine)):
-        view.save(figure, path.parent / f"{name}.png")
+    for name, figure in (("overlay", overlay), ("spine", view.spine(found.labels))):
+        plt.close(view.save(figure, path.parent / f"{name}.png"))
     columns = {
         key: title for key, title in _ROW.items() if any(row[key] is not None for row in found.posture["vertebrae"])
     }
     page = _template().render(
-        overlay=_embed(overlay),
-        spine=_embed(spine),
-        sure=_embed(sure),
+        overlay=_embed(path.parent / "overlay.png"),
+        spine=_embed(path.parent / "spine.png"),
+        sure=_embed(path.parent / "surface_sd.png"),
         turning=render.k3d_plot(meshes).get_snapshot(9),
         measures=rows(found.posture),
         uncertainty=found.posture.get("uncertainty"),
@@ -157,12 +154,9 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
 
 
-def _embed(figure: Figure) -> str:
-    """A figure as the address of an image that lies in the page; the figure is closed."""
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
+def _embed(picture: Path) -> str:
+    """A PNG file as the address of an image that lies in the page."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

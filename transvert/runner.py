@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,13 @@ def declared() -> dict[str, dict[str, Any]]:
     return {name: papermill.inspect_notebook(str(source(name))) for name in record.STAGES}
 
 
+def check_declared(parameters: Iterable[str], known: Mapping[str, Iterable[str]]) -> None:
+    """Raises InputError for parameters that none of the notebooks of `declared` has."""
+    unknown = set(parameters) - set().union(*known.values())
+    if unknown:
+        raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
+
+
 def source(name: str) -> Path:
     """The notebook of a stage."""
     return manifest.share_folder("notebooks") / f"{name}.ipynb"
@@ -132,9 +139,7 @@ def reproduce(
         KeyboardInterrupt: after the summary was written.
     """
     names, known = stages(start, stop), declared()
-    unknown = set(parameters) - set().union(*known.values())
-    if unknown:
-        raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
+    check_declared(parameters, known)
     summary = Summary(parameters["run"], record.runs_folder() / parameters["run"])
     with _alone(summary):
         for name in record.STAGES[: record.STAGES.index(names[0])]:

@@ -252,7 +252,7 @@ def write(store: str | Path, samples: Samples, digest: str = "") -> str:
         {
             "subject": samples.subject,
             "person": samples.person or samples.subject,
-            "level": [levels.name(level) for level in samples.levels],
+            "level": samples.names,
             "source": samples.source,
             "projection": samples.projection,
             "surroundings": samples.surroundings,

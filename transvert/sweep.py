@@ -138,9 +138,7 @@ def sweep(
         InputError: as `points` and `cluster.work`; or no notebook up to `stop` has a parameter of the grid.
     """
     names, known = runner.stages(start or "01", stop), runner.declared()
-    unknown = set(parameters) - set().union(*known.values())
-    if unknown:
-        raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
+    runner.check_declared(parameters, known)
     runs, folder = points(parameters, grid), record.runs_folder() / parameters["run"]
     upto = list(record.STAGES[: record.STAGES.index(names[-1]) + 1])
     shared = list(itertools.takewhile(lambda name: not set(grid) & set(known[name]), upto))

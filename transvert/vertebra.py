@@ -59,13 +59,11 @@ def in_order(vertebrae: Sequence[Vertebra]) -> list[Vertebra]:
 def gaps(vertebrae: Sequence[Vertebra]) -> list[str]:
     """Names of the levels that the spine lacks between its top and its bottom: absent, or reconstructed as nothing.
 
-    T13 and L6, which most people do not have, are never missed.
+    Those of `levels.RARE` are never missed.
     """
     given = [v.level for v in in_order(vertebrae)]
     there = {v.level for v in vertebrae if (v.probability >= THRESHOLD).any()}
-    usual = [n for n in levels.VERTEBRAE if n in given or levels.name(n) not in ("T13", "L6")]
-    between = usual[usual.index(given[0]) : usual.index(given[-1]) + 1] if given else []
-    return [levels.name(n) for n in between if n not in there]
+    return [levels.name(n) for n in levels.between(given) if n not in there]
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
