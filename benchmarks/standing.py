@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -27,18 +28,19 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from benchmarks.report import describe_machine
-from benchmarks.standing_report import CLICKS_MM, PREDICTORS, as_markdown
+from benchmarks.standing_report import CLICKS_MM, as_markdown
 from transvert import (
     clinical,
-    endplates,
     levels,
     manifest,
     mesh,
     metrics,
     patches,
+    placement,
     samples,
     stages,
     standing,
+    tilts,
     voxels,
 )
 from transvert.files import InputError, atomic_path, read_json, sha256, write_json
@@ -61,6 +63,12 @@ RUNS = {
     "skeleton": (("generic_skeleton", "myosim"),),
 }
 """Thoracolumbar runs: manifest and subject, and another one's that go on below."""
+
+CORNERED = (11, 19, 20, 24)
+"""T4, T12, L1, L5: of these bodies, and of the curve's ends, a reader marks the corners where only angles are wanted."""
+
+BODIES_MM = 2.0
+"""Landmarks of bodies are tried with clicks as unsteady as this at most."""
 
 TRIES = 50
 """So many curves are drawn for a posture until one is found that the bones can take,"""
@@ -145,40 +153,56 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
     films, views, isocentre = clinical.simulate(person.hu, seed=seed)
     truth = samples.cut(person.hu, person.labels, subject)
     alone = stages.score(truth, predict(network, truth.images(), mirror=True))
-    exact = standing.mark(person, views, isocentre)
+    true = standing.truth(person.stance)
+    cornered = sorted({n for n in (*CORNERED, int(true["upper"]), int(true["lower"])) if n in person.stance.plates})
+    exact = standing.mark(person, views, isocentre, cornered)
+    bodies = standing.mark_bodies(person, views, isocentre)
     person = replace(person, hu=Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))  # Its memory is needed below.
     solids = {level: fine(surface) for level, surface in person.surfaces.items()}
     runs, rows = [], []
+
+    def note(
+        predictor: str, click_mm: float, measured: dict[str, Any], here: Sequence[Vertebra] = (), **more: Any
+    ) -> None:
+        keys = {"subject": subject, "posture": number, "predictor": predictor, "click_mm": click_mm}
+        stated = {f"stated_{name}": value for name, value in vars(curve).items() if name != "convexity"}
+        run = {"seed": seed, "contested_voxels": person.contested} | stated | compare_posture(measured, person) | more
+        several = [compare(v, measured, person, solids[v.level]) for v in here]
+        if several:
+            run |= {"dice_alone": float(alone["dice"].mean()), "dice": float(np.mean([row["dice"] for row in several]))}
+            run |= {"vertebrae": len(several), "missing": len(solids) - len(several)}
+        if predictor == "network" and not click_mm:
+            there = {bone.level: bone for bone in bones}
+            for v, row in zip(here, several, strict=True):
+                row["aligned_assd_mm"] = aligned_mm(v, there[v.level])
+        runs.append(keys | run)
+        rows.extend(keys | row for row in several)
+
     for click_mm in CLICKS_MM:
         marks, again = click(exact, views, click_mm, seed)
+        plain = replace(marks, corners={which: {} for which in marks.corners})
         began = time.process_time()
-        found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
+        found = clinical.reconstruct(*films, plain, network, card=card, draws=0, click_mm=click_mm)
         seconds = time.process_time() - began
-        for predictor in PREDICTORS:
-            if predictor == ("oracle" if click_mm else "centred"):
-                continue  # The oracle sees the film, so that no click misleads it; without one both are the same.
-            if predictor == "network":
-                here, measured = found.vertebrae, found.posture
-            else:
-                here = true_shapes(person, solids, predictor, marks, views)
-                measured = posture(here, marks.s1(*views))
-            keys = {"subject": subject, "posture": number, "predictor": predictor, "click_mm": click_mm}
-            run, several = compare(here, measured, person, solids, curve)
-            run |= {"dice_alone": float(alone["dice"].mean()), "contested_voxels": person.contested}
-            if predictor == "network":
-                run |= {"seconds": seconds, "clicked_again": again}
-                if not click_mm:
-                    there = {bone.level: bone for bone in bones}
-                    for v, row in zip(here, several, strict=True):
-                        row["aligned_assd_mm"] = aligned_mm(v, there[v.level])
-            runs.append(keys | {"seed": seed} | run)
-            rows += [keys | row for row in several]
+        note("network", click_mm, found.posture, found.vertebrae, seconds=seconds, clicked_again=again)
+        evidence = tilts.gather(marks, views, marks.place(*views)[0], click_mm)
+        note("corners", click_mm, posture(found.vertebrae, marks.s1(*views), evidence=evidence))
+        note("shapes", click_mm, posture(found.vertebrae, marks.s1(*views)))
+        # The oracle sees the film, so that no click misleads it; without one both are the same.
+        predictor = "centred" if click_mm else "oracle"
+        here = true_shapes(person, solids, predictor, marks, views)
+        note(predictor, click_mm, posture(here, marks.s1(*views)), here)
+        if click_mm > BODIES_MM:
+            continue
+        middles, again = click(bodies, views, click_mm, seed)
+        found = clinical.reconstruct(*films, middles, network, card=card, draws=0, click_mm=click_mm)
+        note("bodies", click_mm, found.posture, found.vertebrae, clicked_again=again)
     write_json(_file(work, subject, number), {"runs": _plain(runs), "bones": _plain(rows)})
 
 
 def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -> tuple[Landmarks, int]:
     """Clicked landmarks that the program takes, and how many vertebrae had to be clicked again for that."""
-    marks = standing.click(exact, views, sd_mm, seed)
+    marks = placement.click(exact, views, sd_mm, np.random.default_rng(seed))
     again = 0
     for level in marks.levels:
         for attempt in range(RECLICKS):
@@ -187,7 +211,7 @@ def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -
                 alone.place(*views)
                 break
             except InputError:
-                other = standing.click(exact, views, sd_mm, seed + 7919 * (attempt + 1))
+                other = placement.click(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
                 again += 1
                 marks = replace(
                     marks,
@@ -231,55 +255,43 @@ def true_shapes(
     return vertebrae
 
 
-def compare(
-    vertebrae: list[Vertebra],
-    measured: dict[str, Any],
-    person: Standing,
-    solids: dict[int, Volume],
-    curve: standing.Curve,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A reconstruction beside a standing person: one row of the whole, and one for each vertebra."""
+def compare_posture(measured: dict[str, Any], person: Standing) -> dict[str, Any]:
+    """A posture beside that of the standing person: true, found and the error of each angle, and the plumb line's."""
     true, measures = standing.truth(person.stance), measured["measures"]
-    there = {v.level: v for v in vertebrae}
     angles = {
         "largest_cobb": measures["coronal_cobb"]["value"],
         "kyphosis": measures["thoracic_kyphosis"]["value"],
         "lordosis": measures["lumbar_lordosis"]["value"],
         "lordosis_s1": measures["lumbar_lordosis_l1_s1"]["value"],
     }
-    ends = [int(true["upper"]), int(true["lower"])]
-    try:
-        upper, lower = (endplates.fit(there[n]) for n in ends)
-        tilts = (n[0] / n[2] for n in (lower.inferior_normal, upper.superior_normal))
-        bent = np.degrees(np.arctan(list(tilts)))
-        angles["cobb"] = float(bent[0] - bent[1])
-    except (InputError, KeyError):
-        angles["cobb"] = None
+    leans = {row["level"]: (row["coronal_tilt_deg"], row["coronal_wedge_deg"] or 0.0) for row in measured["vertebrae"]}
+    upper, lower = (leans.get(levels.name(int(true[end])), (None, 0.0)) for end in ("upper", "lower"))
+    known_ends = upper[0] is not None and lower[0] is not None
+    angles["cobb"] = lower[0] - lower[1] / 2 - upper[0] - upper[1] / 2 if known_ends else None
     known = {**true, "largest_cobb_deg": abs(true["cobb_deg"])}  # To whichever side.
-    run: dict[str, Any] = {f"stated_{name}": value for name, value in vars(curve).items() if name != "convexity"}
+    run: dict[str, Any] = {}
     for name, value in angles.items():
         right = known.get(f"{name}_deg")
         error = None if value is None or right is None else value - right
         run |= {f"true_{name}_deg": right, f"found_{name}_deg": value, f"error_{name}_deg": error}
     plumb = measures["sagittal_vertical_axis"]["value"]
     run["error_plumb_mm"] = plumb - true["plumb_mm"] if plumb is not None and "plumb_mm" in true else None
-    turns = {levels.number(row["level"]): row["axial_rotation_deg"] for row in measured["vertebrae"]}
-    rows = []
-    for v in vertebrae:
-        # On the reconstruction's own voxels, so that no resampling counts as an error; with a rim for what it is off.
-        wide = replace(v, probability=np.pad(v.probability, RIM))
-        bone = wide.probability > 0.5
-        true_bone = onto(solids[v.level], wide.affine, len(bone)) > 0.5
-        box = ndimage.find_objects((bone | true_bone).astype(int))[0]
-        scores = metrics.compare(bone[box], true_bone[box], SPACING_MM)
-        off = Volume(bone, wide.affine).world(np.argwhere(bone).mean(0)) - person.centroids[v.level]
-        turn = person.stance.rotations_deg.get(v.level)
-        row = {"level": v.name, "dice": scores["dice"], "assd_mm": scores["assd_mm"], "true_rotation_deg": turn}
-        row |= {"centroid_mm": float(np.linalg.norm(off)), **dict(zip(OFF_MM, off.tolist(), strict=True))}
-        row["error_rotation_deg"] = None if turn is None or turns[v.level] is None else turns[v.level] - turn
-        rows.append(row)
-    run |= {"vertebrae": len(rows), "missing": len(solids) - len(rows)}
-    return run | {"dice": float(np.mean([row["dice"] for row in rows]))}, rows
+    return run
+
+
+def compare(v: Vertebra, measured: dict[str, Any], person: Standing, solid: Volume) -> dict[str, Any]:
+    """A vertebra beside the standing person's, on its own voxels, so that no resampling counts as an error."""
+    wide = replace(v, probability=np.pad(v.probability, RIM))
+    bone = wide.probability > 0.5
+    true_bone = onto(solid, wide.affine, len(bone)) > 0.5
+    box = ndimage.find_objects((bone | true_bone).astype(int))[0]
+    scores = metrics.compare(bone[box], true_bone[box], SPACING_MM)
+    off = Volume(bone, wide.affine).world(np.argwhere(bone).mean(0)) - person.centroids[v.level]
+    turn = person.stance.rotations_deg.get(v.level)
+    found = next(row["axial_rotation_deg"] for row in measured["vertebrae"] if row["level"] == v.name)
+    row = {"level": v.name, "dice": scores["dice"], "assd_mm": scores["assd_mm"], "true_rotation_deg": turn}
+    row |= {"centroid_mm": float(np.linalg.norm(off)), **dict(zip(OFF_MM, off.tolist(), strict=True))}
+    return row | {"error_rotation_deg": None if turn is None or found is None else found - turn}
 
 
 def aligned_mm(vertebra: Vertebra, bone: Bone) -> float:

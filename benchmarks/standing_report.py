@@ -9,7 +9,10 @@ import torch
 
 CLICKS_MM = (0.0, 2.0, 4.0)
 PREDICTORS = {
-    "network": "network",
+    "network": "landmarks of whole vertebrae; endplates lean as is likeliest by shapes and landmarks",
+    "corners": "the same shapes; beside the centroids the corners of six bodies or so are marked, clicked as the centroids are",
+    "bodies": "landmarks of the bodies' middles, as a reader sees them",
+    "shapes": "the first one's shapes alone: endplates as they were reconstructed",
     "oracle": "a perfect network: the true bone, as far as the patch's cube holds it",
     "centred": "the true shape, centred where the clicks place it",
 }

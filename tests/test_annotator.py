@@ -185,3 +185,17 @@ def test_the_browser_half_is_there_and_asks_for_nothing() -> None:
         text = (Path(annotator.__file__).parent / "static" / name).read_text(encoding="utf-8")
         for remote in ("https:", "http://", "import ", "@import", "url("):
             assert remote not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize("of", [landmarks.BODY, landmarks.VERTEBRA])
+def test_the_tool_says_what_is_to_be_marked_and_keeps_it(path: Path, of: str) -> None:
+    tool = Annotator(*_films(), replace(_truth(), of=of), path)
+    assert ("middle of each vertebral body" in tool.what) == (of == landmarks.BODY)
+    assert tool.landmarks.of == of
+    assert landmarks.read(tool.save()).of == of
+    tool.landmarks = replace(_truth(), of=landmarks.VERTEBRA)
+    assert "arch and processes included" in tool.what
+
+
+def test_new_marks_are_of_bodies(path: Path) -> None:
+    assert Annotator(*_films(), path=path).landmarks.of == landmarks.BODY

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from benchmarks import standing as benchmark
 from benchmarks import standing_report
-from transvert import chain, curve, drr, geometry, landmarks, levels, mesh, rest, standing, volume
+from transvert import chain, curve, drr, geometry, landmarks, levels, mesh, placement, rest, standing, tilts, volume
 from transvert.files import InputError
 from transvert.posture import posture
 from transvert.rest import Bone
@@ -303,19 +303,29 @@ def test_landmarks_lie_where_the_films_show_the_bones(person: standing.Standing)
         assert_allclose(end, person.stance.s1[name], atol=0.3)
 
 
-def test_clicks_stray_as_far_as_stated_and_alike_for_equal_seeds(person: standing.Standing) -> None:
+def test_corners_lie_where_the_endplates_end(person: standing.Standing) -> None:
     corners = person.hu.corners()
     views = tuple(geometry.covering_view(name, corners, 0.8, cone=True) for name in ("ap", "lateral"))
-    exact = standing.mark(person, views, corners.mean(0))
-    many = [standing.click(exact, views, 2.0, seed) for seed in range(300)]
-    for which, view in zip(landmarks.VIEWS, views, strict=True):
-        away = np.array([marks.centroids[which][L1] - exact.centroids[which][L1] for marks in many])
-        mm = away * view.pixel_mm / view.magnification(exact.isocentre)
-        assert_allclose(mm.std(0), 2.0, rtol=0.15)
-        assert_allclose(mm.mean(0), 0, atol=0.4)
-    again = standing.click(exact, views, 2.0, 7)
-    assert_array_equal(again.centroids["ap"][L1], many[7].centroids["ap"][L1])
-    assert_allclose(standing.click(exact, views, 0.0, 1).centroids["ap"][L1], exact.centroids["ap"][L1])
+    marks = standing.mark(person, views, corners.mean(0), [L1])
+    points = marks.place(*views)[0]
+    told = {(rim.superior, rim.plane): rim.tilt_deg for rim in tilts.rims(marks, views, points, 1.0)}
+    plates = person.stance.plates[L1]
+    for (superior, plane), tilt in told.items():
+        normal = plates.superior_normal if superior else plates.inferior_normal
+        assert tilt == pytest.approx(tilts.tilt_deg(normal, plane), abs=1.0)
+    assert len(told) == 4
+
+
+def test_middles_of_bodies_lead_back_to_whole_vertebrae(person: standing.Standing) -> None:
+    corners = person.hu.corners()
+    views = tuple(geometry.covering_view(name, corners, 0.8, cone=True) for name in ("ap", "lateral"))
+    bodies = standing.mark_bodies(person, views, corners.mean(0))
+    for level, point in bodies.place(*views)[0].items():
+        assert_allclose(point, person.stance.plates[level].body_centre, atol=1e-6)
+        assert point[1] - person.centroids[level][1] > 5
+    whole = placement.of_vertebrae(bodies, views)
+    for level, point in whole.place(*views)[0].items():
+        assert np.linalg.norm(point - person.centroids[level]) < 5
 
 
 def test_bones_that_no_mask_would_have_are_refused(template: Bone) -> None:

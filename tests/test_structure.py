@@ -87,6 +87,8 @@ ORDER = [
     "vertebra",
     "endplates",
     "symmetry",
+    "tilts",
+    "placement",
     "posture",
     "spine",
     "render",

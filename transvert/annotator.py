@@ -34,6 +34,11 @@ _STATIC = Path(__file__).parent / "static"
 _TITLES = {"ap": "AP", "pa": "PA", "left_lateral": "left lateral", "right_lateral": "right lateral"}
 _SIDES = {"ap": ["R", "L"], "lateral": ["front", "back"]}
 _MARKS = ("centroids", "corners", "s1_endplate", "proposed")
+_WHAT = {
+    landmarks.BODY: "Mark the middle of each vertebral body.",
+    landmarks.VERTEBRA: "Mark the centre of mass of each whole vertebra, arch and processes included: on the lateral film "
+    "near the back of its body.",
+}
 
 
 class Annotator(anywidget.AnyWidget):
@@ -42,6 +47,7 @@ class Annotator(anywidget.AnyWidget):
     Attributes:
         path: of the landmark file that "save" writes and "load" reads.
         message: what the tool last said to its user.
+        what: is to be marked, in words.
         height: of the pictures in the browser, pixels.
     """
 
@@ -55,6 +61,7 @@ class Annotator(anywidget.AnyWidget):
     told = traitlets.Dict().tag(sync=True)
     path = traitlets.Unicode().tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
+    what = traitlets.Unicode().tag(sync=True)
     height = traitlets.Int(640).tag(sync=True)
 
     def __init__(
@@ -85,7 +92,8 @@ class Annotator(anywidget.AnyWidget):
         self._films = {"ap": ap, "lateral": lateral}
         self._open(landmarks.empty() if marks is None else marks)
         pictures = [self._picture(which) for which in VIEWS]
-        super().__init__(films=pictures, marks=self._told_marks(), path=str(path), message=said, **traits)
+        told = {"what": _WHAT[self._of], "message": said, "path": str(path)}
+        super().__init__(films=pictures, marks=self._told_marks(), **told, **traits)
         self.on_msg(self._obey)
         self._refresh()
 
@@ -96,13 +104,14 @@ class Annotator(anywidget.AnyWidget):
         for view in views.values():
             if not view.get("proposed"):
                 view.pop("proposed", None)
-        content = {"schema": landmarks.SCHEMA, "isocentre_ras_mm": self._isocentre.tolist(), "views": views}
+        content: dict[str, Any] = {"schema": landmarks.SCHEMA, "centroids_of": self._of, "views": views}
+        content["isocentre_ras_mm"] = self._isocentre.tolist()
         return landmarks.from_dict(content, "What is marked", partial=True)
 
     @landmarks.setter
     def landmarks(self, marks: Landmarks) -> None:
         self._open(marks)
-        self.marks = self._told_marks()
+        self.what, self.marks = _WHAT[self._of], self._told_marks()
         self._refresh()
 
     def save(self, path: str | Path | None = None) -> Path:
@@ -143,7 +152,7 @@ class Annotator(anywidget.AnyWidget):
         views = {which: marks.view(which, picture) for which, picture in self._films.items()}
         content = marks.to_dict()["views"]
         self._views: dict[str, View] = views
-        self._isocentre = marks.isocentre
+        self._isocentre, self._of = marks.isocentre, marks.of
         self._given = {which: {key: content[which].get(key, {}) for key in _MARKS[:3]} for which in VIEWS}
         for which in VIEWS:
             self._given[which]["proposed"] = list(content[which].get("proposed", []))

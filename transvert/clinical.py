@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,14 @@ from transvert import (
     mesh,
     metrics,
     patches,
+    placement,
     plausibility,
     refine,
     samples,
     spacing,
     spine,
     spine_charts,
+    tilts,
     volume,
 )
 from transvert.confidence import Calibration, surface_sd_mm
@@ -61,6 +63,7 @@ class Reconstruction:
         posture: as `posture.posture` measures it, with its uncertainty where that was asked for.
         calibration: with which the probabilities are to be read; None where the weights have none.
         taken: how the AP and the lateral film were taken, and where their pixel size comes from.
+        click_mm: standard deviation of the landmarks, as it was told.
     """
 
     vertebrae: list[Vertebra]
@@ -71,6 +74,7 @@ class Reconstruction:
     posture: dict[str, Any]
     calibration: Calibration | None = None
     taken: tuple[Facts, Facts] = (Facts(), Facts())
+    click_mm: float = 2.0
 
 
 def simulate(
@@ -114,26 +118,19 @@ def write_films(
         films: AP and lateral.
         views: theirs.
         marks: the exact landmarks.
-        click_mm: standard deviation of the clicks, on the detector.
+        click_mm: standard deviation of the clicks, life-sized.
         seed: of the clicks.
 
     Returns:
         The AP and the lateral PNG and the landmark file.
     """
-    random = np.random.default_rng(seed)
     paths = []
     for which, picture, view in zip(samples.VIEWS, films, views, strict=True):
         grey = film.to_grey(picture.pixels, bits=8, window=None)
         paths.append(film.write_png(out / f"{which}.png", grey, view.pixel_mm))
         film.write_dicom(out / f"{which}.dcm", film.to_grey(picture.pixels, bits=16, window=None), view)
-    clicked = {
-        which: {
-            level: pixel + random.normal(0, click_mm, 2) / np.array(view.pixel_mm)
-            for level, pixel in marks.centroids[which].items()
-        }
-        for which, view in zip(samples.VIEWS, views, strict=True)
-    }
-    file = landmarks.write(out / "landmarks.json", Landmarks(marks.views, clicked, marks.isocentre))
+    clicked = placement.click(marks, views, click_mm, np.random.default_rng(seed))
+    file = landmarks.write(out / "landmarks.json", clicked)
     return paths[0], paths[1], file
 
 
@@ -169,8 +166,9 @@ def reconstruct(
         draws: how often the spine is reconstructed again from other clicks, for the posture's uncertainty; 0 for none.
             Each costs about as much as the spine itself. A standard deviation of 10 draws is itself within a quarter,
             one of 20 within a sixth.
-        click_mm: standard deviation of those clicks, down and across in each view, life-sized.
-        seed: of those clicks.
+        click_mm: standard deviation of the landmarks, down and across in each view, life-sized: 0 for exact ones. The less
+            it is, the more they count beside the shapes for how vertebrae lean.
+        seed: of the other clicks.
         refined: move each vertebra to where the films' edges are (`refine`, and benchmarks/refine.md for what it gains).
 
     Returns:
@@ -184,6 +182,7 @@ def reconstruct(
     views = marks.view("ap", ap), marks.view("lateral", lateral)
     learned = [levels.number(name) for name in card["levels"]] if "levels" in card else None
     warnings = plausibility.check(marks, views, (ap, lateral), learned)
+    marks = placement.of_vertebrae(marks, views)
     points, residuals = marks.place(*views)
     calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
     films = ap.pixels, lateral.pixels
@@ -192,24 +191,28 @@ def reconstruct(
         given = refine.refine(given, films, views)
     vertebrae = [v for v in given if (v.probability > 0.5).any()]
     labels = spine.assemble(vertebrae)
-    measured = posture(vertebrae, marks.s1(*views))
+    measured = posture(vertebrae, marks.s1(*views), evidence=tilts.gather(marks, views, points, click_mm))
     if draws:
-        others = [
-            posture(
-                _find(films, views, clicked.centroids, placed, partial(predict, network)),
-                clicked.s1(*views),
-                like=measured,
-            )
-            for clicked, placed in _clicked_again(marks, views, [v.level for v in vertebrae], draws, click_mm, seed)
-        ]
+        random, others, known = np.random.default_rng(seed), [], {v.level for v in vertebrae}
+        for _ in range(draws):
+            clicked = placement.click(marks, views, click_mm, random)
+            placed = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in known}
+            again = _find(films, views, clicked.centroids, placed, partial(predict, network))
+            evidence = replace(tilts.gather(clicked, views, placed, click_mm), random=random)
+            others.append(posture(again, clicked.s1(*views), like=measured, evidence=evidence))
         measured = with_spread(
-            measured, others, f"clicks of {click_mm:g} mm standard deviation in each view; nothing else"
+            measured,
+            others,
+            f"clicks of {click_mm:g} mm standard deviation in each view, and endplates that lean as differently as those of "
+            "people held out do",
         )
     found = {v.level for v in vertebrae}
     warnings += [f"{v.name}: nothing was found, left out." for v in given if v.level not in found]
     taken = [spacing.measure(f, marks.views[w], w).facts for w, f in zip(samples.VIEWS, (ap, lateral), strict=True)]
     warnings += [f"The {w} film: {note}" for w, known in zip(samples.VIEWS, taken, strict=True) for note in known.notes]
-    return Reconstruction(vertebrae, labels, views, residuals, warnings, measured, calibration, (taken[0], taken[1]))
+    return Reconstruction(
+        vertebrae, labels, views, residuals, warnings, measured, calibration, (taken[0], taken[1]), click_mm
+    )
 
 
 def _find(
@@ -233,25 +236,6 @@ def _answer(network: nn.Module, images: np.ndarray, calibration: Calibration | N
     if calibration is None:
         return predict(network, images, mirror=True)
     return ask(network, images, calibration.jitter).probability
-
-
-def _clicked_again(
-    marks: Landmarks, views: tuple[View, View], wanted: Sequence[int], draws: int, click_mm: float, seed: int
-) -> Iterator[tuple[Landmarks, dict[int, np.ndarray]]]:
-    """The landmarks as they might have been clicked as well, and where they place the wanted levels."""
-    random = np.random.default_rng(seed)
-
-    def moved(pixels: Mapping[Any, np.ndarray], view: View) -> dict[Any, np.ndarray]:
-        sd = click_mm * view.magnification(marks.isocentre) / np.array(view.pixel_mm)
-        return {name: pixel + random.normal(0, sd) for name, pixel in pixels.items()}
-
-    for _ in range(draws):
-        by_view = list(zip(samples.VIEWS, views, strict=True))
-        centroids = {which: moved(marks.centroids[which], view) for which, view in by_view}
-        ends = {which: moved(marks.s1_endplate[which], view) for which, view in by_view}
-        pairs = {level: [centroids[which][level] for which in samples.VIEWS] for level in wanted}
-        points = {level: geometry.triangulate(views[0], a, views[1], b)[0] for level, (a, b) in pairs.items()}
-        yield replace(marks, centroids=centroids, s1_endplate=ends), points
 
 
 def measures(found: Reconstruction, truth: Samples | None = None) -> pd.DataFrame:

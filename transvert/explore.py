@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import nn
 
-from transvert import clinical, film, levels, mesh, render
+from transvert import clinical, film, levels, mesh, placement, render, tilts
 from transvert.clinical import Reconstruction
 from transvert.files import InputError
 from transvert.film import Film
@@ -129,6 +129,7 @@ class MovedLandmark:
         card: Mapping[str, Any] | None = None,
     ) -> None:
         self._films, self._network, self._card = films, network, card
+        marks = placement.of_vertebrae(marks, found.views)
         self._marks_before, self._before = marks, found
         self.marks, self.found = marks, found
 
@@ -149,9 +150,11 @@ class MovedLandmark:
         )
         marks.place(*views)
         alone = replace(marks, centroids={which: {level: moved[which]} for which in VIEWS})
-        again = clinical.reconstruct(*self._films, alone, self._network, card=self._card, draws=0).vertebrae
-        vertebrae = [v for v in self.found.vertebrae if v.level != level] + again
-        measured = posture(vertebrae, marks.s1(*views))
+        click_mm = self.found.click_mm
+        again = clinical.reconstruct(*self._films, alone, self._network, card=self._card, draws=0, click_mm=click_mm)
+        vertebrae = [v for v in self.found.vertebrae if v.level != level] + again.vertebrae
+        evidence = tilts.gather(marks, views, marks.place(*views)[0], click_mm)
+        measured = posture(vertebrae, marks.s1(*views), evidence=evidence)
         self.marks, self.found = marks, replace(self.found, vertebrae=vertebrae, posture=measured)
 
     def angles(self) -> str:

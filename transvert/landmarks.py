@@ -9,6 +9,9 @@ One JSON file holds both views:
                    "source_to_isocentre_mm": 1500, "centroids": {"T1": [120.5, 311.0], "T2": [152.0, 309.5]}},
        "lateral": {"name": "left_lateral", ...}}}
 
+Beside `"schema"`, `"centroids_of": "body"` tells that the middles of vertebral bodies are marked; without it a centroid
+is the whole vertebra's centre of mass, arch and processes included, which lies 8 to 18 mm behind its body's.
+
 A centroid is `[row, column]` in pixels of the picture that the film's file stores, as any viewer shows it, or of the film
 as `film.read` turns it where the view says `"counted_on": "film"`; `Landmarks.on` goes from the one to the other. `pixel_mm`
 (row, column, on the detector) and the distances may be left out where the film file states them, and the pixel size may be
@@ -53,6 +56,9 @@ RESIDUAL_LIMIT_MM = 10.0
 RESIDUAL_WARNING_MM = 4.0
 """From here on a careful reader looks again."""
 
+VERTEBRA, BODY = "vertebra", "body"
+"""What centroids are of: of whole vertebrae, as their centres of mass, or of their bodies."""
+
 Pixels = dict[str, np.ndarray]  # A part's name to its row and column.
 _NAMES = ("ap", "left_lateral")
 _MARKS = ("centroids", "corners", "s1_endplate")
@@ -68,6 +74,7 @@ class Landmarks:
         isocentre: (3,) RAS mm.
         corners: "ap" and "lateral" to level to some of `CORNERS` to (2,) row and column.
         s1_endplate: "ap" and "lateral" to some of `ENDS` to (2,) row and column.
+        of: what the centroids are of, `VERTEBRA` or `BODY`.
     """
 
     views: Mapping[str, Mapping[str, Any]]
@@ -75,6 +82,7 @@ class Landmarks:
     isocentre: np.ndarray
     corners: Mapping[str, Mapping[int, Pixels]] = field(default_factory=lambda: {which: {} for which in VIEWS})
     s1_endplate: Mapping[str, Pixels] = field(default_factory=lambda: {which: {} for which in VIEWS})
+    of: str = VERTEBRA
 
     @property
     def levels(self) -> list[int]:
@@ -141,19 +149,25 @@ class Landmarks:
         except (TypeError, IndexError, ValueError) as error:
             raise InputError(f"The '{which}' view of the landmark file is garbled ({error}).") from None
 
+    def triangulate(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
+        """As `place`, without a look at whether that can be right."""
+        points, residuals = {}, {}
+        for level in self.levels:
+            one, other = (self.centroids[which][level] for which in VIEWS)
+            points[level], residuals[level] = geometry.triangulate(ap, one, lateral, other)
+        return points, residuals
+
     def place(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
         """Each level's centroid in space (3,) RAS mm, and by how many mm its two rays miss each other.
 
         Raises:
             InputError: the two landmarks of one level do not belong together, or a level stands above a higher one.
         """
-        points, residuals = {}, {}
-        for level in self.levels:
-            one, other = (self.centroids[which][level] for which in VIEWS)
-            points[level], residuals[level] = geometry.triangulate(ap, one, lateral, other)
-            if residuals[level] > RESIDUAL_LIMIT_MM:
+        points, residuals = self.triangulate(ap, lateral)
+        for level, residual in residuals.items():
+            if residual > RESIDUAL_LIMIT_MM:
                 raise InputError(
-                    f"The two landmarks of {levels.name(level)} disagree by {residuals[level]:.0f} mm: "
+                    f"The two landmarks of {levels.name(level)} disagree by {residual:.0f} mm: "
                     "check the level, the row, and the films' pixel spacing."
                 )
         heights = [points[level][2] for level in self.levels]
@@ -187,7 +201,8 @@ class Landmarks:
             views[which]["centroids"] = _lists({levels.name(n): pixel for n, pixel in self.centroids[which].items()})
             views[which] |= {"corners": corners} if corners else {}
             views[which] |= {"s1_endplate": _lists(self.s1_endplate[which])} if self.s1_endplate[which] else {}
-        return {"schema": SCHEMA, "isocentre_ras_mm": self.isocentre.tolist(), "views": views}
+        said = {"centroids_of": self.of} if self.of != VERTEBRA else {}
+        return {"schema": SCHEMA, **said, "isocentre_ras_mm": self.isocentre.tolist(), "views": views}
 
 
 def read(path: str | Path, *, partial: bool = False) -> Landmarks:
@@ -240,17 +255,21 @@ def from_dict(content: Any, where: str = "The landmark file", *, partial: bool =
     isocentre = _numbers(content.get("isocentre_ras_mm", (0, 0, 0)))
     if isocentre.shape != (3,) or not np.isfinite(isocentre).all():
         raise InputError(f"{where} has an 'isocentre_ras_mm' that is not three numbers.")
+    of = content.get("centroids_of", VERTEBRA)
+    if of not in (VERTEBRA, BODY):
+        raise InputError(f"{where} has 'centroids_of': {of!r}; use '{VERTEBRA}' or '{BODY}'.")
     said = {which: {k: v for k, v in view.items() if k not in _MARKS} for which, view in views.items()}
-    found = Landmarks(said, centroids, isocentre, corners, ends)
+    found = Landmarks(said, centroids, isocentre, corners, ends, of)
     if not partial and not found.levels:
         raise InputError(f"{where} marks no vertebra in both views.")
     return found
 
 
 def empty() -> Landmarks:
-    """No marks yet, on cone views at the default distances."""
+    """No marks yet, on cone views at the default distances; a reader will mark bodies."""
     nothing: dict[str, dict[int, np.ndarray]] = {which: {} for which in VIEWS}
-    return Landmarks({which: {"name": name} for which, name in zip(VIEWS, _NAMES, strict=True)}, nothing, np.zeros(3))
+    views = {which: {"name": name} for which, name in zip(VIEWS, _NAMES, strict=True)}
+    return Landmarks(views, nothing, np.zeros(3), of=BODY)
 
 
 def write(path: str | Path, landmarks: Landmarks) -> Path:

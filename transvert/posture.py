@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from transvert import endplates, levels, symmetry
+from transvert import endplates, levels, symmetry, tilts
 from transvert.endplates import Endplates, Sacrum, unit
 from transvert.files import InputError, atomic_path, write_json
+from transvert.tilts import CORONAL, SAGITTAL, Evidence, tilt_deg
 from transvert.vertebra import Vertebra, gaps, in_order
 
 SCHEMA = "transvert-posture/1"
 LEAST_CURVE_DEG = 10.0
 """A coronal curve below this is no scoliosis (Scoliosis Research Society), and no further curve is told of."""
-_SAGITTAL, _CORONAL = 1, 0  # the component in which a normal leans
 _C7, _T1, _T4, _T5, _T12, _L1, _L5, _L6, _S1 = 7, 8, 11, 12, 19, 20, 24, 25, 26
 _TRUNK = levels.VERTEBRAE[7:]  # below the neck, whose small endplates would put noise into a maximum
 
@@ -97,6 +97,7 @@ _COLUMNS: dict[str, tuple[str | None, str]] = {
         f"normal of the symmetry plane in the horizontal plane; positive if the front is turned to the left ({_STOKES})",
     ),
     "wedge_deg": ("deg", "sagittal, superior to inferior endplate; positive if lower at the front"),
+    "coronal_wedge_deg": ("deg", "coronal, superior to inferior endplate; positive if lower at the right"),
     "anterior_mm": ("mm", f"body height between the endplates' planes, at the front ({_GENANT})"),
     "middle_mm": ("mm", "body height between the endplates' planes, at the centre"),
     "posterior_mm": ("mm", "body height between the endplates' planes, at the back"),
@@ -112,6 +113,7 @@ def posture(
     vertebrae: Sequence[Vertebra],
     s1: Mapping[str, np.ndarray] | None = None,
     like: Mapping[str, Any] | None = None,
+    evidence: Evidence | None = None,
 ) -> dict[str, Any]:
     """Measures the spine: its curves, its balance, and a row for each vertebra.
 
@@ -121,6 +123,8 @@ def posture(
             balance, the sacral slope and the lordosis down to S1 need these landmarks from the films.
         like: an earlier posture of nearly the same spine. Its curves' end levels are held, and rotations are looked for
             near its own: so that what is measured is the same again.
+        evidence: what is known beside the shapes; then endplates lean as is likeliest (`tilts`), and not as they were
+            reconstructed.
 
     Returns:
         JSON-ready, schema `SCHEMA`. An entry of `measures` has `value` (None if it cannot be told), `unit`,
@@ -133,14 +137,15 @@ def posture(
         InputError: a level occurs twice, or is not a vertebra; S1's ends make no endplate.
     """
     vertebrae = in_order(vertebrae)
-    found: dict[int, Endplates | Sacrum] = {}
+    plates: dict[int, Endplates] = {}
     why = {number: f"{name} is not in this spine." for number, name in levels.NAMES.items()}
     why[_S1] = "S1 is not known: mark both ends of its upper endplate on both films."
     for vertebra in vertebrae:
         try:
-            found[vertebra.level] = endplates.fit(vertebra)
+            plates[vertebra.level] = endplates.fit(vertebra)
         except InputError as error:
             why[vertebra.level] = str(error)
+    found: dict[int, Endplates | Sacrum] = dict(plates if evidence is None else tilts.weigh(plates, evidence))
     if s1:
         found[_S1] = endplates.sacrum(s1)
     measures = {}
@@ -159,6 +164,7 @@ def posture(
     return {
         "schema": SCHEMA,
         "frame": "RAS mm: x to the patient's right, y to the front, z to the head",
+        "endplates": "as reconstructed" if evidence is None else "likeliest by their shapes and the landmarks",
         "missing_levels": gaps(vertebrae),
         "measures": measures,
         "curves": [_rounded(curve) for curve in curves],
@@ -228,9 +234,9 @@ def _measure(name: str, found: Mapping[int, Any], like: Mapping[str, Any]) -> di
     """The value of one of `_MEASURES`, once all it needs is known; between the end levels of `like`, if it has any."""
     if name in _ANGLES:
         sign, upper, lower = _ANGLES[name]
-        return {"value": sign * _angle(found[upper], found[lower], _SAGITTAL)}
+        return {"value": sign * _angle(found[upper], found[lower], SAGITTAL)}
     if name == "sacral_slope":
-        return {"value": _tilt(found[_S1].superior_normal, _SAGITTAL)}
+        return {"value": tilt_deg(found[_S1].superior_normal, SAGITTAL)}
     if name in ("largest_kyphosis", "coronal_cobb"):
         held = _ends(like) if like.get("upper") else None
         if held and not set(held) <= set(found):
@@ -238,11 +244,11 @@ def _measure(name: str, found: Mapping[int, Any], like: Mapping[str, Any]) -> di
         if name == "coronal_cobb":
             return _curve(found, *(held or _steepest(found, _trunk(found))), like)
         pairs = [held] if held else combinations(_trunk(found), 2)
-        angle, upper, lower = max((_angle(found[a], found[b], _SAGITTAL), a, b) for a, b in pairs)
+        angle, upper, lower = max((_angle(found[a], found[b], SAGITTAL), a, b) for a, b in pairs)
         return {"value": angle, "upper": levels.name(upper), "lower": levels.name(lower)}
     if name == "sagittal_vertical_axis":
-        return {"value": (found[_C7].body_centre - found[_S1].posterior)[_SAGITTAL]}
-    return {"value": (found[_C7].body_centre - found[_S1].superior_centre)[_CORONAL]}
+        return {"value": (found[_C7].body_centre - found[_S1].posterior)[SAGITTAL]}
+    return {"value": (found[_C7].body_centre - found[_S1].superior_centre)[CORONAL]}
 
 
 def _curves(found: Mapping[int, Any], trunk: list[int]) -> list[dict[str, Any]]:
@@ -259,7 +265,7 @@ def _curves(found: Mapping[int, Any], trunk: list[int]) -> list[dict[str, Any]]:
 
 def _steepest(found: Mapping[int, Any], trunk: list[int]) -> tuple[int, int]:
     """The two levels between whose endplates the coronal angle is largest."""
-    return max(combinations(trunk, 2), key=lambda pair: abs(_angle(found[pair[0]], found[pair[1]], _CORONAL)))
+    return max(combinations(trunk, 2), key=lambda pair: abs(_angle(found[pair[0]], found[pair[1]], CORONAL)))
 
 
 def _curve(found: Mapping[int, Any], upper: int, lower: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +273,7 @@ def _curve(found: Mapping[int, Any], upper: int, lower: int, like: Mapping[str, 
 
     The apex is the vertebra in between whose body bulges farthest from the line between the end vertebrae's bodies.
     """
-    angle = _angle(found[upper], found[lower], _CORONAL)
+    angle = _angle(found[upper], found[lower], CORONAL)
     # Above its apex a curve leans away from the side to which it bulges.
     side = like.get("convexity") or ("left" if angle > 0 else "right")
     away = -1 if side == "left" else 1
@@ -277,7 +283,7 @@ def _curve(found: Mapping[int, Any], upper: int, lower: int, like: Mapping[str, 
     for level in trunk[trunk.index(upper) + 1 : trunk.index(lower)]:
         middle = found[level].body_centre
         share = (middle[2] - bottom[2]) / (top[2] - bottom[2])
-        bulges[level] = away * (middle - bottom - share * (top - bottom))[_CORONAL]
+        bulges[level] = away * (middle - bottom - share * (top - bottom))[CORONAL]
     apex = levels.name(max(bulges, key=lambda level: bulges[level])) if bulges else None
     ends = {"upper": levels.name(upper), "lower": levels.name(lower), "apex": apex, "convexity": side}
     return {"value": -away * angle, **ends}
@@ -299,9 +305,9 @@ def _row(
     if here is None:
         return _rounded(row | {"reason": why[v.level]})
     mean = here.superior_normal + here.inferior_normal
-    row |= {"sagittal_tilt_deg": _tilt(mean, _SAGITTAL), "coronal_tilt_deg": _tilt(mean, _CORONAL)}
+    row |= {"sagittal_tilt_deg": tilt_deg(mean, SAGITTAL), "coronal_tilt_deg": tilt_deg(mean, CORONAL)}
     row |= {"anterior_mm": here.anterior_mm, "middle_mm": here.middle_mm, "posterior_mm": here.posterior_mm}
-    row["wedge_deg"] = _angle(here, here, _SAGITTAL)
+    row |= {"wedge_deg": _angle(here, here, SAGITTAL), "coronal_wedge_deg": _angle(here, here, CORONAL)}
     next_level = below.level if below is not None and not gaps([v, below]) else None
     if below is None and v.level in (_L5, _L6):
         next_level = _S1
@@ -318,12 +324,7 @@ def _angle(upper: Any, lower: Any, component: int) -> float:
     Of the sacrum only the superior endplate is known.
     """
     last = lower.superior_normal if isinstance(lower, Sacrum) else lower.inferior_normal
-    return _tilt(upper.superior_normal, component) - _tilt(last, component)
-
-
-def _tilt(normal: np.ndarray, component: int) -> float:
-    """How far a normal leans from upright in the sagittal or the coronal plane, degrees."""
-    return float(np.degrees(np.arctan2(normal[component], normal[2])))
+    return tilt_deg(upper.superior_normal, component) - tilt_deg(last, component)
 
 
 def _spread(entry: Mapping[str, Any], draws: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

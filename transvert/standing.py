@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -33,7 +33,7 @@ from transvert.volume import Volume
 if TYPE_CHECKING:
     import trimesh
 
-__all__ = ["Curve", "Standing", "build", "click", "draw_curve", "join", "mark", "open_bones", "stand", "truth"]
+__all__ = ["Curve", "Standing", "build", "draw_curve", "join", "mark", "mark_bodies", "open_bones", "stand", "truth"]
 
 SPACING_MM = 1.0
 _RIM = 3  # Voxels of nothing around the labels, so that no bone touches their border.
@@ -113,33 +113,51 @@ def truth(stance: Stance) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def mark(person: Standing, views: tuple[View, View], isocentre: np.ndarray) -> Landmarks:
-    """The exact landmarks of a standing person on the AP and the lateral film: all centroids, and S1's endplate."""
-    marks = landmarks.project(*views, isocentre, person.centroids)
-    ends = {
-        which: {name: view.project(person.stance.s1[name]) for name in landmarks.ENDS[which]}
-        for which, view in zip(landmarks.VIEWS, views, strict=True)
-    }
-    return replace(marks, s1_endplate=ends)
-
-
-def click(marks: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -> Landmarks:
-    """Exact landmarks as an unsteady hand would click them.
+def mark(person: Standing, views: tuple[View, View], isocentre: np.ndarray, cornered: Sequence[int] = ()) -> Landmarks:
+    """The exact landmarks of a standing person on the AP and the lateral film: all centroids, and S1's endplate.
 
     Args:
-        marks: the exact ones.
+        person: who stands.
         views: AP and lateral.
-        sd_mm: standard deviation of each click down and across, life-sized: on the detector it is as much larger as the
-            isocentre is magnified.
-        seed: of the hand.
+        isocentre: (3,) RAS mm.
+        cornered: levels of whose bodies the corners are marked too: where an endplate's plane ends on a film.
     """
-    random = np.random.default_rng(seed)
-    moved: dict[str, dict[str, Any]] = {"centroids": {}, "s1_endplate": {}}
-    for which, view in zip(landmarks.VIEWS, views, strict=True):
-        pixels = sd_mm * view.magnification(marks.isocentre) / np.array(view.pixel_mm)
-        for kind, places in (("centroids", marks.centroids[which]), ("s1_endplate", marks.s1_endplate[which])):
-            moved[kind][which] = {name: at + random.standard_normal(2) * pixels for name, at in places.items()}
-    return replace(marks, centroids=moved["centroids"], s1_endplate=moved["s1_endplate"])
+    marks = landmarks.project(*views, isocentre, person.centroids)
+    by_view = list(zip(landmarks.VIEWS, views, strict=True))
+    ends = {
+        which: {name: view.project(person.stance.s1[name]) for name in landmarks.ENDS[which]} for which, view in by_view
+    }
+    corners = {
+        which: {
+            n: {k: view.project(at) for k, at in _corners(person.stance.plates[n], which).items()} for n in cornered
+        }
+        for which, view in by_view
+    }
+    return replace(marks, s1_endplate=ends, corners=corners)
+
+
+def mark_bodies(person: Standing, views: tuple[View, View], isocentre: np.ndarray) -> Landmarks:
+    """As `mark`, but the middles of the bodies, as a reader sees them; of C1 and C2 the centroids."""
+    marks, plates = mark(person, views, isocentre), person.stance.plates
+    middles = {n: plates[n].body_centre if n in plates else at for n, at in person.centroids.items()}
+    bodies = landmarks.project(*views, isocentre, middles)
+    return replace(marks, centroids=bodies.centroids, of=landmarks.BODY)
+
+
+def _corners(plates: endplates.Endplates, which: str) -> dict[str, np.ndarray]:
+    """Of one view, each corner of a body to (3,) RAS mm."""
+    found: dict[str, np.ndarray] = {}
+    for end, centre, normal in (
+        ("superior", plates.superior_centre, plates.superior_normal),
+        ("inferior", plates.inferior_centre, plates.inferior_normal),
+    ):
+        right = endplates.unit(np.array([1.0, 0.0, 0.0]) - normal[0] * normal)
+        if which == "ap":
+            names, reach = ("right", "left"), right * plates.width_mm / 2
+        else:
+            names, reach = ("anterior", "posterior"), np.cross(normal, right) * plates.depth_mm / 2
+        found |= {f"{names[0]}_{end}": centre + reach, f"{names[1]}_{end}": centre - reach}
+    return found
 
 
 def _label(surfaces: Mapping[int, trimesh.Trimesh]) -> tuple[Volume, int]:

@@ -373,6 +373,7 @@ class App {
     this.path = element("input", { type: "text", "aria-label": "file of the landmarks", value: model.get("path"), size: 26,
       onchange: () => { model.set("path", this.path.value); model.save_changes(); } });
     this.table = element("tbody");
+    this.what = element("div", { class: "tv-what" });
     this.message = element("div", { class: "tv-message", role: "status", "aria-live": "polite" });
     this.root = element("div", { class: "tv-annotator", "data-lm-suppress-shortcuts": "true", style: `--tv-height: ${model.get("height")}px` },
       element("div", { class: "tv-row" },
@@ -383,6 +384,7 @@ class App {
         button("accept", "confirm all that is proposed", () => this.accept()),
         button("check", "look for what cannot be right", send("check")),
         element("span", { class: "tv-right" }, this.path, button("save", "save to the file", send("save")), button("load", "load the file", send("load")))),
+      this.what,
       this.message,
       element("div", { class: "tv-films" }, ...this.panes.map((pane) => pane.root),
         element("div", { class: "tv-list" }, element("table", {}, element("thead", {}, element("tr", {}, ...["level", "AP", "lateral", "rays apart"].map((title) => element("th", {}, title)))), this.table))));
@@ -399,10 +401,12 @@ class App {
     el.append(this.root);
     this.listeners = {
       "change:told": () => { this.told = model.get("told"); this.draw(); },
+      "change:what": () => (this.what.textContent = model.get("what")),
       "change:message": () => (this.message.textContent = model.get("message")),
       "change:path": () => (this.path.value = model.get("path")),
     };
     for (const [name, listener] of Object.entries(this.listeners)) model.on(name, listener);
+    this.what.textContent = model.get("what");
     this.message.textContent = model.get("message");
     this.draw();
   }

