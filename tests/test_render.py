@@ -18,6 +18,7 @@ import pytest
 import trimesh
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import ndimage
 
 from transvert import levels, progress, render
 from transvert.files import InputError
@@ -84,6 +85,13 @@ def test_brightness_is_lit_from_the_upper_left_and_within_bounds() -> None:
     assert inside[upper_left].mean() > inside[lower_right].mean() + 0.1
     assert np.isfinite(depth).sum() == len(inside)
     assert depth[N, N] == np.nanmin(depth)  # the ball's middle is nearest
+
+
+def test_slopes_at_some_voxels_are_sobel_s_at_the_rim_too() -> None:
+    field = np.random.default_rng(0).random((5, 6, 7))
+    voxels = np.argwhere(field > 0.3)
+    expected = np.stack([ndimage.sobel(field, axis)[tuple(voxels.T)] for axis in range(3)], axis=-1)
+    assert_allclose(render._slopes(field, voxels), expected, atol=1e-5)
 
 
 def test_nothing_is_an_empty_picture() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -166,6 +168,85 @@ def test_a_stored_scale_and_a_trailing_axis_are_undone(tmp_path: Path) -> None:
     image.header.set_slope_inter(1, -1024)
     nibabel.save(image, tmp_path / "a.nii")
     assert_array_equal(volume.read_ct(tmp_path / "a.nii").data, _ct())
+
+
+STORED = {
+    "int16": (np.int16, None, None),
+    "int16, shifted": (np.int16, 1, -1024),
+    "int16, scaled": (np.int16, 0.3, 11.7),
+    "uint8, scaled": (np.uint8, 10.1, -1000),
+    "uint16, big-endian": (">u2", 1, -1024),
+    "float32": (np.float32, None, None),
+    "float64, scaled": (np.float64, 0.7, 3),
+}
+"""As what a file stores its values, and its slope and intercept."""
+
+
+def _stored(kind: str, path: Path, shape: tuple[int, ...] = (7, 6, 9)) -> Path:
+    """HU from -1000 to about 1500, stored one way or another."""
+    dtype, slope, inter = STORED[kind]
+    a, b = slope or 1, inter or 0
+    values = np.random.default_rng(3).integers(-1000, 1500, shape)
+    raw = np.rint((values - b) / a) if np.dtype(dtype).kind in "iu" else (values - b) / a
+    header = nibabel.Nifti1Header(endianness=">" if str(dtype).startswith(">") else "<")
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(slope, inter)
+    header.set_sform(np.diag([-1, -1, 1, 1]) @ _affine(), 1)  # LPS
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    # `nibabel.save` would choose a scale of its own.
+    content = header.binaryblock + bytes(4) + raw.astype(dtype).tobytes(order="F")
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**20], ids=["slice by slice", "some slices", "all at once"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", STORED)
+def test_stored_values_are_scaled_as_nibabel_scales_them(
+    kind: str, ending: str, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "_AT_ONCE", at_once)
+    path = _stored(kind, tmp_path / f"a{ending}")
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    found = volume.read_ct(path)
+    assert np.ptp(image.get_fdata()) > 2000
+    assert_array_equal(found.data, image.get_fdata().astype(np.float32))
+    assert_allclose(found.affine, image.affine, atol=1e-9)
+    assert found.data.flags.c_contiguous
+
+
+@pytest.mark.parametrize("kind", ["int16, shifted", "float32", "float64, scaled"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_reading_holds_little_more_than_the_volume(
+    kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "_AT_ONCE", 2**14)
+    path = _stored(kind, tmp_path / f"a{ending}", (128, 128, 100))
+    volume.read_ct(path)  # Whatever the first time imports.
+    tracemalloc.start()
+    size = volume.read_ct(path).data.nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 4 * 128 * 128 * 100
+    assert peak < 1.3 * size
+
+
+# As they are read (float64 as float32), as uint8, and in between which of them may be labels.
+@pytest.mark.parametrize(("dtype", "bytes_a_voxel"), [(np.uint8, 2.5), (np.int16, 6.5), (np.float64, 10.5)])
+def test_a_mask_keeps_its_numbers_however_they_are_stored(
+    dtype: type, bytes_a_voxel: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.zeros((96, 96, 96), dtype)
+    labels[20:40, 20:40, 30:50], labels[20:40, 20:40, 10:28] = 20, 21
+    path = _save(labels, tmp_path / "a.nii.gz")
+    monkeypatch.setattr(volume, "_AT_ONCE", 2**12)
+    assert_array_equal(volume.read_mask(path).data, labels)
+    tracemalloc.start()
+    volume.read_mask(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < bytes_a_voxel * labels.size + 2**20  # Buffers of the file's.
 
 
 def test_a_float_mask_of_whole_numbers_and_another_convention(tmp_path: Path) -> None:

@@ -93,5 +93,6 @@ def to_verse(labels: np.ndarray, convention: str) -> np.ndarray:
     table = np.zeros(256, np.uint8)
     for source, level in CONVENTIONS[convention].items():
         table[source] = level
-    inside = (labels >= 0) & (labels < 256)
-    return table[np.where(inside, labels, 0).astype(np.uint8)]
+    if labels.dtype != np.uint8:
+        labels = np.where((labels >= 0) & (labels < 256), labels, 0).astype(np.uint8)
+    return table[labels]

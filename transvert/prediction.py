@@ -12,7 +12,7 @@ from transvert.samples import SIZE, Samples
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: np.ndarray, *, batch: int = 8, mirror: bool = False) -> np.ndarray:
+def predict(network: nn.Module, images: np.ndarray, *, batch: int = 4, mirror: bool = False) -> np.ndarray:
     """Probabilities of a trained network.
 
     Args:

@@ -11,6 +11,7 @@ for by name, where a person sits, and only if its pages answer; otherwise k3d ta
 
 from __future__ import annotations
 
+import itertools
 import os
 import runpy
 import sys
@@ -66,15 +67,15 @@ def shade(
     shape = (around * finer, around * finer, field.shape[2] * finer)
     middle = (np.array(field.shape) - 1) / 2
     offset = middle - turn @ (np.array(shape) - 1) / 2 / finer
-    solid = ndimage.affine_transform(field.astype(np.float32), turn / finer, offset, shape, order=1)
+    solid = ndimage.affine_transform(field, turn / finer, offset, shape, np.float32, order=1)
     solid = solid[:, ::-1]  # the viewer's side first
     above = solid > level
     hit = above.any(axis=1)
     first = above.argmax(axis=1)
     x, z = np.nonzero(hit)
     y = first[x, z]
-    smooth = ndimage.gaussian_filter(solid, 0.8 * finer)
-    normal = np.stack([ndimage.sobel(smooth, axis)[x, y, z] for axis in range(3)], axis=-1)
+    smooth = ndimage.gaussian_filter(solid, 0.8 * finer, output=solid)  # In place of what is not needed any more.
+    normal = _slopes(smooth, np.stack([x, y, z], axis=-1))
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
     # The gradient points inward, as the light travels: from the viewer's upper left, down and into the picture.
     light = np.array([-0.35, 0.8, -0.5]) / np.linalg.norm([-0.35, 0.8, -0.5])
@@ -92,6 +93,18 @@ def shade(
         # From [x, z] to [row, column]: head up, the patient's right (+x) on the left.
         pictures.append(picture[::-1, ::-1].T)
     return pictures[0], pictures[1]
+
+
+def _slopes(field: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """(N, 3) what Sobel's filter makes of a field (X, Y, Z) along each axis, at voxels (N, 3) alone."""
+    slopes = np.zeros(voxels.shape, np.float32)
+    last = np.array(field.shape) - 1
+    for step in itertools.product((-1, 0, 1), repeat=3):
+        beside = field[tuple(np.clip(voxels + step, 0, last).T)]
+        for axis, along in enumerate(step):
+            if along:
+                slopes[:, axis] += along * 2.0 ** step.count(0) * beside
+    return slopes
 
 
 def level_colours(numbers: np.ndarray) -> np.ndarray:

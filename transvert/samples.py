@@ -172,14 +172,8 @@ def cut(
     found = mended.parts
     if not found:
         raise InputError(f"No whole vertebra in {subject}: " + " ".join(mended.notes or ["its mask is empty."]))
-    kept = np.arange(256, dtype=np.uint8)
-    kept[list(found)] = 0
-    clean = kept[mask.data]
-    for level, (part, box) in found.items():
-        clean[box][part] = level
-    labels = Volume(clean, mask.affine)
     centroids = [mend.centroid(mask, *part) for part in found.values()]
-    cubes = [cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centroids]
+    cubes = _cut_labels(mask, found, centroids)
     found_hu = (cut_cube(ct, centre, WIDE, SPACING_MM, order=1, fill=-1000).data for centre in centroids)
     hu = [np.clip(np.rint(cube), -1024, 4000).astype(np.int16) for cube in found_hu]
     if surroundings == "body":
@@ -188,6 +182,17 @@ def cut(
         patches = np.array([_cast_cube(*pair, projection) for pair in zip(hu, centroids, strict=True)])
     arrays = np.array(list(found), np.uint8), np.array(centroids, np.float32), np.array(hu), np.array(cubes), patches
     return Samples(subject, source, projection, *arrays, mended.notes, surroundings, counts={**mended.counts})
+
+
+def _cut_labels(mask: Volume, found: dict[int, mend.Part], centres: list[np.ndarray]) -> list[np.ndarray]:
+    """(84, 84, 84) uint8 around each of `centres`: the mask's labels, of mended vertebrae as they were mended."""
+    kept = np.arange(256, dtype=np.uint8)
+    kept[list(found)] = 0
+    clean = kept[mask.data]
+    for level, (part, box) in found.items():
+        clean[box][part] = level
+    labels = Volume(clean, mask.affine)
+    return [cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centres]
 
 
 def _cast(ct: Volume, centres: list[np.ndarray], projection: str) -> np.ndarray:

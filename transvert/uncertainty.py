@@ -62,7 +62,7 @@ class Answer:
 
 @torch.no_grad()
 def ask(
-    networks: nn.Module | Sequence[nn.Module], images: np.ndarray, jitter: Jitter | None = None, *, batch: int = 8
+    networks: nn.Module | Sequence[nn.Module], images: np.ndarray, jitter: Jitter | None = None, *, batch: int = 4
 ) -> Answer:
     """Asks one network or several about the same vertebrae, each several times.
 

@@ -274,7 +274,16 @@ def spine(labels: Volume) -> Figure:
 
 def _outline(axis: Axes, shape: np.ndarray, box: tuple[float, float, float, float], colour: Any) -> None:
     """The line at 0.5 of a picture that `imshow(extent=box)` would show: with one extent for both, rows go down in both."""
-    line = axis.contour(shape, [0.5], colors=[colour], linewidths=0.9, extent=box, origin="upper")
+    found = ndimage.find_objects((shape > 0.5).astype(np.uint8))
+    if not found:
+        return
+    # A figure keeps three float64 a pixel of whatever it has drawn the contours of: no more than the shape and its rim.
+    rows, columns = (
+        slice(max(side.start - 1, 0), min(side.stop + 1, n)) for side, n in zip(found[0], shape.shape, strict=True)
+    )
+    x, y = np.linspace(*box[:2], shape.shape[1] + 1), np.linspace(box[3], box[2], shape.shape[0] + 1)
+    extent = (x[columns.start], x[columns.stop], y[rows.stop], y[rows.start])
+    line = axis.contour(shape[rows, columns], [0.5], colors=[colour], linewidths=0.9, extent=extent, origin="upper")
     line.set_path_effects(_EDGED)
 
 
