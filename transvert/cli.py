@@ -272,10 +272,15 @@ def reconstruct(
         int,
         typer.Option(min=0, help="How often the spine is found again from other clicks, for sd and range; 0: never."),
     ] = 10,
-    click_mm: Annotated[float, typer.Option(min=0, help="Standard deviation of those clicks, in the patient.")] = 2.0,
+    click_mm: Annotated[
+        float, typer.Option(min=0, help="Standard deviation of the landmarks, mm in the patient.")
+    ] = 2.0,
     refine: Annotated[
         bool,
         typer.Option("--refine", help="Move each vertebra to where the films' edges are; see benchmarks/refine.md."),
+    ] = False,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Refine, and stretch each vertebra's shape as well.")
     ] = False,
 ) -> None:
     """Take two films and their landmarks to a standing spine: label volume, surfaces and posture. For research only."""
@@ -285,7 +290,9 @@ def reconstruct(
     marks = marks_module.read(landmarks)
     films = clinical.open_films(ap, lateral, marks)
     network, card = stages.open_network(weights)
-    found = clinical.reconstruct(*films, marks, network, card=card, draws=draws, click_mm=click_mm, refined=refine)
+    found = clinical.reconstruct(
+        *films, marks, network, card=card, draws=draws, click_mm=click_mm, refined=refine, stretched=stretch
+    )
     report.write(out / "report.html", found, films, clinical.write(found, out), card)
     table = clinical.measures(found)
     known = table["value"].notna()
