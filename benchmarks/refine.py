@@ -1,6 +1,6 @@
 """What gradients through the films add to a reconstruction: `python -m benchmarks.refine` writes refine.csv and refine.md.
 
-The same reconstructions before and after `transvert.refine`, also where it may stretch them, of standing phantoms (as in `benchmarks.standing`, whose
+The same reconstructions before and after `transvert.refine`, of standing phantoms (as in `benchmarks.standing`, whose
 figures these are) and of the chest CT as it lay, with exact and with clicked landmarks.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from benchmarks.report import describe_machine
 from benchmarks.standing_report import CLICKS_MM
 from transvert import clinical, landmarks, manifest, mend, opening, refine, samples, stages, standing
 from transvert.files import atomic_path
-from transvert.geometry import View
 from transvert.posture import posture
 from transvert.record import write_table
-from transvert.vertebra import Vertebra
 
 HERE = Path(__file__).resolve().parent
 LYING = "chest, lying"
@@ -76,7 +73,8 @@ def stand(subject: str, number: int, network: torch.nn.Module, card: dict[str, A
     for click_mm in CLICKS_MM:
         marks, _ = phantom.click(exact, views, click_mm, seed)
         found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
-        for when, vertebrae in refined(found.vertebrae, films, views):
+        moved = refine.refine(found.vertebrae, [f.pixels for f in films], views)
+        for when, vertebrae in (("before", found.vertebrae), ("after", moved)):
             measured = posture(vertebrae, marks.s1(*views))  # Of the shapes alone, which is what was refined.
             bones = [phantom.compare(v, measured, person, solids[v.level]) for v in vertebrae]
             run = phantom.compare_posture(measured, person)
@@ -84,14 +82,6 @@ def stand(subject: str, number: int, network: torch.nn.Module, card: dict[str, A
             errors = {name: value for name, value in run.items() if name.startswith("error_")}
             rows += [keys | {"level": ""} | errors, *(keys | bone for bone in bones)]
     return rows
-
-
-def refined(vertebrae: list[Vertebra], films: Any, views: tuple[View, View]) -> Iterator[tuple[str, list[Vertebra]]]:
-    """The vertebrae before a refinement, after it, and after one that may stretch them."""
-    pixels = [f.pixels for f in films]
-    yield "before", vertebrae
-    yield "after", refine.refine(vertebrae, pixels, views)
-    yield "stretched", refine.refine(vertebrae, pixels, views, stretched=True)
 
 
 def lie(network: torch.nn.Module, card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -106,7 +96,8 @@ def lie(network: torch.nn.Module, card: dict[str, Any]) -> list[dict[str, Any]]:
     for click_mm in CLICKS_MM:
         marks, _ = phantom.click(exact, views, click_mm, 0)
         found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
-        for when, vertebrae in refined(found.vertebrae, films, views):
+        moved = refine.refine(found.vertebrae, [f.pixels for f in films], views)
+        for when, vertebrae in (("before", found.vertebrae), ("after", moved)):
             table = clinical.against(replace(found, vertebrae=vertebrae), truth)
             table = table.rename(columns={"centroid_error_mm": "centroid_mm"})
             keys = {"click_mm": click_mm, "when": when}
@@ -124,7 +115,7 @@ def as_markdown(table: pd.DataFrame, machine: str, learned: list[str]) -> str:
         "Written by `make bench-refine`. [README.md](README.md) says what is measured, [refine.csv](refine.csv) has more.\n",
         f"{machine}, one thread.\n",
         f"Postures: {told}. The weights have learned from: {', '.join(learned)}.\n",
-        "Mean size of the error, before → moved → moved and stretched.\n",
+        "Mean size of the error, before → after.\n",
     ]
     groups = [(subject, table[table.subject == subject]) for subject in counts.index]
     groups += [(f"all, {REGIONS[r]}", bones[bones.level.str[0] == r]) for r in REGIONS]
@@ -142,14 +133,14 @@ def as_markdown(table: pd.DataFrame, machine: str, learned: list[str]) -> str:
 
 
 def _cell(part: pd.DataFrame, column: str) -> str:
-    """The three means, or a dash where nothing was measured."""
+    """Both means, or a dash where nothing was measured."""
     if column not in part:
         return "-"
     sizes = part[column].astype(float).abs().groupby(part["when"]).mean()
     if sizes.isna().all():
         return "-"
     digits = 3 if column == "dice" else 2
-    return " → ".join(f"{sizes[when]:.{digits}f}" for when in ("before", "after", "stretched"))
+    return f"{sizes['before']:.{digits}f} → {sizes['after']:.{digits}f}"
 
 
 if __name__ == "__main__":

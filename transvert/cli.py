@@ -279,9 +279,6 @@ def reconstruct(
         bool,
         typer.Option("--refine", help="Move each vertebra to where the films' edges are; see benchmarks/refine.md."),
     ] = False,
-    stretch: Annotated[
-        bool, typer.Option("--stretch", help="Refine, and stretch each vertebra's shape as well.")
-    ] = False,
 ) -> None:
     """Take two films and their landmarks to a standing spine: label volume, surfaces and posture. For research only."""
     from transvert import clinical, report, stages
@@ -290,9 +287,7 @@ def reconstruct(
     marks = marks_module.read(landmarks)
     films = clinical.open_films(ap, lateral, marks)
     network, card = stages.open_network(weights)
-    found = clinical.reconstruct(
-        *films, marks, network, card=card, draws=draws, click_mm=click_mm, refined=refine, stretched=stretch
-    )
+    found = clinical.reconstruct(*films, marks, network, card=card, draws=draws, click_mm=click_mm, refined=refine)
     report.write(out / "report.html", found, films, clinical.write(found, out), card)
     table = clinical.measures(found)
     known = table["value"].notna()

@@ -154,7 +154,6 @@ def reconstruct(
     click_mm: float = 2.0,
     seed: int = 0,
     refined: bool = False,
-    stretched: bool = False,
 ) -> Reconstruction:
     """Two films and their landmarks to a spine.
 
@@ -170,8 +169,7 @@ def reconstruct(
         click_mm: standard deviation of the landmarks, down and across in each view, life-sized: 0 for exact ones. The less
             it is, the more they count beside the shapes for how vertebrae lean.
         seed: of the other clicks.
-        refined: move each vertebra to where the films' edges are (`refine`, and benchmarks/refine.md for what it gains),
-            and `stretched`: stretch it as well.
+        refined: move each vertebra to where the films' edges are (`refine`, and benchmarks/refine.md for what it gains).
 
     Returns:
         The spine in the frame of `marks.isocentre`.
@@ -189,8 +187,8 @@ def reconstruct(
     calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
     films = ap.pixels, lateral.pixels
     given = _find(films, views, marks.centroids, points, lambda images: _answer(network, images, calibration))
-    if refined or stretched:
-        given = refine.refine(given, films, views, stretched=stretched)
+    if refined:
+        given = refine.refine(given, films, views)
     vertebrae = [v for v in given if (v.probability > 0.5).any()]
     labels = spine.assemble(vertebrae)
     measured = posture(vertebrae, marks.s1(*views), evidence=tilts.gather(marks, views, points, click_mm))

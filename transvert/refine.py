@@ -9,8 +9,8 @@ pays for it.
 It is no gain everywhere, so it has to be asked for. As benchmarks/refine.md has it, on few people: a little with clicks of
 4 mm, and in the sagittal angles; with exact clicks it costs thoracic vertebrae, over which ribs lie, some of their Dice.
 
-The shape stays the network's, unless it may be stretched along its own three axes as well. Neighbours are seen where they
-were given, so that the order does not matter.
+The shape stays the network's: stretched along its cube's axes by the same gradients it shrank, as edges of a drawn shell
+lie further out than a film's. Neighbours are seen where they were given, so that the order does not matter.
 """
 
 from __future__ import annotations
@@ -51,25 +51,22 @@ NEAR_MM = 60.0
 """Vertebrae so near to another are drawn in its picture."""
 
 
-def refine(
-    vertebrae: Sequence[Vertebra], films: Sequence[np.ndarray], views: tuple[View, View], *, stretched: bool = False
-) -> list[Vertebra]:
+def refine(vertebrae: Sequence[Vertebra], films: Sequence[np.ndarray], views: tuple[View, View]) -> list[Vertebra]:
     """Moves vertebrae to where two films show them.
 
     Args:
         vertebrae: of a reconstruction; an empty one stays.
         films: the AP and the lateral film's pictures, brighter is more attenuation; NaN where there is none.
         views: theirs.
-        stretched: also stretch each along the axes of its cube.
 
     Returns:
-        The same vertebrae with other `centroid_ras` and `axes`, and stretched with another `probability`, head to tail.
+        The same vertebrae with other `centroid_ras` and `axes`, head to tail.
 
     Raises:
         InputError: films that are not the views'; a level that occurs twice.
     """
     vertebrae = in_order(vertebrae)
-    return [_moved(v, [o for o in vertebrae if o is not v and _near(o, v)], films, views, stretched) for v in vertebrae]
+    return [_moved(v, [o for o in vertebrae if o is not v and _near(o, v)], films, views) for v in vertebrae]
 
 
 def _near(other: Vertebra, vertebra: Vertebra) -> bool:
@@ -77,11 +74,7 @@ def _near(other: Vertebra, vertebra: Vertebra) -> bool:
 
 
 def _moved(
-    vertebra: Vertebra,
-    neighbours: Sequence[Vertebra],
-    films: Sequence[np.ndarray],
-    views: tuple[View, View],
-    stretched: bool,
+    vertebra: Vertebra, neighbours: Sequence[Vertebra], films: Sequence[np.ndarray], views: tuple[View, View]
 ) -> Vertebra:
     inside = vertebra.probability >= THRESHOLD
     if not inside.any():
@@ -104,42 +97,25 @@ def _moved(
         towards = _direction(torch.from_numpy(np.where(valid, patch - level, 0).astype(np.float32)))
         sights.append((square, torch.from_numpy(behind), towards, counts))
     way = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-    stretch = torch.zeros(3, dtype=torch.float64, requires_grad=stretched)
-    middle = torch.from_numpy(np.argwhere(inside).mean(0))
-    optimiser = torch.optim.Adam([way, stretch] if stretched else [way], lr=STEP_MM)
+    optimiser = torch.optim.Adam([way], lr=STEP_MM)
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = STEP_MM * (1 - step / STEPS)
         optimiser.zero_grad()
         pose = _pose(way, centre)
-        loss = COST * ((way**2).sum() + (stretch**2).sum())
-        shape = _stretched(bone, stretch, middle) if stretched else bone
+        loss = COST * (way**2).sum()
         for square, behind_, towards, counts in sights:
-            picture = gradients.cast(shape, vertebra.affine, square, pose=pose) + behind_
+            picture = gradients.cast(bone, vertebra.affine, square, pose=pose) + behind_
             loss = loss - _agreement(picture, towards, counts)
         loss.backward()
         optimiser.step()
     motion = _pose(way.detach(), centre).numpy()
     place = motion[:3, :3] @ vertebra.centroid_ras + motion[:3, 3]
-    probability = vertebra.probability
-    if stretched:
-        probability = _stretched(torch.from_numpy(probability), stretch.detach(), middle).clamp(0, 1).numpy()
-    return replace(vertebra, centroid_ras=place, axes=motion[:3, :3] @ vertebra.axes, probability=probability)
+    return replace(vertebra, centroid_ras=place, axes=motion[:3, :3] @ vertebra.axes)
 
 
 def _pose(way: Tensor, centre: np.ndarray) -> Tensor:
     """(4, 4) of three turns and three shifts, all in mm."""
     return gradients.rigid(torch.cat([way[:3] / ARM_MM, way[3:]]), centre)
-
-
-def _stretched(values: Tensor, stretch: Tensor, middle: Tensor) -> Tensor:
-    """(S, S, S) stretched about a voxel (3,), so that what was `ARM_MM` from it lies (3,) mm further out."""
-    size = torch.tensor(values.shape, dtype=torch.float64)
-    share = 1 / (1 + stretch / ARM_MM)
-    # grid_sample counts from -1 to 1, the last axis first.
-    fixed = (1 - share) * ((2 * middle + 1) / size - 1)
-    theta = torch.cat([torch.diag(share.flip(0)), fixed.flip(0)[:, None]], dim=1)
-    grid = functional.affine_grid(theta[None], [1, 1, *values.shape], align_corners=False)
-    return functional.grid_sample(values[None, None], grid.to(values.dtype), align_corners=False)[0, 0]
 
 
 def _density(vertebra: Vertebra) -> np.ndarray:
