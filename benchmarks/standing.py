@@ -67,8 +67,8 @@ RUNS = {
 CORNERED = (11, 19, 20, 24)
 """T4, T12, L1, L5: of these bodies, and of the curve's ends, a reader marks the corners where only angles are wanted."""
 
-BODIES_MM = 2.0
-"""Landmarks of bodies are tried with clicks as unsteady as this at most."""
+BODIES_MM, BODIES_POSTURES = 2.0, 5
+"""Landmarks of bodies are tried with clicks as unsteady as this at most, in so many postures of each person."""
 
 TRIES = 50
 """So many curves are drawn for a posture until one is found that the bones can take,"""
@@ -192,7 +192,7 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
         predictor = "centred" if click_mm else "oracle"
         here = true_shapes(person, solids, predictor, marks, views)
         note(predictor, click_mm, posture(here, marks.s1(*views)), here)
-        if click_mm > BODIES_MM:
+        if click_mm > BODIES_MM or number >= BODIES_POSTURES:
             continue
         middles, again = click(bodies, views, click_mm, seed)
         found = clinical.reconstruct(*films, middles, network, card=card, draws=0, click_mm=click_mm)
