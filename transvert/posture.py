@@ -164,7 +164,7 @@ def posture(
     return {
         "schema": SCHEMA,
         "frame": "RAS mm: x to the patient's right, y to the front, z to the head",
-        "endplates": "as reconstructed" if evidence is None else "likeliest by their shapes and the landmarks",
+        "endplates": "as reconstructed" if evidence is None else "as is likeliest by their shapes and the landmarks",
         "missing_levels": gaps(vertebrae),
         "measures": measures,
         "curves": [_rounded(curve) for curve in curves],

@@ -130,6 +130,7 @@ def write(
         turning=render.k3d_plot(meshes).get_snapshot(9),
         measures=rows(found.posture),
         uncertainty=found.posture.get("uncertainty"),
+        endplates=found.posture["endplates"],
         columns=list(columns.values()),
         vertebrae=[
             {"name": row["level"], "cells": [_cell(row, key) for key in columns]} for row in found.posture["vertebrae"]
