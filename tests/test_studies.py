@@ -460,9 +460,12 @@ def test_people_are_drawn_along_the_spine() -> None:
 
 
 def test_the_parameter_sets_ask_for_studies_and_variants_that_exist() -> None:
-    from transvert import manifest, runner
+    from transvert import manifest, nulls, runner
 
-    known: dict[str, Callable[[], Any]] = {"ablation": lambda: trials.ABLATION, "peers": lambda: trials.PEERS}
+    known: dict[str, Callable[[], Any]] = {
+        "ablation": lambda: trials.ABLATION,
+        "peers": lambda: [*trials.PEERS, *nulls.NULLS],
+    }
     found = set()
     for path in sorted(manifest.share_folder("params").glob("study_*.yaml")):
         said = runner.read_parameters(path)
