@@ -204,19 +204,22 @@ def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -
     """Clicked landmarks that the program takes, and how many vertebrae had to be clicked again for that."""
     marks = placement.click(exact, views, sd_mm, np.random.default_rng(seed))
     again = 0
-    for level in marks.levels:
+    for above, level in zip([None, *marks.levels], marks.levels, strict=False):
         for attempt in range(RECLICKS):
+            # Alone it needs to be where it can be, and below the one above on both films.
             alone = replace(marks, centroids={w: {level: marks.centroids[w][level]} for w in marks.centroids})
             try:
                 alone.place(*views)
-                break
+                if above is None or all(pixels[level][0] > pixels[above][0] for pixels in marks.centroids.values()):
+                    break
             except InputError:
-                other = placement.click(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
-                again += 1
-                marks = replace(
-                    marks,
-                    centroids={w: {**marks.centroids[w], level: other.centroids[w][level]} for w in marks.centroids},
-                )
+                pass
+            other = placement.click(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
+            again += 1
+            marks = replace(
+                marks,
+                centroids={w: {**marks.centroids[w], level: other.centroids[w][level]} for w in marks.centroids},
+            )
     return marks, again
 
 

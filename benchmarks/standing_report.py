@@ -121,11 +121,14 @@ def _by_person(runs: pd.DataFrame, bones: pd.DataFrame) -> str:
 def _aims(figures: pd.DataFrame, network: pd.DataFrame) -> list[str]:
     """What was to be reached, by the mean size of the error, and whether it is."""
     lines = []
-    for click_mm, measure, most in AIMS:
-        if ("network", click_mm, measure) in figures.index:
-            mean = figures.loc[("network", click_mm, measure), "mean"]
-            how = "exact landmarks" if not click_mm else f"clicks of {click_mm:g} mm"
-            lines.append(f"{measure}, {how}: {mean:.2f}, to be at most {most:g}: {'yes' if mean <= most else 'no'}.")
+    for predictor, marked in (("network", "landmarks"), ("corners", "landmarks with corners")):
+        for click_mm, measure, most in AIMS:
+            if (predictor, click_mm, measure) in figures.index:
+                mean = figures.loc[(predictor, click_mm, measure), "mean"]
+                how = f"exact {marked}" if not click_mm else f"{marked}, clicks of {click_mm:g} mm"
+                lines.append(
+                    f"{measure}, {how}: {mean:.2f}, to be at most {most:g}: {'yes' if mean <= most else 'no'}."
+                )
     exact = network[network.click_mm == 0]
     lost = float((exact.dice_alone - exact.dice).mean())
     reached = "yes" if lost <= DICE_AIM else "no"
