@@ -18,7 +18,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from transvert import endplates, levels, manifest, standing, tilts
-from transvert.endplates import Endplates
 from transvert.files import InputError
 from transvert.prediction import predict
 from transvert.record import write_table
@@ -78,7 +77,9 @@ def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
         except InputError:  # C1 and C2, and shapes in which nothing is found: those have no tilt that could mislead.
             continue
         for name, plane in PLANES.items():
-            (lean, wedge), (true_lean, true_wedge) = (_lean_and_wedge(plates, plane) for plates in (found, true))
+            (lean, wedge), (true_lean, true_wedge) = (
+                tilts.lean_and_wedge_deg(plates, plane) for plates in (found, true)
+            )
             yield _row("shape_lean", name, level, lean - true_lean)
             yield _row("shape_wedge", name, level, wedge - true_wedge)
 
@@ -87,16 +88,15 @@ def at_rest(bones: Iterable[Bone], coronal: bool) -> Iterator[dict[str, Any]]:
     """How bones lean beside their neighbours: a row a vertebra, plane and kind."""
     there = {bone.level: bone for bone in bones}
     chain = levels.in_order(set(there))
-    for n, level in enumerate(chain):
+    for level in chain:
         plates = there[level].plates
         if plates is None:
             continue
-        above = chain[n - 1] if n and len(levels.between([chain[n - 1], level])) == 2 else None
-        below = chain[n + 1] if n + 1 < len(chain) and len(levels.between([level, chain[n + 1]])) == 2 else None
+        above, below = (tilts.neighbour(chain, level, step) for step in (-1, 1))
         for name, plane in PLANES.items():
             if name == "coronal" and not coronal:
                 continue
-            lean, wedge = _lean_and_wedge(plates, plane)
+            lean, wedge = tilts.lean_and_wedge_deg(plates, plane)
             yield _row("wedge", name, level, wedge)
             for kind, ends in (
                 ("chord", (above, below)),
@@ -161,11 +161,6 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
                 row = known[kind, plane, source] | ({} if source == region else {"count": 0})
                 made.append({"kind": kind, "plane": plane, "region": region, **row})
     return pd.DataFrame(made)
-
-
-def _lean_and_wedge(plates: Endplates, plane: int) -> tuple[float, float]:
-    upper, lower = (tilts.tilt_deg(normal, plane) for normal in (plates.superior_normal, plates.inferior_normal))
-    return (upper + lower) / 2, upper - lower
 
 
 def _row(kind: str, plane: str, level: int, deg: float) -> dict[str, Any]:

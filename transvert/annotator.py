@@ -104,8 +104,8 @@ class Annotator(anywidget.AnyWidget):
         for view in views.values():
             if not view.get("proposed"):
                 view.pop("proposed", None)
-        content: dict[str, Any] = {"schema": landmarks.SCHEMA, "centroids_of": self._of, "views": views}
-        content["isocentre_ras_mm"] = self._isocentre.tolist()
+        isocentre = self._isocentre.tolist()
+        content = {"schema": landmarks.SCHEMA, "centroids_of": self._of, "isocentre_ras_mm": isocentre, "views": views}
         return landmarks.from_dict(content, "What is marked", partial=True)
 
     @landmarks.setter

@@ -190,13 +190,14 @@ def reconstruct(
     if refined:
         given = refine.refine(given, films, views)
     vertebrae = [v for v in given if (v.probability > 0.5).any()]
+    found = {v.level for v in vertebrae}
     labels = spine.assemble(vertebrae)
     measured = posture(vertebrae, marks.s1(*views), evidence=tilts.gather(marks, views, points, click_mm))
     if draws:
-        random, others, known = np.random.default_rng(seed), [], {v.level for v in vertebrae}
+        random, others = np.random.default_rng(seed), []
         for _ in range(draws):
             clicked = placement.click(marks, views, click_mm, random)
-            placed = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in known}
+            placed = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
             again = _find(films, views, clicked.centroids, placed, partial(predict, network))
             evidence = replace(tilts.gather(clicked, views, placed, click_mm), random=random)
             others.append(posture(again, clicked.s1(*views), like=measured, evidence=evidence))
@@ -206,7 +207,6 @@ def reconstruct(
             f"clicks of {click_mm:g} mm standard deviation in each view, and endplates that lean as differently as those of "
             "people held out do",
         )
-    found = {v.level for v in vertebrae}
     warnings += [f"{v.name}: nothing was found, left out." for v in given if v.level not in found]
     taken = [spacing.measure(f, marks.views[w], w).facts for w, f in zip(samples.VIEWS, (ap, lateral), strict=True)]
     warnings += [f"The {w} film: {note}" for w, known in zip(samples.VIEWS, taken, strict=True) for note in known.notes]

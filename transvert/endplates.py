@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from transvert import levels
 from transvert.files import InputError
 from transvert.vertebra import THRESHOLD, Vertebra, largest_part
 from transvert.volume import Volume
@@ -81,7 +82,7 @@ def fit(vertebra: Vertebra) -> Endplates:
     Raises:
         InputError: C1 or C2, which have no ordinary body; an empty vertebra; or no body found in it.
     """
-    if vertebra.level in (1, 2):
+    if vertebra.level in levels.WITHOUT_BODY:
         raise InputError(f"{vertebra.name} has no ordinary vertebral body, so it has no pair of endplates.")
     mask = largest_part(vertebra.probability >= THRESHOLD)
     if not mask.any():

@@ -24,6 +24,8 @@ NAMES: dict[int, str] = {
 NUMBERS: dict[str, int] = {name: number for number, name in NAMES.items()}
 VERTEBRAE: tuple[int, ...] = tuple(number for number in NAMES if number != 26)
 """The levels that can be reconstructed, from C1 down; the sacrum is not one of them."""
+WITHOUT_BODY: tuple[int, ...] = (1, 2)
+"""C1 and C2, which have no ordinary vertebral body between two endplates."""
 RARE: tuple[int, ...] = (28, 25)
 """T13 and L6, which most people do not have: never missed, never proposed."""
 

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from transvert import tilts
+from transvert import levels, tilts
 from transvert.endplates import unit
 from transvert.geometry import View
 from transvert.landmarks import VERTEBRA, VIEWS, Landmarks
 
 TABLE = Path(__file__).parent / "tables" / "bodies.csv"
-_WITHOUT_BODY = (1, 2)
 _RIGHT = np.array([1.0, 0.0, 0.0])
 
 
@@ -48,7 +47,7 @@ def of_vertebrae(marks: Landmarks, views: tuple[View, View]) -> Landmarks:
     moved = {which: dict(marks.centroids[which]) for which in VIEWS}
     chain = list(points)
     for n, level in enumerate(chain):
-        if level in _WITHOUT_BODY:
+        if level in levels.WITHOUT_BODY:
             continue
         upper, lower = points[chain[max(n - 1, 0)]], points[chain[min(n + 1, len(chain) - 1)]]
         up = unit(upper - lower) if len(chain) > 1 else np.array([0.0, 0.0, 1.0])

@@ -3,7 +3,7 @@
 A shape that a network found tells its endplates' directions, in the thorax behind ribs and shoulders often 10 degrees
 off. The landmarks tell more: a vertebra stands nearly square to the line from its upper to its lower neighbour, its two
 endplates are nearly parallel, and so are the two that face each other across a disc. How nearly was measured
-(`tables/tilts.csv`, benchmarks/tilts.py), of bones at rest and of shapes of people whom a network had not learned from.
+(`tables/tilts.csv`, benchmarks/anatomy.py), of bones at rest and of shapes of people whom a network had not learned from.
 The corners of a body, where a film's reader marks them, say it outright. All of that is one linear system of normal errors
 in each of the sagittal and the coronal plane; its solution is the likeliest spine, its covariance how sure it is.
 """
@@ -112,6 +112,12 @@ def tilt_deg(normal: np.ndarray, plane: int) -> float:
     return float(np.degrees(np.arctan2(normal[plane], normal[2])))
 
 
+def lean_and_wedge_deg(plates: Endplates, plane: int) -> tuple[float, float]:
+    """The mean of two endplates' tilts in a plane, and how much further the upper one leans, degrees."""
+    upper, lower = (tilt_deg(normal, plane) for normal in (plates.superior_normal, plates.inferior_normal))
+    return (upper + lower) / 2, upper - lower
+
+
 def region(level: int) -> str:
     """The name in `REGIONS` of a level below C2."""
     return next(name for name, numbers in REGIONS.items() if level in numbers)
@@ -156,7 +162,7 @@ def rims(marks: Landmarks, views: tuple[View, View], places: Mapping[int, np.nda
     for plane, which in enumerate(VIEWS):
         first, second = ("right", "left") if plane == CORONAL else ("anterior", "posterior")
         for level, body in marks.corners[which].items():
-            if level not in places or level in (1, 2):
+            if level not in places or level in levels.WITHOUT_BODY:
                 continue
             steps = patches.plane(patches.local_axes(*views, places[level]), plane)
             at = {
@@ -195,12 +201,12 @@ def _system(found: Mapping[int, Endplates], chain: Sequence[int], evidence: Evid
     for level in chain:
         here, sup = region(level), at[level]
         lean, wedge = {sup: 0.5, sup + 1: 0.5}, {sup: 1.0, sup + 1: -1.0}
-        upper, lower = (tilt_deg(n, plane) for n in (found[level].superior_normal, found[level].inferior_normal))
-        for weights, read, kind in ((lean, (upper + lower) / 2, "shape_lean"), (wedge, upper - lower, "shape_wedge")):
+        of_shape = lean_and_wedge_deg(found[level], plane)
+        for weights, read, kind in zip((lean, wedge), of_shape, ("shape_lean", "shape_wedge"), strict=True):
             mean, sd = known[kind, plane, here]
             system.add(weights, read - mean, sd)
         system.add(wedge, *known["wedge", plane, here])
-        above, below = (_next(order, level, step) for step in (-1, 1))
+        above, below = (neighbour(order, level, step) for step in (-1, 1))
         if below in at:
             system.add({sup + 1: 1.0, at[below]: -1.0}, *known["disc", plane, here])
         ends = [n if n in places else None for n in (above, below)]
@@ -217,8 +223,8 @@ def _system(found: Mapping[int, Endplates], chain: Sequence[int], evidence: Evid
     return system
 
 
-def _next(order: Sequence[int], level: int, step: int) -> int | None:
-    """The level next to another on its other side, if no level between them is missing."""
+def neighbour(order: Sequence[int], level: int, step: int) -> int | None:
+    """The level above another (step -1) or below it (1) in a chain from head to tail, if none between them is missing."""
     n = order.index(level) + step
     if not 0 <= n < len(order):
         return None
