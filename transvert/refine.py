@@ -9,8 +9,8 @@ pays for it.
 It is no gain everywhere, so it has to be asked for. As benchmarks/refine.md has it, on few people: a little with clicks of
 4 mm, and in the sagittal angles; with exact clicks it costs thoracic vertebrae, over which ribs lie, some of their Dice.
 
-The shape stays the network's: stretched along its cube's axes by the same gradients it shrank, as edges of a drawn shell
-lie further out than a film's. Neighbours are seen where they were given, so that the order does not matter.
+The shape stays the network's. (Tried on one drawn bone: stretched along its cube's axes by the same gradients, it shrank.)
+Neighbours are seen where they were given, so that the order does not matter.
 """
 
 from __future__ import annotations
