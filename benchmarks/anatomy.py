@@ -1,9 +1,9 @@
 """How vertebrae stand beside what is known of them: `python -m benchmarks.anatomy STORE FOLDS` writes the tables of
-`transvert.tilts` and `transvert.placement`.
+`transvert.tilts`, `transvert.placement` and `transvert.centring`.
 
 Of bones at rest: the wedge of a body, the angle across a disc, the lean beside the line from neighbour to neighbour, and
 how far the whole bone's centre of mass lies behind its body's. Of networks, in people they have not learned from: by how
-much their shapes' endplates are off. README.md beside this file says where all of it comes from.
+much their shapes' endplates are off, and how far a shape follows a click that is off. README.md beside this file says where all of it comes from.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from transvert import endplates, levels, manifest, standing, tilts
+from transvert import centring, endplates, levels, manifest, standing, tilts, uncertainty
 from transvert.files import InputError
 from transvert.prediction import predict
 from transvert.record import write_table
@@ -47,6 +48,8 @@ LEAST_DEG = {
     "chord_below": 3.0,
 }
 """Few people were measured, and all of them lay: a standard deviation is never taken to be less."""
+CLICKS, CLICK_MM = 8, 3.0
+"""So often each vertebra is marked beside where it is, by a hand as unsteady as this."""
 PLANES = {"sagittal": tilts.SAGITTAL, "coronal": tilts.CORONAL}
 
 
@@ -54,17 +57,23 @@ def main() -> None:
     options = argparse.ArgumentParser(description="How vertebrae lean, and how far off a network's endplates are.")
     options.add_argument("store", help="whole-body samples, as `transvert synthesize` makes them")
     options.add_argument("folds", help="what `transvert train STORE --split folds:4` wrote")
-    options.add_argument("--out", type=Path, default=tilts.TABLE.parent, help="folder of tilts.csv and bodies.csv")
+    options.add_argument("--out", type=Path, default=tilts.TABLE.parent, help="folder of the three tables")
     chosen = options.parse_args()
-    rows, bodies = [], []
-    for _, network, _, person in unseen(chosen.store, chosen.folds):
+    rows, bodies, followed = [], [], []
+    for _, network, _, person in tqdm(unseen(chosen.store, chosen.folds), unit="person"):
         rows += off(person, predict(network, person.images(), mirror=True))
+        followed += follow(network, person)
     for name, person in tqdm(RESTING, unit="person"):
         (subject,) = manifest.fetch(manifest.load(name), subjects=[person])
         bones = standing.open_bones(subject)
         rows += at_rest(bones, person not in SYMMETRIC)
         bodies += behind(bones)
-    for name, table in (("tilts", summarise(pd.DataFrame(rows))), ("bodies", summarise_bodies(pd.DataFrame(bodies)))):
+    made = {
+        "tilts": summarise(pd.DataFrame(rows)),
+        "bodies": summarise_bodies(pd.DataFrame(bodies)),
+        "centring": summarise_centring(pd.DataFrame(followed)),
+    }
+    for name, table in made.items():
         write_table(chosen.out / f"{name}.csv", table)
         print(table.to_string(index=False))
 
@@ -82,6 +91,24 @@ def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
             )
             yield _row("shape_lean", name, level, lean - true_lean)
             yield _row("shape_wedge", name, level, wedge - true_wedge)
+
+
+def follow(network: torch.nn.Module, person: Samples) -> Iterator[dict[str, Any]]:
+    """Where shapes lie in their cubes when clicks are off: a row a vertebra, click and axis.
+
+    Of each its level, how far the vertebra lies from where the click has placed it, and how far its shape does, mm.
+    """
+    images = torch.from_numpy(person.images())
+    random = torch.Generator().manual_seed(0)
+    for _ in range(CLICKS):
+        clicks = CLICK_MM * torch.randn(2, 2, generator=random)
+        beside = -uncertainty.placed(clicks).numpy()
+        shapes = predict(network, uncertainty.marked(images, clicks, torch.ones(2)).numpy(), mirror=True)
+        for level, shape in zip(person.levels.tolist(), shapes, strict=True):
+            offset = centring.offset_mm(shape, SPACING_MM)
+            if offset is not None:
+                for axis, strayed, seen in zip(centring.AXES, beside.tolist(), offset.tolist(), strict=True):
+                    yield {"region": centring.region(level), "axis": axis, "strayed_mm": strayed, "seen_mm": seen}
 
 
 def at_rest(bones: Iterable[Bone], coronal: bool) -> Iterator[dict[str, Any]]:
@@ -121,12 +148,34 @@ def behind(bones: Iterable[Bone]) -> Iterator[dict[str, Any]]:
 
 
 def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means by region, and the standard deviation of how far behind."""
+    """Means and standard deviations by region."""
     groups = rows.groupby("region", sort=False)
     table = groups.agg(
-        back_mm=("back_mm", "mean"), back_sd_mm=("back_mm", "std"), up_mm=("up_mm", "mean"), count=("up_mm", "size")
+        back_mm=("back_mm", "mean"),
+        back_sd_mm=("back_mm", "std"),
+        up_mm=("up_mm", "mean"),
+        up_sd_mm=("up_mm", "std"),
+        count=("up_mm", "size"),
     )
     return table.loc[list(tilts.REGIONS)].round(2).reset_index()
+
+
+def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
+    """A straight line by region and axis: what a shape lies off, and what it undoes of a click's error.
+
+    People are taken to be as their mirror images, so nothing lies off to the right. Some shapes are wild: the standard
+    deviation of what is left is that of normal errors of the same mean size.
+    """
+    made = []
+    for region in centring.REGIONS:
+        for axis in centring.AXES:
+            part = rows[(rows["region"] == region) & (rows["axis"] == axis)]
+            undone, off_mm = np.polyfit(part["strayed_mm"], part["seen_mm"], 1)
+            undone, off_mm = max(undone, 0.0), off_mm * (axis != "right")
+            left = np.abs(part["seen_mm"] - off_mm - undone * part["strayed_mm"]).mean() * np.sqrt(np.pi / 2)
+            row = {"region": region, "axis": axis, "off_mm": off_mm, "undone": undone, "sd_mm": left}
+            made.append({**row, "count": len(part) // CLICKS})
+    return pd.DataFrame(made).round(3)
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

@@ -185,7 +185,8 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
         found = clinical.reconstruct(*films, plain, network, card=card, draws=0, click_mm=click_mm)
         seconds = time.process_time() - began
         note("network", click_mm, found.posture, found.vertebrae, seconds=seconds, clicked_again=again)
-        evidence = tilts.gather(marks, views, marks.place(*views)[0], click_mm)
+        there = found.evidence
+        evidence = replace(there, rims=tilts.rims(marks, views, there.places, click_mm))
         note("corners", click_mm, posture(found.vertebrae, marks.s1(*views), evidence=evidence))
         note("shapes", click_mm, posture(found.vertebrae, marks.s1(*views)))
         # The oracle sees the film, so that no click misleads it; without one both are the same.
@@ -294,6 +295,7 @@ def compare(v: Vertebra, measured: dict[str, Any], person: Standing, solid: Volu
     found = next(row["axial_rotation_deg"] for row in measured["vertebrae"] if row["level"] == v.name)
     row = {"level": v.name, "dice": scores["dice"], "assd_mm": scores["assd_mm"], "true_rotation_deg": turn}
     row |= {"centroid_mm": float(np.linalg.norm(off)), **dict(zip(OFF_MM, off.tolist(), strict=True))}
+    row |= {"place_mm": float(np.linalg.norm(v.centroid_ras - person.centroids[v.level]))}
     return row | {"error_rotation_deg": None if turn is None or found is None else found - turn}
 
 

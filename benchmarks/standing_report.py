@@ -29,6 +29,7 @@ RUN_MEASURES = {
 BONE_MEASURES = {
     "axial rotation, degrees": "error_rotation_deg",
     "centroid, mm": "centroid_mm",
+    "place, mm": "place_mm",
     "Dice": "dice",
     "ASSD, mm": "assd_mm",
     "ASSD to the bone at rest, aligned, mm": "aligned_assd_mm",

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from torch import Tensor, nn
 
-from transvert import clinical, explore, landmarks, levels, posture, tilts
+from transvert import clinical, explore, landmarks, levels, posture
 from transvert.explore import MovedLandmark
 from transvert.files import InputError
 from transvert.samples import SIZE, SPACING_MM, Samples
@@ -94,8 +94,8 @@ def test_the_angles_are_those_of_the_spine_as_it_is_now(start: Callable[[], Move
     moved = start()
     assert "+0.0 deg" in moved.angles() and "coronal cobb" in moved.angles()
     moved.move(L2, np.array([10.0, 0, 0]))
-    views = moved.found.views
-    evidence = tilts.gather(moved.marks, views, moved.marks.place(*views)[0], moved.found.click_mm)
+    evidence = moved.found.evidence
+    assert_array_equal(evidence.places[L2], _centres(moved)[L2])
     assert moved.found.posture == posture.posture(moved.found.vertebrae, evidence=evidence)
     assert moved.found.posture["vertebrae"] != start().found.posture["vertebrae"]
 

@@ -88,6 +88,7 @@ ORDER = [
     "endplates",
     "symmetry",
     "tilts",
+    "centring",
     "placement",
     "posture",
     "spine",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,13 @@ import pandas as pd
 from torch import nn
 
 from transvert import (
+    centring,
     film,
     geometry,
     landmarks,
     levels,
     mesh,
     metrics,
-    patches,
     placement,
     plausibility,
     refine,
@@ -41,6 +41,7 @@ from transvert.landmarks import Landmarks
 from transvert.posture import posture, with_spread, write_posture
 from transvert.prediction import predict
 from transvert.samples import SIZE, SPACING_MM, Samples
+from transvert.tilts import Evidence
 from transvert.uncertainty import ask
 from transvert.vertebra import Vertebra, gaps, largest_part
 from transvert.view import save
@@ -64,6 +65,7 @@ class Reconstruction:
         calibration: with which the probabilities are to be read; None where the weights have none.
         taken: how the AP and the lateral film were taken, and where their pixel size comes from.
         click_mm: standard deviation of the landmarks, as it was told.
+        evidence: what the posture was told beside the shapes.
     """
 
     vertebrae: list[Vertebra]
@@ -75,6 +77,7 @@ class Reconstruction:
     calibration: Calibration | None = None
     taken: tuple[Facts, Facts] = (Facts(), Facts())
     click_mm: float = 2.0
+    evidence: Evidence = field(default_factory=lambda: Evidence({}, {}))
 
 
 def simulate(
@@ -167,7 +170,7 @@ def reconstruct(
             Each costs about as much as the spine itself. A standard deviation of 10 draws is itself within a quarter,
             one of 20 within a sixth.
         click_mm: standard deviation of the landmarks, down and across in each view, life-sized: 0 for exact ones. The less
-            it is, the more they count beside the shapes for how vertebrae lean.
+            it is, the more they count beside the shapes for where vertebrae stand (`centring`) and how they lean (`tilts`).
         seed: of the other clicks.
         refined: move each vertebra to where the films' edges are (`refine`, and benchmarks/refine.md for what it gains).
 
@@ -182,25 +185,32 @@ def reconstruct(
     views = marks.view("ap", ap), marks.view("lateral", lateral)
     learned = [levels.number(name) for name in card["levels"]] if "levels" in card else None
     warnings = plausibility.check(marks, views, (ap, lateral), learned)
+    unsteady = {level: placement.unsteady_mm(marks.of, level, click_mm) for level in levels.VERTEBRAE}
     marks = placement.of_vertebrae(marks, views)
     points, residuals = marks.place(*views)
     calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
     films = ap.pixels, lateral.pixels
-    given = _find(films, views, marks.centroids, points, lambda images: _answer(network, images, calibration))
+    places, sds, clicks = centring.settle(
+        films, views, marks.centroids, points, unsteady, partial(predict, network, mirror=True)
+    )
+    given = centring.look(films, views, clicks, places, lambda images: _answer(network, images, calibration))
     if refined:
         given = refine.refine(given, films, views)
     vertebrae = [v for v in given if (v.probability > 0.5).any()]
     found = {v.level for v in vertebrae}
     labels = spine.assemble(vertebrae)
-    measured = posture(vertebrae, marks.s1(*views), evidence=tilts.gather(marks, views, points, click_mm))
+    evidence = Evidence(places, sds, tilts.rims(marks, views, places, click_mm))
+    measured = posture(vertebrae, marks.s1(*views), evidence=evidence)
     if draws:
         random, others = np.random.default_rng(seed), []
         for _ in range(draws):
             clicked = placement.click(marks, views, click_mm, random)
-            placed = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
-            again = _find(films, views, clicked.centroids, placed, partial(predict, network))
-            evidence = replace(tilts.gather(clicked, views, placed, click_mm), random=random)
-            others.append(posture(again, clicked.s1(*views), like=measured, evidence=evidence))
+            around = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
+            look = partial(predict, network)
+            places, sds, clicks = centring.settle(films, views, clicked.centroids, around, unsteady, look)
+            again = centring.look(films, views, clicks, places, look)
+            other = Evidence(places, sds, tilts.rims(clicked, views, places, click_mm), random)
+            others.append(posture(again, clicked.s1(*views), like=measured, evidence=other))
         measured = with_spread(
             measured,
             others,
@@ -211,24 +221,8 @@ def reconstruct(
     taken = [spacing.measure(f, marks.views[w], w).facts for w, f in zip(samples.VIEWS, (ap, lateral), strict=True)]
     warnings += [f"The {w} film: {note}" for w, known in zip(samples.VIEWS, taken, strict=True) for note in known.notes]
     return Reconstruction(
-        vertebrae, labels, views, residuals, warnings, measured, calibration, (taken[0], taken[1]), click_mm
+        vertebrae, labels, views, residuals, warnings, measured, calibration, (taken[0], taken[1]), click_mm, evidence
     )
-
-
-def _find(
-    films: Sequence[np.ndarray],
-    views: tuple[View, View],
-    clicks: Mapping[str, Mapping[int, np.ndarray]],
-    points: Mapping[int, np.ndarray],
-    answer: Callable[[np.ndarray], np.ndarray],
-) -> list[Vertebra]:
-    """The vertebrae that stand at `points`, each in the cube of its own rays; `answer` takes images to probabilities."""
-    seen = [patches.look(films, views, [clicks[w][n] for w in samples.VIEWS], point) for n, point in points.items()]
-    probabilities = answer(np.array([images for images, _ in seen], np.float32).reshape(-1, 2, 2, SIZE, SIZE))
-    return [
-        Vertebra(n, point, p, SPACING_MM, axes)
-        for (n, point), p, (_, axes) in zip(points.items(), probabilities, seen, strict=True)
-    ]
 
 
 def _answer(network: nn.Module, images: np.ndarray, calibration: Calibration | None) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import nn
 
-from transvert import clinical, film, levels, mesh, placement, render, tilts
+from transvert import clinical, film, levels, mesh, placement, render
 from transvert.clinical import Reconstruction
 from transvert.files import InputError
 from transvert.film import Film
@@ -153,9 +153,10 @@ class MovedLandmark:
         click_mm = self.found.click_mm
         again = clinical.reconstruct(*self._films, alone, self._network, card=self._card, draws=0, click_mm=click_mm)
         vertebrae = [v for v in self.found.vertebrae if v.level != level] + again.vertebrae
-        evidence = tilts.gather(marks, views, marks.place(*views)[0], click_mm)
+        known, here = self.found.evidence, again.evidence
+        evidence = replace(known, places={**known.places, **here.places}, sd_mm={**known.sd_mm, **here.sd_mm})
         measured = posture(vertebrae, marks.s1(*views), evidence=evidence)
-        self.marks, self.found = marks, replace(self.found, vertebrae=vertebrae, posture=measured)
+        self.marks, self.found = marks, replace(self.found, vertebrae=vertebrae, posture=measured, evidence=evidence)
 
     def angles(self) -> str:
         """An HTML table of the posture's measures: before any move, now, and the difference."""

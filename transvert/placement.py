@@ -28,8 +28,13 @@ _RIGHT = np.array([1.0, 0.0, 0.0])
 @functools.cache
 def usual() -> dict[str, tuple[float, float]]:
     """By region of `tilts.REGIONS`: how far a vertebra's centre of mass lies behind and above its body's middle, mm."""
+    return {region: (float(row["back_mm"]), float(row["up_mm"])) for region, row in _table().items()}
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, str]]:
     with TABLE.open(newline="", encoding="utf-8") as file:
-        return {row["region"]: (float(row["back_mm"]), float(row["up_mm"])) for row in csv.DictReader(file)}
+        return {row["region"]: row for row in csv.DictReader(file)}
 
 
 def of_vertebrae(marks: Landmarks, views: tuple[View, View]) -> Landmarks:
@@ -56,6 +61,21 @@ def of_vertebrae(marks: Landmarks, views: tuple[View, View]) -> Landmarks:
         for which, view in zip(VIEWS, views, strict=True):
             moved[which][level] = moved[which][level] + view.project(centre) - view.project(points[level])
     return replace(marks, centroids=moved, of=VERTEBRA)
+
+
+def unsteady_mm(of: str, level: int, click_mm: float) -> np.ndarray:
+    """(3,) standard deviation of a vertebra's place to the right, the front and the head; both views tell its height.
+
+    Args:
+        of: what is marked, `landmarks.VERTEBRA` or `BODY`: how far behind a body the whole lies is not known exactly.
+        level: VerSe number.
+        click_mm: standard deviation of the landmarks, down and across in each view, life-sized.
+    """
+    sd = click_mm * np.array([1, 1, np.sqrt(0.5)])
+    if of == VERTEBRA or level in levels.WITHOUT_BODY:
+        return sd
+    row = _table()[tilts.region(level)]
+    return np.hypot(sd, [0, float(row["back_sd_mm"]), float(row["up_sd_mm"])])
 
 
 def click(marks: Landmarks, views: tuple[View, View], sd_mm: float, random: np.random.Generator) -> Landmarks:

@@ -87,7 +87,7 @@ _MEASURES: dict[str, tuple[str, str, str, tuple[int, ...]]] = {
 }
 _COLUMNS: dict[str, tuple[str | None, str]] = {
     "level": (None, "name of the level"),
-    "x_mm": ("mm", "centre of its cube, where its landmarks' rays meet, to the patient's right"),
+    "x_mm": ("mm", "centre of its cube, where its landmarks and its shape place it, to the patient's right"),
     "y_mm": ("mm", "the same, to the front"),
     "z_mm": ("mm", "the same, to the head"),
     "sagittal_tilt_deg": ("deg", "mean endplate normal; positive if it leans to the front"),

@@ -62,13 +62,13 @@ class Evidence:
 
     Attributes:
         places: level to (3,) RAS mm, where its landmarks place its centre of mass.
-        click_mm: standard deviation of those landmarks, life-sized.
+        sd_mm: level to (3,), standard deviation of that place along each axis.
         rims: endplates as the films' reader has marked them.
         random: of a spine as it might be as well; None for the likeliest.
     """
 
     places: Mapping[int, np.ndarray]
-    click_mm: float
+    sd_mm: Mapping[int, np.ndarray]
     rims: Sequence[Rim] = ()
     random: np.random.Generator | None = None
 
@@ -80,7 +80,7 @@ class _System:
     size: int
     rows: list[np.ndarray] = field(default_factory=list)
     read: list[float] = field(default_factory=list)
-    # Standard deviation of a row by itself, and how it hangs on the places' errors, in degrees a mm along the plane.
+    # Standard deviation of a row by itself, and by how much a place's error of one standard deviation changes it, degrees.
     sd: list[float] = field(default_factory=list)
     by_place: list[dict[int, float]] = field(default_factory=list)
 
@@ -94,13 +94,13 @@ class _System:
         self.sd.append(sd)
         self.by_place.append(dict(by_place or {}))
 
-    def solve(self, click_mm: float) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest tilts and their covariance."""
+    def solve(self, unsteady: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest tilts and their covariance; as if all places were right unless they are `unsteady`."""
         placed = sorted({level for row in self.by_place for level in row})
         leverage = np.array([[row.get(level, 0.0) for level in placed] for row in self.by_place]).reshape(
             len(self.rows), -1
         )
-        covariance = np.diag(np.square(self.sd)) + click_mm**2 * leverage @ leverage.T
+        covariance = np.diag(np.square(self.sd)) + unsteady * leverage @ leverage.T
         weighed = np.linalg.solve(covariance, np.column_stack([np.array(self.rows), self.read]))
         system = np.array(self.rows).T @ weighed
         spread = np.linalg.inv(system[:, :-1])
@@ -136,17 +136,12 @@ def weigh(found: Mapping[int, Endplates], evidence: Evidence) -> dict[int, Endpl
     tilts = np.empty((2, 2 * len(chain)))
     for plane in (CORONAL, SAGITTAL):
         system = _system(found, chain, evidence, plane)
-        tilts[plane] = system.solve(evidence.click_mm)[0]
+        tilts[plane] = system.solve()[0]
         if evidence.random is not None:
             # The clicks themselves are drawn anew as well, by `clinical`: their error must not count a second time.
-            spread = system.solve(0.0)[1]
+            spread = system.solve(unsteady=False)[1]
             tilts[plane] += np.linalg.cholesky(spread) @ evidence.random.standard_normal(len(spread))
     return {level: _turned(found[level], tilts[:, 2 * n], tilts[:, 2 * n + 1]) for n, level in enumerate(chain)}
-
-
-def gather(marks: Landmarks, views: tuple[View, View], places: Mapping[int, np.ndarray], click_mm: float) -> Evidence:
-    """What a pair of films' landmarks (of whole vertebrae) tells beside the shapes; `places` is where they stand."""
-    return Evidence(places, click_mm, rims(marks, views, places, click_mm))
 
 
 def rims(marks: Landmarks, views: tuple[View, View], places: Mapping[int, np.ndarray], click_mm: float) -> list[Rim]:
@@ -215,8 +210,9 @@ def _system(found: Mapping[int, Endplates], chain: Sequence[int], evidence: Evid
             first, last = (n or level for n in ends)
             way = places[first] - places[last]
             each = float(np.degrees(1 / np.hypot(way[plane], way[2])))
+            by_place = {n: sign * each * float(evidence.sd_mm[n][plane]) for n, sign in ((first, 1), (last, -1))}
             mean, sd = known[kind, plane, here]
-            system.add(lean, tilt_deg(way, plane) - mean, sd, {first: each, last: -each})
+            system.add(lean, tilt_deg(way, plane) - mean, sd, by_place)
     for rim in evidence.rims:
         if rim.level in at and rim.plane == plane:
             system.add({at[rim.level] + (0 if rim.superior else 1): 1.0}, rim.tilt_deg, rim.sd_deg)

@@ -126,28 +126,45 @@ def _moves(jitter: Jitter) -> list[tuple[Tensor, Tensor, Tensor]]:
 def _answer(
     network: nn.Module, images: Tensor, clicks: Tensor, scales: Tensor, noise: Tensor, *, mirrored: bool
 ) -> Tensor:
-    """(B, 64, 64, 64) what a reader gets whose clicks are `clicks` off, (down, across) mm in the AP and lateral patch.
+    """(B, 64, 64, 64) what a reader gets whose clicks are `clicks` off, as in `marked`.
 
-    The vertebra is placed where the two rays pass: left and right by the AP click, front and back by the lateral one,
-    up and down half-way between both. Both patches are cut around that place. Of its own click a view then shows, as
-    its landmark, what differs in height. The answer lies in a cube around that place, too, and is moved back with it.
+    The answer lies in a cube around the place of the clicks and is moved back with it.
     """
-    down = clicks[:, 0].mean()
-    patch = torch.stack([down.expand(2), clicks[:, 1]], dim=1)
     film = images[:, :, 0] != 0  # No noise beyond a film, or where a view is missing.
-    images = _cut(images, patch, clicks, scales)
+    images = marked(images, clicks, scales)
     images = torch.stack([images[:, :, 0] + noise.to(images) * film, images[:, :, 1]], dim=2)
     if mirrored:
         images = torch.stack([images[:, 0].flip(-1), images[:, 1]], dim=1)
     logits = network(images).float()[:, 0]
     if mirrored:
         logits = logits.flip(1)
-    # Columns and rows run against x, y and z.
-    return _moved(logits, [-float(mm) for mm in (*clicks[:, 1], down)]).sigmoid()
+    return _moved(logits, placed(clicks).tolist()).sigmoid()
 
 
-def _cut(images: Tensor, patch: Tensor, clicks: Tensor, scales: Tensor) -> Tensor:
-    """The patches cut (2, 2) mm further down and across, of films of other scales; each landmark where it was clicked."""
+def placed(clicks: Tensor) -> Tensor:
+    """(3,) mm to the right, the front and the head: where clicks place a vertebra beside where it is.
+
+    Left and right are told by the AP click, front and back by the lateral one, up and down half-way between both.
+
+    Args:
+        clicks: (2, 2) how far they are off, (down, across) mm in the AP and the lateral patch.
+    """
+    return -torch.stack([*clicks[:, 1], clicks[:, 0].mean()])  # Columns and rows run against x, y and z.
+
+
+def marked(images: Tensor, clicks: Tensor, scales: Tensor) -> Tensor:
+    """Patches as they are around clicks that are off, of films of other scales.
+
+    Both patches are cut around the place of the clicks. Of its own click a view then shows, as its landmark, what differs
+    in height.
+
+    Args:
+        images: (B, 2, 2, 64, 64) as `samples.network_input` makes them around the centroid.
+        clicks: (2, 2) as `placed` takes them.
+        scales: (2,) of each film.
+    """
+    down = clicks[:, 0].mean()
+    patch = torch.stack([down.expand(2), clicks[:, 1]], dim=1)
     half = SPACING_MM * (SIZE - 1) / 2
     size = torch.stack([1 / scales, torch.ones(2)], dim=1)
     shift = torch.stack([patch, patch - clicks], dim=1) / half
