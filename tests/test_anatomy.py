@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import anatomy
-from transvert import endplates, tilts
+from transvert import centring, endplates, tilts
+from transvert.samples import SIZE, SPACING_MM
 
 
 def test_leans_are_summed_up_by_region_with_what_nobody_shows_taken_from_next_to_it() -> None:
@@ -47,3 +49,34 @@ def test_bones_at_rest_tell_wedge_disc_and_lean_beside_their_neighbours() -> Non
     assert "chord" not in found.index
     behind = pd.DataFrame(anatomy.behind(bones))
     assert behind["back_mm"].tolist() == [12.0] * 3 and behind["up_mm"].tolist() == [1.0] * 3
+
+
+class Seeing(torch.nn.Module):
+    """Draws a ball where both patches are brightest, or in the middle whatever they show."""
+
+    def __init__(self, sees: bool) -> None:
+        super().__init__()
+        self.nothing, self.sees = torch.nn.Parameter(torch.zeros(1)), sees
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        made = []
+        for ap, lateral in images[:, :, 0].numpy():
+            (z, x), (_, y) = (np.unravel_index(picture.argmax(), picture.shape) for picture in (ap, lateral))
+            at = np.array([x, y, z]) if self.sees else np.full(3, (SIZE - 1) / 2)
+            away = np.linalg.norm(np.stack(np.indices((SIZE,) * 3), -1) - (SIZE - 1 - at), axis=-1)
+            made.append(20 * (away < 8) - 10.0)
+        return torch.tensor(np.array(made), dtype=torch.float32)[:, None]
+
+
+@pytest.mark.parametrize(("sees", "undone"), [(True, 1.0), (False, 0.0)], ids=str)
+def test_what_a_shape_undoes_of_a_click_is_all_where_it_follows_the_films_and_nothing_where_it_does_not(
+    sees: bool, undone: float
+) -> None:
+    steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
+    spot = np.exp(-((np.hypot(steps[:, None], steps) / 5) ** 2)).astype(np.float32)
+    images = np.broadcast_to(spot, (3, 2, 2, SIZE, SIZE)).copy()
+    person = SimpleNamespace(images=lambda: images, levels=np.array([7, 19, 20], np.uint8))
+    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person)))  # type: ignore[arg-type]
+    assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in centring.AXES]
+    assert table["undone"].tolist() == pytest.approx([undone] * 9, abs=0.15)
+    assert table["off_mm"].abs().max() < 0.4 and (table["count"] == 1).all()
