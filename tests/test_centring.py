@@ -108,11 +108,15 @@ def test_a_reconstruction_stands_where_the_films_show_it(patient: Patient, monke
     assert np.linalg.norm(v.centroid_ras - points[L2]) < 1.6  # Of 7.1; half a pixel of each patch is 1.3.
     assert network.asked == 4  # Twice each look: as the patient is, and mirrored.
     found = clinical.reconstruct(*spots, marks, network, draws=2, click_mm=4.0)
+    assert not any("look at its landmarks" in line for line in found.warnings)
     assert found.posture["vertebrae"][0]["x_mm"] == pytest.approx(points[L2][0], abs=1.2)
     assert found.posture["vertebrae"][0]["x_mm_sd"] < 1.5  # Other clicks find the same place.
     assert_allclose(found.evidence.sd_mm[L2], [0.77, 0.77, 0.64], atol=0.01)
-    (v,) = clinical.reconstruct(*spots, marks, network, draws=0, click_mm=0.0).vertebrae
-    assert_allclose(v.centroid_ras, strayed, atol=0.01)
+    found = clinical.reconstruct(*spots, marks, network, draws=0, click_mm=1.5)
+    assert "L2: the films show it 7 mm from where it is marked; look at its landmarks." in found.warnings
+    found = clinical.reconstruct(*spots, marks, network, draws=0, click_mm=0.0)
+    assert_allclose(found.vertebrae[0].centroid_ras, strayed, atol=0.01)
+    assert not any("look at its landmarks" in line for line in found.warnings)
 
 
 def test_bodies_are_less_sure_along_the_way_to_the_arch() -> None:

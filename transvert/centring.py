@@ -30,6 +30,9 @@ SHARE_SD = 0.15
 for a fifth of their steps. Without it a place could be thrown beyond the vertebra where clicks are wild."""
 
 
+FAR = 2.5
+"""Standard deviations of a click: who is moved farther is told of."""
+
 Places = Mapping[int, np.ndarray]
 """Level to (3,)."""
 Clicks = Mapping[str, Mapping[int, np.ndarray]]
@@ -102,6 +105,16 @@ def settle(
     places = {level: place for level, (place, _) in settled.items()}
     seen = {w: {n: view.project(at) for n, at in places.items()} for w, view in zip(VIEWS, views, strict=True)}
     return places, {level: sd for level, (_, sd) in settled.items()}, seen
+
+
+def strayed(points: Places, places: Places, click_mm: Places) -> list[str]:
+    """A sentence for each vertebra that `settle` moved farther than so steady a hand would ask for."""
+    ways = {level: place - points[level] for level, place in places.items() if click_mm[level].all()}
+    return [
+        f"{levels.name(level)}: the films show it {np.linalg.norm(way):.0f} mm from where it is marked; look at its landmarks."
+        for level, way in ways.items()
+        if np.linalg.norm(way / click_mm[level]) > FAR
+    ]
 
 
 def look(

@@ -273,7 +273,8 @@ def reconstruct(
         typer.Option(min=0, help="How often the spine is found again from other clicks, for sd and range; 0: never."),
     ] = 10,
     click_mm: Annotated[
-        float, typer.Option(min=0, help="Standard deviation of the landmarks, mm in the patient.")
+        float,
+        typer.Option(min=0, help="Standard deviation of the landmarks, mm in the patient; 0 where they are exact."),
     ] = 2.0,
     refine: Annotated[
         bool,

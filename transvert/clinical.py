@@ -193,6 +193,7 @@ def reconstruct(
     places, sds, clicks = centring.settle(
         films, views, marks.centroids, points, unsteady, partial(predict, network, mirror=True)
     )
+    warnings += centring.strayed(points, places, unsteady)
     given = centring.look(films, views, clicks, places, lambda images: _answer(network, images, calibration))
     if refined:
         given = refine.refine(given, films, views)
