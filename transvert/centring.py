@@ -26,8 +26,8 @@ AXES = ("right", "front", "up")
 """Of a cube, from its low end to its high one."""
 REGIONS = ("C", "T", "L")
 SHARE_SD = 0.15
-"""By how much networks differ in what they undo: shipped weights undid so much more than those of the table, which learned
-for a fifth of their steps. Without it a place could be thrown beyond the vertebra where clicks are wild."""
+"""By how much networks differ in what they undo: weights that had learned for five times as many steps as those of the table
+undid so much more. Without it a place could be thrown beyond the vertebra where clicks are wild."""
 
 
 FAR = 2.5
