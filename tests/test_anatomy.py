@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,8 +76,24 @@ def test_what_a_shape_undoes_of_a_click_is_all_where_it_follows_the_films_and_no
     steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     spot = np.exp(-((np.hypot(steps[:, None], steps) / 5) ** 2)).astype(np.float32)
     images = np.broadcast_to(spot, (3, 2, 2, SIZE, SIZE)).copy()
-    person = SimpleNamespace(images=lambda: images, levels=np.array([7, 19, 20], np.uint8))
-    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person)))  # type: ignore[arg-type]
+    images, levels = np.repeat(images, anatomy.LEAST, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), anatomy.LEAST)
+    person: Any = SimpleNamespace(images=lambda: images, levels=levels)
+    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
     assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in centring.AXES]
     assert table["undone"].tolist() == pytest.approx([undone] * 9, abs=0.15)
-    assert table["off_mm"].abs().max() < 0.4 and (table["count"] == 1).all()
+    assert table["off_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
+
+
+def test_of_several_weights_those_count_that_move_a_vertebra_less() -> None:
+    random, made = np.random.default_rng(0), []
+    for weights, undone, sd, count in (("sure", 0.8, 0.5, 8), ("less", 0.3, 2.0, 8), ("few", 0.1, 3.0, 4)):
+        for region, axis in itertools.product("CTL", centring.AXES):
+            strayed = random.normal(0, 3, count * anatomy.CLICKS)
+            seen = 1.0 + undone * strayed + random.normal(0, sd, len(strayed))
+            here = {"weights": weights, "region": region, "axis": axis}
+            made += [{**here, "strayed_mm": a, "seen_mm": b} for a, b in zip(strayed, seen, strict=True)]
+    table = anatomy.summarise_centring(pd.DataFrame(made))
+    assert set(table["weights"]) == {"less"} and len(table) == 9
+    assert table["undone"].tolist() == pytest.approx([0.3] * 9, abs=0.2)
+    assert table.loc[table["axis"] != "right", "off_mm"].tolist() == pytest.approx([1.0] * 6, abs=0.8)
+    assert (table.loc[table["axis"] == "right", "off_mm"] == 0).all()

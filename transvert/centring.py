@@ -2,7 +2,8 @@
 
 A network that is shown a vertebra beside its patch's middle draws it beside its cube's middle: its shape undoes a part of
 the click's error by itself. How large a part, and how far a shape's centre of mass lies off where nothing has strayed, was
-measured in people whom networks had not learned from (`tables/centring.csv`, benchmarks/anatomy.py). From that, from where
+measured in people whom networks had not learned from (`tables/centring.csv`, benchmarks/anatomy.py): few people, and
+somebody else's thorax may be seen less well. From that, from where
 the shape lies and from how unsteady the hand was follows where the vertebra stands most likely: there it is looked at once
 more. Where clicks are exact nothing moves.
 """
@@ -13,6 +14,7 @@ import csv
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,9 +79,16 @@ def centre(vertebra: Vertebra, click_mm: np.ndarray) -> tuple[np.ndarray, np.nda
     if found is None:
         return vertebra.centroid_ras, click_mm
     off, undone, sd = usual()[region(vertebra.level)]
-    # A normal error of the click, and of it a share that is seen through other normal errors.
-    gain = click_mm**2 * undone / ((undone**2 + SHARE_SD**2) * click_mm**2 + sd**2)
-    return vertebra.centroid_ras + vertebra.axes @ (gain * (found - off)), click_mm * np.sqrt(1 - gain * undone)
+    share = gain(click_mm, undone, sd)
+    return vertebra.centroid_ras + vertebra.axes @ (share * (found - off)), click_mm * np.sqrt(1 - share * undone)
+
+
+def gain(click_mm: Any, undone: Any, sd_mm: Any) -> Any:
+    """Of what a shape lies off, how much is likeliest to be the click's: numbers or arrays.
+
+    The click's error is normal, and of it a share is seen through another normal error.
+    """
+    return click_mm**2 * undone / ((undone**2 + SHARE_SD**2) * click_mm**2 + sd_mm**2)
 
 
 def settle(
