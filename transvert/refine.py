@@ -6,8 +6,9 @@ than bone: ribs, the diaphragm, gas. So edges count by their direction and hardl
 field, after Haber and Modersitzki, MICCAI 2006), each film's against what is around it, and whoever moves a vertebra far
 pays for it.
 
-It is no gain everywhere, so it has to be asked for. As benchmarks/refine.md has it, on few people: a little with clicks of
-4 mm, and in the sagittal angles; with exact clicks it costs thoracic vertebrae, over which ribs lie, some of their Dice.
+It is no gain everywhere, so it has to be asked for. As benchmarks/refine.md has it, on few people: lumbar vertebrae gain half a
+point of Dice at most, thoracic ones, over which ribs lie, lose one. Since `centring` brings vertebrae back from clicks that
+strayed, little is left for it.
 
 The shape stays the network's. Tried on ten vertebrae of two standing phantoms with exact clicks: stretches along the cube's
 axes and wedges, by the same gradients. A Dice of 0.798 became 0.777 with them and 0.777 without; with bones drawn without
