@@ -3,7 +3,8 @@
 
 Of bones at rest: the wedge of a body, the angle across a disc, the lean beside the line from neighbour to neighbour, and
 how far the whole bone's centre of mass lies behind its body's. Of networks, in people they have not learned from: by how
-much their shapes' endplates are off, and how far a shape follows a click that is off. README.md beside this file says where all of it comes from.
+much their shapes' endplates are off, and how far a shape follows a click that is off. README.md beside this file says where
+all of it comes from.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from transvert import centring, endplates, levels, manifest, standing, tilts, uncertainty
+from transvert import centring, endplates, levels, manifest, metrics, standing, tilts, uncertainty
 from transvert.files import InputError
 from transvert.prediction import predict
 from transvert.record import write_table
@@ -101,7 +102,8 @@ def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
 def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[dict[str, Any]]:
     """Where shapes lie in their cubes when clicks are off: a row a vertebra, click and axis.
 
-    Of each its level, how far the vertebra lies from where the click has placed it, and how far its shape does, mm.
+    Of each whose `weights` they are, its region, how far the vertebra lies from where the click has placed it, and how far
+    its shape does, mm.
     """
     images = torch.from_numpy(person.images())
     random = torch.Generator().manual_seed(0)
@@ -113,7 +115,7 @@ def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[
             offset = centring.offset_mm(shape, SPACING_MM)
             if offset is not None:
                 for axis, strayed, seen in zip(centring.AXES, beside.tolist(), offset.tolist(), strict=True):
-                    here = {"weights": weights, "region": centring.region(level), "axis": axis}
+                    here = {"weights": weights, "region": levels.region(level), "axis": axis}
                     yield {**here, "strayed_mm": strayed, "seen_mm": seen}
 
 
@@ -186,7 +188,7 @@ def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
         made[region, axis] = min(
             (row, made.get((region, axis), row)), key=lambda row: centring.gain(CLICK_MM, row["undone"], row["sd_mm"])
         )
-    return pd.DataFrame([made[key] for key in itertools.product(centring.REGIONS, centring.AXES)]).round(3)
+    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, centring.AXES)]).round(3)
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

@@ -185,8 +185,7 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
         found = clinical.reconstruct(*films, plain, network, card=card, draws=0, click_mm=click_mm)
         seconds = time.process_time() - began
         note("network", click_mm, found.posture, found.vertebrae, seconds=seconds, clicked_again=again)
-        there = found.evidence
-        evidence = replace(there, rims=tilts.rims(marks, views, there.places, click_mm))
+        evidence = replace(found.evidence, rims=tilts.rims(marks, views, found.evidence.places, click_mm))
         note("corners", click_mm, posture(found.vertebrae, marks.s1(*views), evidence=evidence))
         note("shapes", click_mm, posture(found.vertebrae, marks.s1(*views)))
         # The oracle sees the film, so that no click misleads it; without one both are the same.

@@ -62,6 +62,32 @@ def occupancy(middle: tuple[float, float, float], affine: np.ndarray, size: int)
     return found.reshape(size, 3, size, 3, size, 3).mean((1, 3, 5), dtype=np.float32)
 
 
+def ball(offset_mm: np.ndarray, radius_mm: float = 12.0) -> np.ndarray:
+    """(64, 64, 64) float32, a ball that lies so far from its cube's middle."""
+    steps = (np.arange(samples.SIZE) - (samples.SIZE - 1) / 2) * samples.SPACING_MM
+    away = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1) - offset_mm
+    return (np.linalg.norm(away, axis=-1) < radius_mm).astype(np.float32)
+
+
+class Seeing(torch.nn.Module):
+    """A network that draws a ball where both patches are brightest, or in the middle whatever they show."""
+
+    def __init__(self, sees: bool = True) -> None:
+        super().__init__()
+        self.nothing, self.sees = torch.nn.Parameter(torch.zeros(1)), sees
+        self.asked = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked += len(images)
+        made = []
+        for ap, lateral in images[:, :, 0].numpy():
+            (z, x), (_, y) = (np.unravel_index(picture.argmax(), picture.shape) for picture in (ap, lateral))
+            # Columns and rows run against x, y and z.
+            off = ((samples.SIZE - 1) / 2 - np.array([x, y, z])) * samples.SPACING_MM
+            made.append(ball(off if self.sees else np.zeros(3)))
+        return torch.from_numpy(20 * np.array(made) - 10)[:, None]
+
+
 def store_as(volume: Volume, axes: str, path: Path) -> Path:
     """Writes a canonical volume with its axes stored another way, such as "PIR"; by nibabel alone."""
     image = nibabel.Nifti1Image(volume.data, volume.affine)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from conftest import Seeing
 
 from benchmarks import anatomy
 from transvert import centring, endplates, tilts
@@ -50,23 +50,6 @@ def test_bones_at_rest_tell_wedge_disc_and_lean_beside_their_neighbours() -> Non
     assert "chord" not in found.index
     behind = pd.DataFrame(anatomy.behind(bones))
     assert behind["back_mm"].tolist() == [12.0] * 3 and behind["up_mm"].tolist() == [1.0] * 3
-
-
-class Seeing(torch.nn.Module):
-    """Draws a ball where both patches are brightest, or in the middle whatever they show."""
-
-    def __init__(self, sees: bool) -> None:
-        super().__init__()
-        self.nothing, self.sees = torch.nn.Parameter(torch.zeros(1)), sees
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        made = []
-        for ap, lateral in images[:, :, 0].numpy():
-            (z, x), (_, y) = (np.unravel_index(picture.argmax(), picture.shape) for picture in (ap, lateral))
-            at = np.array([x, y, z]) if self.sees else np.full(3, (SIZE - 1) / 2)
-            away = np.linalg.norm(np.stack(np.indices((SIZE,) * 3), -1) - (SIZE - 1 - at), axis=-1)
-            made.append(20 * (away < 8) - 10.0)
-        return torch.tensor(np.array(made), dtype=torch.float32)[:, None]
 
 
 @pytest.mark.parametrize(("sees", "undone"), [(True, 1.0), (False, 0.0)], ids=str)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Patient
+from conftest import Patient, Seeing, ball
 from numpy.testing import assert_allclose, assert_array_equal
 
-from transvert import centring, clinical, landmarks, patches, placement, uncertainty
+from transvert import centring, clinical, landmarks, levels, metrics, patches, placement, uncertainty
 from transvert.landmarks import BODY, VERTEBRA
 from transvert.samples import SIZE, SPACING_MM
 from transvert.vertebra import Vertebra
@@ -20,20 +20,13 @@ TURN = np.linalg.qr(np.array([[1.0, 0.1, -0.2], [-0.1, 1.0, 0.3], [0.2, -0.3, 1.
 TURN *= np.sign(np.diag(TURN))
 
 
-def _ball(offset_mm: np.ndarray, radius_mm: float = 12.0) -> np.ndarray:
-    """(64, 64, 64) a ball that lies so far from its cube's middle."""
-    steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
-    away = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1) - offset_mm
-    return (np.linalg.norm(away, axis=-1) < radius_mm).astype(np.float32)
-
-
 def test_the_table_has_every_region_and_axis_and_says_that_shapes_follow_the_films_in_part() -> None:
     assert list(centring.usual()) == ["C", "T", "L"]
     for off, undone, sd in centring.usual().values():
         assert off[0] == 0 and (np.abs(off) < 5).all()
         assert ((undone >= 0) & (undone < 1)).all() and ((sd > 0) & (sd < 6)).all()
     assert all((centring.usual()[name][1] > 0.1).all() for name in ("T", "L"))
-    assert [centring.region(level) for level in (1, 7, 8, 19, 28, 20, 25)] == ["C", "C", "T", "T", "T", "L", "L"]
+    assert [levels.region(level) for level in (1, 7, 8, 19, 28, 20, 25)] == ["C", "C", "T", "T", "T", "L", "L"]
 
 
 def test_where_a_vertebra_stands_is_as_sure_as_it_says() -> None:
@@ -43,7 +36,7 @@ def test_where_a_vertebra_stands_is_as_sure_as_it_says() -> None:
     for _ in range(300):
         strayed = random.normal(0, click_mm)
         share = undone + random.normal(0, centring.SHARE_SD, 3)
-        shape = _ball(off + share * strayed + random.normal(0, sd))
+        shape = ball(off + share * strayed + random.normal(0, sd))
         place, sure = centring.centre(Vertebra(L2, -TURN @ strayed, shape, SPACING_MM, TURN), click_mm)
         left.append(TURN.T @ place)  # It stands at the origin.
         stated.append(sure)
@@ -55,7 +48,7 @@ def test_where_a_vertebra_stands_is_as_sure_as_it_says() -> None:
 
 def test_exact_clicks_and_empty_shapes_stay() -> None:
     here = np.array([1.0, 2.0, 3.0])
-    place, sure = centring.centre(Vertebra(L2, here, _ball(np.full(3, 6.0)), SPACING_MM), np.zeros(3))
+    place, sure = centring.centre(Vertebra(L2, here, ball(np.full(3, 6.0)), SPACING_MM), np.zeros(3))
     assert_array_equal(place, here)
     assert_array_equal(sure, 0)
     empty = Vertebra(L2, here, np.zeros((SIZE,) * 3, np.float32), SPACING_MM)
@@ -65,28 +58,11 @@ def test_exact_clicks_and_empty_shapes_stay() -> None:
 
 
 def test_only_the_axis_along_which_a_click_is_unsteady_moves() -> None:
-    v = Vertebra(L2, np.zeros(3), _ball(np.full(3, 8.0)), SPACING_MM, TURN)
+    v = Vertebra(L2, np.zeros(3), ball(np.full(3, 8.0)), SPACING_MM, TURN)
     place, sure = centring.centre(v, np.array([0, 4.0, 0]))
     moved = TURN.T @ place
     assert moved[1] > 2 and sure[1] < 4
     assert_allclose(moved[[0, 2]], 0, atol=1e-9)
-
-
-class Seeing(torch.nn.Module):
-    """A network that draws a ball where both patches are brightest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
-        self.asked = 0
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.asked += len(images)
-        made = []
-        for ap, lateral in images[:, :, 0].numpy():
-            (z, x), (_, y) = (np.unravel_index(picture.argmax(), picture.shape) for picture in (ap, lateral))
-            made.append(_ball(-(np.array([x, y, z]) - (SIZE - 1) / 2) * SPACING_MM))
-        return torch.from_numpy(20 * np.array(made) - 10)[:, None]
 
 
 def test_a_reconstruction_stands_where_the_films_show_it(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +75,7 @@ def test_a_reconstruction_stands_where_the_films_show_it(patient: Patient, monke
         rows, columns = np.indices(one.pixels.shape)
         away = np.hypot(rows - exact.centroids[which][L2][0], columns - exact.centroids[which][L2][1])
         spots.append(replace(one, pixels=np.exp(-((away * view.pixel_mm[0] / 4) ** 2)).astype(np.float32)))
-    perfect = {name: np.array([[0.0] * 3, [1.0] * 3, [0.5] * 3]) for name in centring.REGIONS}
+    perfect = {name: np.array([[0.0] * 3, [1.0] * 3, [0.5] * 3]) for name in metrics.REGIONS}
     monkeypatch.setattr(centring, "usual", lambda: perfect)
     strayed = points[L2] + np.array([5.0, -4.0, 3.0])
     marks = landmarks.project(*views, isocentre, {L2: strayed})

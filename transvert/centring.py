@@ -3,14 +3,12 @@
 A network that is shown a vertebra beside its patch's middle draws it beside its cube's middle: its shape undoes a part of
 the click's error by itself. How large a part, and how far a shape's centre of mass lies off where nothing has strayed, was
 measured in people whom networks had not learned from (`tables/centring.csv`, benchmarks/anatomy.py): few people, and
-somebody else's thorax may be seen less well. From that, from where
-the shape lies and from how unsteady the hand was follows where the vertebra stands most likely: there it is looked at once
-more. Where clicks are exact nothing moves.
+somebody else's thorax may be seen less well. From that, from where the shape lies and from how unsteady the hand was
+follows where the vertebra stands most likely: there it is looked at once more. Where clicks are exact nothing moves.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from transvert import levels, patches
+from transvert import levels, metrics, patches
+from transvert.files import read_rows
 from transvert.geometry import View
 from transvert.samples import SIZE, SPACING_MM, VIEWS
 from transvert.vertebra import THRESHOLD, Vertebra
@@ -26,12 +25,9 @@ from transvert.vertebra import THRESHOLD, Vertebra
 TABLE = Path(__file__).parent / "tables" / "centring.csv"
 AXES = ("right", "front", "up")
 """Of a cube, from its low end to its high one."""
-REGIONS = ("C", "T", "L")
 SHARE_SD = 0.15
 """By how much networks differ in what they undo: weights that had learned for five times as many steps as those of the table
 undid so much more. Without it a place could be thrown beyond the vertebra where clicks are wild."""
-
-
 FAR = 2.5
 """Standard deviations of a click: who is moved farther is told of."""
 
@@ -43,20 +39,16 @@ Clicks = Mapping[str, Mapping[int, np.ndarray]]
 
 @functools.cache
 def usual() -> dict[str, np.ndarray]:
-    """By region: (3, 3), a column each axis of `AXES`.
+    """By region of `metrics.REGIONS`: (3, 3), a column each axis of `AXES`.
 
     The rows are how far off its cube's middle a shape's centre of mass lies where the click was right, mm; the share of a
     click's error that the shape undoes; and the standard deviation of what is left, mm.
     """
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = {(row["region"], row["axis"]): row for row in csv.DictReader(file)}
+    rows = {(row["region"], row["axis"]): row for row in read_rows(TABLE)}
     kinds = ("off_mm", "undone", "sd_mm")
-    return {name: np.array([[float(rows[name, axis][kind]) for axis in AXES] for kind in kinds]) for name in REGIONS}
-
-
-def region(level: int) -> str:
-    """The name in `REGIONS` of a vertebra."""
-    return levels.name(level)[0]
+    return {
+        name: np.array([[float(rows[name, axis][kind]) for axis in AXES] for kind in kinds]) for name in metrics.REGIONS
+    }
 
 
 def offset_mm(probability: np.ndarray, spacing_mm: float) -> np.ndarray | None:
@@ -78,7 +70,7 @@ def centre(vertebra: Vertebra, click_mm: np.ndarray) -> tuple[np.ndarray, np.nda
     found = offset_mm(vertebra.probability, vertebra.spacing_mm)
     if found is None:
         return vertebra.centroid_ras, click_mm
-    off, undone, sd = usual()[region(vertebra.level)]
+    off, undone, sd = usual()[levels.region(vertebra.level)]
     share = gain(click_mm, undone, sd)
     return vertebra.centroid_ras + vertebra.axes @ (share * (found - off)), click_mm * np.sqrt(1 - share * undone)
 

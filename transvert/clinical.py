@@ -203,11 +203,10 @@ def reconstruct(
     evidence = Evidence(places, sds, tilts.rims(marks, views, places, click_mm))
     measured = posture(vertebrae, marks.s1(*views), evidence=evidence)
     if draws:
-        random, others = np.random.default_rng(seed), []
+        random, others, look = np.random.default_rng(seed), [], partial(predict, network)
         for _ in range(draws):
             clicked = placement.click(marks, views, click_mm, random)
             around = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
-            look = partial(predict, network)
             places, sds, clicks = centring.settle(films, views, clicked.centroids, around, unsteady, look)
             again = centring.look(films, views, clicks, places, look)
             other = Evidence(places, sds, tilts.rims(clicked, views, places, click_mm), random)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -57,6 +58,12 @@ def read_json(path: str | Path, what: str) -> Any:
         raise InputError(f"The {what} {path} does not exist.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"The {what} {path} is not valid JSON ({error}).") from None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV table that comes with this package, by its columns' names."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def sha256(path: str | Path) -> str:

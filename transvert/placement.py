@@ -7,7 +7,6 @@ vertebra by what was measured (`tables/bodies.csv`, benchmarks/anatomy.py).
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 
 from transvert import levels, tilts
 from transvert.endplates import unit
+from transvert.files import read_rows
 from transvert.geometry import View
 from transvert.landmarks import VERTEBRA, VIEWS, Landmarks
 
@@ -33,8 +33,7 @@ def usual() -> dict[str, tuple[float, float]]:
 
 @functools.cache
 def _table() -> dict[str, dict[str, str]]:
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return {row["region"]: row for row in csv.DictReader(file)}
+    return {row["region"]: row for row in read_rows(TABLE)}
 
 
 def of_vertebrae(marks: Landmarks, views: tuple[View, View]) -> Landmarks:

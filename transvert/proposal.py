@@ -12,7 +12,6 @@ curves' turns take most of that away.
 
 from __future__ import annotations
 
-import csv
 import functools
 import itertools
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from transvert import levels
-from transvert.files import InputError
+from transvert.files import InputError, read_rows
 from transvert.geometry import View
 from transvert.landmarks import VIEWS, Landmarks
 
@@ -78,8 +77,7 @@ class Proposal:
 @functools.cache
 def usual() -> Spacing:
     """The spacing that comes with transvert."""
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(TABLE)
     pairs = [(levels.number(row["upper"]), levels.number(row["lower"])) for row in rows]
     mean, deviation = (
         {

@@ -10,7 +10,6 @@ in each of the sagittal and the coronal plane; its solution is the likeliest spi
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import numpy as np
 
 from transvert import levels, patches
 from transvert.endplates import Endplates, unit
+from transvert.files import read_rows
 from transvert.geometry import View
 from transvert.landmarks import VIEWS, Landmarks
 
@@ -179,14 +179,13 @@ def rims(marks: Landmarks, views: tuple[View, View], places: Mapping[int, np.nda
 @functools.cache
 def usual() -> dict[tuple[str, int, str], tuple[float, float]]:
     """Mean and standard deviation in degrees by kind, plane and region, as `tables/tilts.csv` has them."""
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return {
-            (row["kind"], SAGITTAL if row["plane"] == "sagittal" else CORONAL, row["region"]): (
-                float(row["mean_deg"]),
-                float(row["sd_deg"]),
-            )
-            for row in csv.DictReader(file)
-        }
+    return {
+        (row["kind"], SAGITTAL if row["plane"] == "sagittal" else CORONAL, row["region"]): (
+            float(row["mean_deg"]),
+            float(row["sd_deg"]),
+        )
+        for row in read_rows(TABLE)
+    }
 
 
 def _system(found: Mapping[int, Endplates], chain: Sequence[int], evidence: Evidence, plane: int) -> _System:
