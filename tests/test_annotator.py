@@ -16,7 +16,8 @@ from transvert import annotator, geometry, landmarks
 from transvert.annotator import Annotator
 from transvert.files import InputError
 from transvert.film import Film
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS
+from transvert.landmarks import Landmarks
 
 ISOCENTRE = np.array([0.0, 0.0, 300.0])
 POINTS = {18: (4, -28, 362), 19: (8, -22, 332), 20: (10, -16, 300), 21: (6, -11, 267), 22: (0, -10, 234)}

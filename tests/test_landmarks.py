@@ -159,7 +159,7 @@ def test_the_ends_of_s1_are_found_in_space() -> None:
     }
     marked = {
         which: {name: view.project(np.array(ends[name])) for name in landmarks.ENDS[which]}
-        for which, view in zip(landmarks.VIEWS, views, strict=True)
+        for which, view in zip(geometry.VIEWS, views, strict=True)
     }
     marks = landmarks.project(*views, ISOCENTRE, POINTS)
     found = Landmarks(marks.views, marks.centroids, marks.isocentre, s1_endplate=marked).s1(*views)

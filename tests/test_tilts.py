@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 
 from transvert import geometry, landmarks, tilts
 from transvert.endplates import Endplates, unit
-from transvert.landmarks import VIEWS
+from transvert.geometry import VIEWS
 from transvert.tilts import CORONAL, SAGITTAL, Evidence, Rim
 
 LEVELS = range(8, 25)  # T1 to L5

@@ -23,8 +23,8 @@ from PIL import Image
 from transvert import film, geometry, landmarks, levels, plausibility, proposal, spacing
 from transvert.files import InputError
 from transvert.film import Film
-from transvert.geometry import View
-from transvert.landmarks import CORNERS, ENDS, VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import CORNERS, ENDS, Landmarks
 
 LONGEST = 3000
 """Pixels of a picture's longer side as it is sent to the browser; coordinates are those of the film all the same."""

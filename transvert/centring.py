@@ -18,8 +18,8 @@ import numpy as np
 
 from transvert import levels, metrics, patches
 from transvert.files import read_rows
-from transvert.geometry import View
-from transvert.samples import SIZE, SPACING_MM, VIEWS
+from transvert.geometry import VIEWS, View
+from transvert.samples import SIZE, SPACING_MM
 from transvert.vertebra import THRESHOLD, Vertebra
 
 TABLE = Path(__file__).parent / "tables" / "centring.csv"

@@ -24,7 +24,6 @@ from transvert import (
     placement,
     plausibility,
     refine,
-    samples,
     spacing,
     spine,
     spine_charts,
@@ -36,7 +35,7 @@ from transvert.drr import attenuation, cast
 from transvert.facts import Facts
 from transvert.files import write_json
 from transvert.film import Film
-from transvert.geometry import View
+from transvert.geometry import VIEWS, View
 from transvert.landmarks import Landmarks
 from transvert.posture import posture, with_spread, write_posture
 from transvert.prediction import predict
@@ -97,7 +96,7 @@ def simulate(
     corners = ct.corners()
     matter = Volume(attenuation(ct.data), ct.affine)
     films, views = [], []
-    for n, name in enumerate(samples.VIEWS):
+    for n, name in enumerate(VIEWS):
         view = geometry.covering_view(name, corners, pixel_mm, cone=True)
         integral = cast(matter, view)
         films.append(Film(film.expose(integral, photons=photons, pixel_mm=pixel_mm, seed=seed + n), view.pixel_mm))
@@ -128,7 +127,7 @@ def write_films(
         The AP and the lateral PNG and the landmark file.
     """
     paths = []
-    for which, picture, view in zip(samples.VIEWS, films, views, strict=True):
+    for which, picture, view in zip(VIEWS, films, views, strict=True):
         grey = film.to_grey(picture.pixels, bits=8, window=None)
         paths.append(film.write_png(out / f"{which}.png", grey, view.pixel_mm))
         film.write_dicom(out / f"{which}.dcm", film.to_grey(picture.pixels, bits=16, window=None), view)
@@ -141,7 +140,7 @@ def open_films(ap: str | Path, lateral: str | Path, marks: Landmarks) -> tuple[F
     """Reads two films as a landmark file describes them, each turned right; `Landmarks.on` brings the marks along."""
     ap_film, lateral_film = (
         film.read(path, view=which, orientation=marks.views[which].get("orientation"), sized=False)
-        for which, path in zip(samples.VIEWS, (ap, lateral), strict=True)
+        for which, path in zip(VIEWS, (ap, lateral), strict=True)
     )
     return ap_film, lateral_film
 
@@ -218,8 +217,8 @@ def reconstruct(
             "people held out do",
         )
     warnings += [f"{v.name}: nothing was found, left out." for v in given if v.level not in found]
-    taken = [spacing.measure(f, marks.views[w], w).facts for w, f in zip(samples.VIEWS, (ap, lateral), strict=True)]
-    warnings += [f"The {w} film: {note}" for w, known in zip(samples.VIEWS, taken, strict=True) for note in known.notes]
+    taken = [spacing.measure(f, marks.views[w], w).facts for w, f in zip(VIEWS, (ap, lateral), strict=True)]
+    warnings += [f"The {w} film: {note}" for w, known in zip(VIEWS, taken, strict=True) for note in known.notes]
     return Reconstruction(
         vertebrae, labels, views, residuals, warnings, measured, calibration, (taken[0], taken[1]), click_mm, evidence
     )

@@ -17,7 +17,8 @@ from transvert import clinical, film, levels, mesh, placement, render
 from transvert.clinical import Reconstruction
 from transvert.files import InputError
 from transvert.film import Film
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS
+from transvert.landmarks import Landmarks
 from transvert.posture import posture
 from transvert.progress import someone_watches
 from transvert.samples import SIZE, SPACING_MM, Samples

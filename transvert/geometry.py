@@ -24,6 +24,9 @@ _NAMED: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]
 }
 VIEW_NAMES = tuple(_NAMED)
 
+VIEWS = ("ap", "lateral")
+"""The two views of a pair of films, in the order in which arrays have them."""
+
 SOURCE_TO_DETECTOR_MM = 1800.0
 SOURCE_TO_ISOCENTRE_MM = 1500.0
 """A standing full-spine radiograph: this companion's choice, the paper's abstract states no geometry."""

@@ -40,10 +40,9 @@ from transvert import geometry, levels, spacing
 from transvert.facts import Turn, distances
 from transvert.files import InputError, read_json, write_json
 from transvert.film import Film
-from transvert.geometry import View
+from transvert.geometry import VIEWS, View
 
 SCHEMA = "transvert-landmarks/1"
-VIEWS = ("ap", "lateral")
 CORNERS = {
     "ap": ("right_superior", "left_superior", "left_inferior", "right_inferior"),
     "lateral": ("anterior_superior", "posterior_superior", "posterior_inferior", "anterior_inferior"),

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from transvert import levels
 from transvert.files import InputError
+from transvert.geometry import VIEWS
 from transvert.manifest_schema import (
     FRAME,
     FRAME_TOLD,
@@ -16,7 +17,6 @@ from transvert.manifest_schema import (
     ID_TOLD,
     ROLES,
     UNITS,
-    VIEWS,
     Archive,
     DataFile,
     Manifest,

@@ -14,7 +14,6 @@ from transvert.files import InputError
 
 ROLES = ("ct", "mask", "surface", "faces", "centroids", "film", "landmarks", "structures", "licence")
 UNITS = ("mm", "cm", "m", "voxel", "pixel", "unstated")
-VIEWS = ("ap", "lateral")
 
 ID = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ID_TOLD = "letters, digits, '.', '_' and '-'"

@@ -18,8 +18,8 @@ import numpy as np
 from transvert import levels, tilts
 from transvert.endplates import unit
 from transvert.files import read_rows
-from transvert.geometry import View
-from transvert.landmarks import VERTEBRA, VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import VERTEBRA, Landmarks
 
 TABLE = Path(__file__).parent / "tables" / "bodies.csv"
 _RIGHT = np.array([1.0, 0.0, 0.0])

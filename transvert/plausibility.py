@@ -17,8 +17,8 @@ import numpy as np
 from transvert import levels, proposal
 from transvert.files import InputError
 from transvert.film import Film
-from transvert.geometry import View
-from transvert.landmarks import CORNERS, ENDS, RESIDUAL_LIMIT_MM, RESIDUAL_WARNING_MM, VIEWS, Landmarks, Pixels, meet
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import CORNERS, ENDS, RESIDUAL_LIMIT_MM, RESIDUAL_WARNING_MM, Landmarks, Pixels, meet
 
 SCALE_LIMIT = 0.08
 """Films whose heights differ by a larger share have not both their true pixel spacing."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import matplotlib.pyplot as plt
 
-from transvert import clinical, record, render, samples, view
+from transvert import clinical, record, render, view
 from transvert.files import atomic_path
+from transvert.geometry import VIEWS
 
 if TYPE_CHECKING:
     import trimesh
@@ -136,7 +137,7 @@ def write(
             {"name": row["level"], "cells": [_cell(row, key) for key in columns]} for row in found.posture["vertebrae"]
         ],
         warnings=found.warnings,
-        views=dict(zip(samples.VIEWS, found.views, strict=True)),
+        views=dict(zip(VIEWS, found.views, strict=True)),
         residual=max(found.residuals_mm.values(), default=0.0),
         calibrated=found.calibration,
         network=(card or {}).get("network", "not told"),

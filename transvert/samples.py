@@ -19,6 +19,7 @@ import pandas as pd
 from transvert import drr, film, geometry, levels, mend, twins
 from transvert import store as shards
 from transvert.files import InputError
+from transvert.geometry import VIEWS
 from transvert.store import read_index
 from transvert.volume import Volume, cube_affine, cut_cube
 
@@ -31,7 +32,6 @@ DRR_PIXEL_MM = 0.75
 CENTROID_SIGMA_MM = 5.0
 """The width of a centroid map's Gaussian, as the public port of the paper draws it."""
 
-VIEWS = ("ap", "lateral")
 SURROUNDINGS = ("body", "cube")
 """What a vertebra's radiographs show around it: the whole CT, or nothing beyond its own cube of 96 mm."""
 

@@ -25,7 +25,7 @@ from transvert import column, endplates, landmarks, levels, mend, mesh, phantom,
 from transvert.chain import C7, L1, L5, T4, T12, Stance, stand, tilts_deg
 from transvert.curve import Curve, draw_curve
 from transvert.files import InputError
-from transvert.geometry import View
+from transvert.geometry import VIEWS, View
 from transvert.landmarks import Landmarks
 from transvert.rest import Bone, join, open_bones
 from transvert.volume import Volume
@@ -123,7 +123,7 @@ def mark(person: Standing, views: tuple[View, View], isocentre: np.ndarray, corn
         cornered: levels of whose bodies the corners are marked too: where an endplate's plane ends on a film.
     """
     marks = landmarks.project(*views, isocentre, person.centroids)
-    by_view = list(zip(landmarks.VIEWS, views, strict=True))
+    by_view = list(zip(VIEWS, views, strict=True))
     ends = {
         which: {name: view.project(person.stance.s1[name]) for name in landmarks.ENDS[which]} for which, view in by_view
     }

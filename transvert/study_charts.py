@@ -36,7 +36,8 @@ def variants(table: pd.DataFrame, measures: tuple[str, ...] = ("dice", "assd_mm"
     for axis, measure in zip(axes[0], measures, strict=True):
         folds = finite.groupby(["name", "fold"], sort=False, dropna=False)[measure].mean().groupby("name", sort=False)
         low, high = folds.min()[rows], folds.max()[rows]
-        axis.barh(range(len(rows)), high - low, left=low, height=0.5, color="0.87", label="from fold to fold")
+        if (high > low).any():
+            axis.barh(range(len(rows)), high - low, left=low, height=0.5, color="0.87", label="from fold to fold")
         for region, mark in _MARKS.items():
             here = finite if region == "all" else finite[finite["region"] == region]
             means = here.groupby("name")[measure].mean().reindex(rows)
