@@ -22,7 +22,8 @@ from scipy.interpolate import make_interp_spline
 
 from benchmarks.report import write
 from transvert import geometry, landmarks, levels, manifest, metrics, proposal
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS
+from transvert.landmarks import Landmarks
 from transvert.proposal import Spacing
 from transvert.record import write_table
 

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from torch import Tensor, nn
 
-from transvert import clinical, explore, landmarks, levels, posture
+from transvert import clinical, explore, geometry, landmarks, levels, posture
 from transvert.explore import MovedLandmark
 from transvert.files import InputError
 from transvert.samples import SIZE, SPACING_MM, Samples
@@ -116,7 +116,7 @@ def test_the_films_show_the_chosen_landmark_in_orange(start: Callable[[], MovedL
     films = [film.pixels.shape for film in moved._films]
     width = round(films[0][1] * explore.FILM_ROWS / films[0][0])
     for which, left, inside in (("ap", 0, orange[:, 1] < width), ("lateral", width, orange[:, 1] >= width)):
-        shape = films[landmarks.VIEWS.index(which)]
+        shape = films[geometry.VIEWS.index(which)]
         expected = (moved.marks.centroids[which][L2] + 0.5) * explore.FILM_ROWS / shape[0]
         assert_allclose(orange[inside].mean(0) - [0, left], expected, atol=1.5)
 

@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from transvert import geometry, landmarks, placement, tilts
 from transvert.endplates import unit
-from transvert.geometry import View
-from transvert.landmarks import BODY, VERTEBRA, VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import BODY, VERTEBRA, Landmarks
 
 ISOCENTRE = np.array([0.0, 0.0, 300.0])
 T12, L1, L2 = 19, 20, 21

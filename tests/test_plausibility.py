@@ -12,8 +12,8 @@ import pytest
 from transvert import geometry, landmarks, levels, plausibility, proposal
 from transvert.files import InputError
 from transvert.film import Film
-from transvert.geometry import View
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import Landmarks
 
 ISOCENTRE = np.array([0.0, 0.0, 300.0])
 T1_L5 = [n for n in levels.VERTEBRAE if 8 <= n <= 24]

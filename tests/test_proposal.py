@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose
 
 from transvert import geometry, landmarks, levels, proposal
 from transvert.files import InputError
-from transvert.geometry import View
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import Landmarks
 
 ISOCENTRE = np.array([5.0, -20.0, 300.0])
 THORACOLUMBAR = [n for n in levels.VERTEBRAE if 8 <= n <= 24]  # T1 to L5

@@ -22,8 +22,8 @@ import numpy as np
 
 from transvert import levels
 from transvert.files import InputError, read_rows
-from transvert.geometry import View
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import Landmarks
 
 TABLE = Path(__file__).parent / "tables" / "spacing.csv"
 CLICK_MM = 1.5

@@ -20,8 +20,8 @@ import numpy as np
 from transvert import levels, patches
 from transvert.endplates import Endplates, unit
 from transvert.files import read_rows
-from transvert.geometry import View
-from transvert.landmarks import VIEWS, Landmarks
+from transvert.geometry import VIEWS, View
+from transvert.landmarks import Landmarks
 
 TABLE = Path(__file__).parent / "tables" / "tilts.csv"
 CORONAL, SAGITTAL = 0, 1
