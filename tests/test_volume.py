@@ -279,6 +279,16 @@ def _cut_short_plain(folder: Path) -> Path:
     return path
 
 
+def _damaged_inside(folder: Path) -> Path:
+    """One bit has changed, in a voxel: as long as before, and nothing but the checksum can tell."""
+    path = folder / "a.nii.gz"
+    plain = _save(_ct((40, 40, 40)), folder / "b.nii").read_bytes()
+    packed = bytearray(gzip.compress(plain, compresslevel=0))
+    packed[-20] ^= 1
+    path.write_bytes(packed)
+    return path
+
+
 def _other_format(folder: Path) -> Path:
     nibabel.save(nibabel.MGHImage(_ct().astype(np.float32), _affine()), folder / "a.mgz")
     return folder / "a.mgz"
@@ -304,6 +314,10 @@ BAD_VOLUMES = {
     "other format": (_other_format, r"a\.mgz is a MGHImage, not a NIfTI volume"),
     "cut short": (_cut_short, r"a\.nii\.gz is cut short or damaged .*; fetch or copy it again"),
     "cut short, plain": (_cut_short_plain, r"a\.nii is cut short or damaged"),
+    "damaged inside": (
+        _damaged_inside,
+        r"a\.nii\.gz is cut short or damaged \(CRC check failed.*; fetch or copy it again",
+    ),
     "4D": (lambda f: _save(np.zeros((6, 5, 4, 3), np.int16), f / "a.nii"), r"shape \(6, 5, 4, 3\); one 3D volume"),
     "4D, flat": (lambda f: _save(np.zeros((6, 5, 1, 3), np.int16), f / "a.nii"), r"\(6, 5, 1, 3\); one 3D volume"),
     "2D": (lambda f: _save(np.zeros((6, 5), np.int16), f / "a.nii"), r"shape \(6, 5\); one 3D volume"),

@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from scipy import ndimage
 
 from transvert import levels
@@ -209,21 +210,25 @@ def _in_ras(image: nibabel.Nifti1Image, path: Path, dtype: type | None) -> Volum
         path: its file.
         dtype: of the result; None for whole numbers that are not scaled as they are, and float32 for all others.
     """
-    # With the file kept open a compressed one is read on from where the last slices ended, not from its start.
-    stored: Any = type(image).from_filename(path, keep_file_open=True).dataobj
-    if dtype is None:
-        whole = stored.dtype.kind in "iu" and (stored.slope, stored.inter) == (1, 0)
-        dtype = stored.dtype.newbyteorder("=") if whole else np.float32
-    shape = np.array(stored.shape[:3])
-    turn = nibabel.io_orientation(image.affine)
-    order, flips = turn[:, 0].astype(int), turn[:, 1].astype(int)
-    data = np.empty(shape[np.argsort(order)], dtype)
-    as_stored = data.transpose(order)[tuple(slice(None, None, flip) for flip in flips)]
-    step = max(1, _AT_ONCE // (shape[0] * shape[1]))
-    with np.errstate(over="ignore"):  # Values that a scale makes infinite are told of by whoever reads a CT.
-        for start in range(0, shape[2], step):
-            part = stored[:, :, start : start + step]
-            as_stored[:, :, start : start + step] = part.reshape(part.shape[:3])
+    # In one file a compressed volume is read on from where the last slices ended, not from its start.
+    holder: Any = image.file_map["image"]
+    with holder.get_prepare_fileobj("rb") as file:
+        stored = type(image).from_file_map({"image": FileHolder(fileobj=file)}).dataobj
+        if dtype is None:
+            whole = stored.dtype.kind in "iu" and (stored.slope, stored.inter) == (1, 0)
+            dtype = stored.dtype.newbyteorder("=") if whole else np.float32
+        shape = np.array(stored.shape[:3])
+        turn = nibabel.io_orientation(image.affine)
+        order, flips = turn[:, 0].astype(int), turn[:, 1].astype(int)
+        data = np.empty(shape[np.argsort(order)], dtype)
+        as_stored = data.transpose(order)[tuple(slice(None, None, flip) for flip in flips)]
+        step = max(1, _AT_ONCE // (shape[0] * shape[1]))
+        with np.errstate(over="ignore"):  # Values that a scale makes infinite are told of by whoever reads a CT.
+            for start in range(0, shape[2], step):
+                part = stored[:, :, start : start + step]
+                as_stored[:, :, start : start + step] = part.reshape(part.shape[:3])
+        while file.read(_AT_ONCE):  # What was packed ends with its checksum, which is compared once it has been read.
+            pass
     affine = image.affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
     return Volume(data, affine.astype(float))
 
