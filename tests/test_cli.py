@@ -1,6 +1,5 @@
 """The command line as a user types it."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from conftest import Patient
 from test_privacy import Blob
 from typer.testing import CliRunner
@@ -55,32 +53,10 @@ def test_bad_input_ends_in_one_sentence_and_code_2(tmp_path):
 def test_fetch_says_licence_and_size_before_it_starts(name, monkeypatch):
     from transvert import manifest
 
-    monkeypatch.setattr(manifest, "stream", lambda found, strict: [])
+    monkeypatch.setattr(manifest, "fetch", lambda found: [])
     shown = CliRunner().invoke(app, ["fetch", name]).output
     assert "Licence: " in shown
     assert " MB in " in shown
-
-
-def test_fetch_brings_what_can_be_had_and_names_the_rest(tmp_path, monkeypatch):
-    files = [
-        {"subject": name, "role": "surface", "level": "L1", "frame": "LPS", "unit": "mm", "licence": "MIT"}
-        | {"url": f"https://raw.githubusercontent.com/a/b/c/{name}.stl", "sha256": hashlib.sha256(b"solid").hexdigest()}
-        for name in ("damaged", "whole")
-    ]
-    about = dict.fromkeys(("title", "version", "licence", "citation", "access"), "two")
-    content = {"name": "two", **about, "files": files}
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    served = tmp_path / "mirror" / "a" / "b" / "c"
-    served.mkdir(parents=True)
-    (served / "damaged.stl").write_bytes(b"soled")
-    (served / "whole.stl").write_bytes(b"solid")
-    monkeypatch.setenv("TRANSVERT_MIRROR", str(tmp_path / "mirror"))
-    monkeypatch.setenv("TRANSVERT_CACHE", str(tmp_path / "cache"))
-    done = CliRunner().invoke(app, ["fetch", str(tmp_path / "two.yaml")])
-    assert done.exit_code == 1
-    assert "  whole: " in done.stdout
-    assert "  damaged: The mirror's file" in done.stderr
-    assert str(done.exception) == "1 of 2 subjects could not be had; what came is kept."
 
 
 @pytest.fixture(scope="module")

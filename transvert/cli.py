@@ -85,19 +85,12 @@ def fetch(
     typer.echo(found.title)
     typer.echo("\n".join(f"{term}: {' '.join(text.split())}" for term, text in terms.items() if text))
     typer.echo(f"Size: {manifest.told_size(found)}")
-    # One file that can't be had doesn't keep the others away.
-    subjects = list(manifest.stream(found, strict=False))
-    there = [subject for subject in subjects if not subject.problem]
-    for subject in there[:20]:
+    subjects = manifest.fetch(found)
+    for subject in subjects[:20]:
         typer.echo(f"  {subject.name}: {', '.join(sorted(path.name for path in subject.files))}")
-    if len(there) > 20:
-        typer.echo(f"  and {len(there) - 20} more, {len(there)} subjects in all")
+    if len(subjects) > 20:
+        typer.echo(f"  and {len(subjects) - 20} more, {len(subjects)} subjects in all")
     typer.echo(f"Kept in {found.folder or manifest.cache_folder()}")
-    absent = [subject for subject in subjects if subject.problem]
-    for subject in absent:
-        typer.echo(f"  {subject.name}: {subject.problem}", err=True)
-    if absent:
-        raise InputError(f"{len(absent)} of {len(subjects)} subjects could not be had; what came is kept.")
 
 
 @app.command()
