@@ -25,7 +25,7 @@ PAPER_DICE, PORT_DICE = 0.9552, 0.836
 PORT_TURNED = {1.0: 0.832, 2.0: 0.832, 5.0: 0.831, 10.0: 0.825}
 """and with the lateral view turned by so many degrees."""
 OTHER_PERSON_MM = 1.4
-"""The least mean distance at which another person's vertebra of the same level lay, moved rigidly onto the true one."""
+"""About how far another person's vertebra of the same level lies from the true one, moved onto it rigidly (1.2 to 1.8 in `peers`)."""
 SPACINGS_MM = (1.5, 1.0, 0.75, 0.5)
 OFFSETS_MM = (0.25, 0.5, 0.75, 1.0, 1.5)
 _FIRST = ("study", "variant", "budget", "tested_on", "amount", "unit", "fold", "subject", "level", "region", "source")
