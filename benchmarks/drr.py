@@ -31,7 +31,7 @@ from benchmarks.scenes import (
     save_volume,
     square_view,
 )
-from transvert.volume import Volume
+from transvert.imaging.volume import Volume
 
 HERE = Path(__file__).resolve().parent
 

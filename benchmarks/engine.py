@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes import with_pixels
-from transvert.geometry import View
-from transvert.volume import Volume
+from transvert.drr.geometry import View
+from transvert.imaging.volume import Volume
 
 THREADS = 2
 SAMPLES = 500
@@ -80,7 +80,7 @@ def clocked(project: Callable[[], np.ndarray]) -> Job:
 
 def middle(view: View) -> np.ndarray:
     rows, columns = view.shape
-    return view.corner + view.down * ((rows - 1) / 2) + view.across * ((columns - 1) / 2)
+    return view.corner + view.row_step * ((rows - 1) / 2) + view.column_step * ((columns - 1) / 2)
 
 
 def source_to_detector_mm(view: View) -> float:
@@ -92,9 +92,10 @@ def as_seen_from_the_source(views: Sequence[View]) -> tuple[list[View], int]:
 
     A left lateral is -1: it shows what the detector sees from behind.
     """
-    if np.cross(views[0].across, views[0].down) @ views[0].direction > 0:
+    if np.cross(views[0].column_step, views[0].row_step) @ views[0].direction > 0:
         return list(views), 1
     mirrored = [
-        replace(view, corner=view.corner + (view.shape[1] - 1) * view.across, across=-view.across) for view in views
+        replace(view, corner=view.corner + (view.shape[1] - 1) * view.column_step, column_step=-view.column_step)
+        for view in views
     ]
     return mirrored, -1

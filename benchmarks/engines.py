@@ -20,8 +20,8 @@ from benchmarks.engine import (
     source_to_detector_mm,
 )
 from benchmarks.plastimatch import Plastimatch, PlastimatchUniform
-from transvert.geometry import View
-from transvert.volume import Volume
+from transvert.drr.geometry import View
+from transvert.imaging.volume import Volume
 
 
 class Transvert(Engine):
@@ -34,13 +34,13 @@ class Transvert(Engine):
     def prepare(self, views: Sequence[View], threads: int = THREADS) -> Job:
         import numba
 
-        from transvert import drr
+        from transvert.drr.projector import cast, cast_batch
 
         def project() -> np.ndarray:
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             if len(views) == 1:
-                return drr.cast(self.volume, views[0])[None]
-            return drr.cast_batch(self.volume, views)
+                return cast(self.volume, views[0])[None]
+            return cast_batch(self.volume, views)
 
         return clocked(project)
 
@@ -160,7 +160,7 @@ def _camera(view: View, length: float, behind: float) -> np.ndarray:
     """(4, 4) camera to RAS mm: columns, rows and rays along its axes, the detector `length` before its origin."""
     row_mm, column_mm = view.pixel_mm
     camera = np.eye(4)
-    camera[:3, :3] = np.stack([view.across / column_mm, view.down / row_mm, view.direction], axis=1)
+    camera[:3, :3] = np.stack([view.column_step / column_mm, view.row_step / row_mm, view.direction], axis=1)
     camera[:3, 3] = middle(view) + (behind - length) * view.direction
     return camera
 
@@ -179,7 +179,7 @@ def _rtk_geometry(views: Sequence[View]) -> Any:
     cone, parallel = (RTK.ThreeDCircularProjectionGeometry.New() for _ in range(2))
     for view in views:
         row_mm, column_mm = view.pixel_mm
-        across, up, centre = view.across / column_mm, -view.down / row_mm, middle(view)
+        across, up, centre = view.column_step / column_mm, -view.row_step / row_mm, middle(view)
         source = centre - 1000.0 * view.direction if view.source is None else view.source
         if not cone.AddProjection(source.tolist(), centre.tolist(), across.tolist(), up.tolist()):
             raise RuntimeError(f"RTK refuses the view {view.name}.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.engines import ENGINES
 from benchmarks.scenes import make_scenes, read_volume
-from transvert.volume import Volume
+from transvert.imaging.volume import Volume
 
 
 def main(engine_name: str, scene_name: str, folder: Path) -> None:

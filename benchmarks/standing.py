@@ -28,32 +28,27 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from benchmarks.report import describe_machine
+from benchmarks.standing_phantom import kinematic_chain, reference_pose, standing
+from benchmarks.standing_phantom.curve import Curve, draw_curve
+from benchmarks.standing_phantom.reference_pose import Bone
+from benchmarks.standing_phantom.standing import Standing
 from benchmarks.standing_report import CLICKS_MM, as_markdown
-from transvert import (
-    clinical,
-    levels,
-    manifest,
-    mesh,
-    metrics,
-    patches,
-    placement,
-    samples,
-    stages,
-    standing,
-    tilts,
-    voxels,
-)
-from transvert.files import InputError, atomic_path, read_json, sha256, write_json
-from transvert.geometry import View
-from transvert.landmarks import Landmarks
-from transvert.posture import posture
-from transvert.prediction import predict
-from transvert.record import write_table
-from transvert.rest import Bone
-from transvert.samples import SPACING_MM
-from transvert.standing import Standing
-from transvert.vertebra import Vertebra
-from transvert.volume import Volume
+from benchmarks.studies import voxelisation
+from transvert import levels
+from transvert.clinical import centroids, endplate_prior
+from transvert.clinical.landmarks import Landmarks
+from transvert.clinical.posture import measure_posture
+from transvert.clinical.reconstruct import reconstruct, simulate_radiographs
+from transvert.clinical.vertebra import Vertebra
+from transvert.data import manifest, patches, samples
+from transvert.data.patches import SPACING_MM
+from transvert.drr.geometry import View
+from transvert.imaging import mesh
+from transvert.imaging.volume import Volume
+from transvert.io import InputError, atomic_path, read_json, sha256, write_json
+from transvert.model import evaluate, metrics, networks
+from transvert.model.predict import predict
+from transvert.runs import write_table
 
 HERE = Path(__file__).resolve().parent
 LUMBAR = ("public_samples", "visible-human-male")
@@ -99,7 +94,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     # Postures first, so that a run that is stopped has some of every subject.
     jobs = [(subject, number) for number in range(chosen.postures) for subject in chosen.subjects]
-    weights = Path(chosen.weights or stages.SHIPPED_WEIGHTS)
+    weights = Path(chosen.weights or networks.SHIPPED_WEIGHTS)
     work = chosen.work / sha256(weights)[:12]  # Other weights give other rows.
     missing = [job for job in jobs if not _file(work, *job).exists()]
     context = multiprocessing.get_context("spawn")
@@ -110,7 +105,7 @@ def main() -> None:
     made = [read_json(_file(work, *job), "posture's rows") for job in jobs]
     runs, bones = (pd.DataFrame([row for one in made for row in one[kind]]) for kind in ("runs", "bones"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    _, card = stages.open_network(weights)
+    _, card = networks.load_network(weights)
     page = as_markdown(runs, bones, describe_machine(cores, load), card.get("subjects", []))
     write_table(chosen.out / "standing.csv", runs)
     write_table(chosen.out / "standing_vertebrae.csv", bones)
@@ -128,17 +123,17 @@ def open_run(subject: str) -> list[Bone]:
     """The bones of a run at rest."""
     parts = []
     for name, person in RUNS[subject]:
-        (one,) = manifest.fetch(manifest.load(name), subjects=[person])
-        parts.append(standing.open_bones(one))
-    return parts[0] if len(parts) == 1 else standing.join(*parts)
+        (one,) = manifest.fetch_subjects(manifest.load_manifest(name), subjects=[person])
+        parts.append(reference_pose.open_bones(one))
+    return parts[0] if len(parts) == 1 else reference_pose.join(*parts)
 
 
-def draw_person(bones: list[Bone], number: int) -> tuple[Standing, standing.Curve, int]:
+def draw_person(bones: list[Bone], number: int) -> tuple[Standing, Curve, int]:
     """The person of a posture's number, the curve, and its seed: of those that the bones can take, the first."""
     for seed in range(number * TRIES, (number + 1) * TRIES):
-        curve = standing.draw_curve(seed)
+        curve = draw_curve(seed)
         try:
-            return standing.build(bones, standing.stand(bones, curve), seed), curve, seed
+            return standing.build_standing(bones, kinematic_chain.stand(bones, curve), seed), curve, seed
         except InputError as error:
             print(f"curve {seed}: {error}", file=sys.stderr)
     raise InputError(f"None of {TRIES} curves is one that these bones can take.")
@@ -147,12 +142,12 @@ def draw_person(bones: list[Bone], number: int) -> tuple[Standing, standing.Curv
 def measure(subject: str, number: int, weights: Path, work: Path) -> None:
     """Reconstructs one posture in every way and writes its rows."""
     torch.set_num_threads(1)
-    network, card = stages.open_network(weights)
+    network, card = networks.load_network(weights)
     bones = open_run(subject)
     person, curve, seed = draw_person(bones, number)
-    films, views, isocentre = clinical.simulate(person.hu, seed=seed)
-    truth = samples.cut(person.hu, person.labels, subject)
-    alone = stages.score(truth, predict(network, truth.images(), mirror=True))
+    films, views, isocentre = simulate_radiographs(person.hu, seed=seed)
+    truth = samples.cut_samples(person.hu, person.labels, subject)
+    alone = evaluate.score_samples(truth, predict(network, truth.images(), mirror=True))
     true = standing.truth(person.stance)
     cornered = sorted({n for n in (*CORNERED, int(true["upper"]), int(true["lower"])) if n in person.stance.plates})
     exact = standing.mark(person, views, isocentre, cornered)
@@ -182,27 +177,29 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
         marks, again = click(exact, views, click_mm, seed)
         plain = replace(marks, corners={which: {} for which in marks.corners})
         began = time.process_time()
-        found = clinical.reconstruct(*films, plain, network, card=card, draws=0, click_mm=click_mm)
+        found = reconstruct(*films, plain, network, card=card, draws=0, click_mm=click_mm)
         seconds = time.process_time() - began
         note("network", click_mm, found.posture, found.vertebrae, seconds=seconds, clicked_again=again)
-        evidence = replace(found.evidence, rims=tilts.rims(marks, views, found.evidence.places, click_mm))
-        note("corners", click_mm, posture(found.vertebrae, marks.s1(*views), evidence=evidence))
-        note("shapes", click_mm, posture(found.vertebrae, marks.s1(*views)))
+        evidence = replace(
+            found.evidence, rims=endplate_prior.endplate_lines(marks, views, found.evidence.places, click_mm)
+        )
+        note("corners", click_mm, measure_posture(found.vertebrae, marks.s1(*views), evidence=evidence))
+        note("shapes", click_mm, measure_posture(found.vertebrae, marks.s1(*views)))
         # The oracle sees the film, so that no click misleads it; without one both are the same.
         predictor = "centred" if click_mm else "oracle"
         here = true_shapes(person, solids, predictor, marks, views)
-        note(predictor, click_mm, posture(here, marks.s1(*views)), here)
+        note(predictor, click_mm, measure_posture(here, marks.s1(*views)), here)
         if click_mm > BODIES_MM or number >= BODIES_POSTURES:
             continue
         middles, again = click(bodies, views, click_mm, seed)
-        found = clinical.reconstruct(*films, middles, network, card=card, draws=0, click_mm=click_mm)
+        found = reconstruct(*films, middles, network, card=card, draws=0, click_mm=click_mm)
         note("bodies", click_mm, found.posture, found.vertebrae, clicked_again=again)
     write_json(_file(work, subject, number), {"runs": _plain(runs), "bones": _plain(rows)})
 
 
 def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -> tuple[Landmarks, int]:
     """Clicked landmarks that the program takes, and how many vertebrae had to be clicked again for that."""
-    marks = placement.click(exact, views, sd_mm, np.random.default_rng(seed))
+    marks = centroids.simulate_clicks(exact, views, sd_mm, np.random.default_rng(seed))
     again = 0
     for above, level in zip([None, *marks.levels], marks.levels, strict=False):
         for attempt in range(RECLICKS):
@@ -214,7 +211,7 @@ def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -
                     break
             except InputError:
                 pass
-            other = placement.click(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
+            other = centroids.simulate_clicks(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
             again += 1
             marks = replace(
                 marks,
@@ -247,14 +244,14 @@ def true_shapes(
         blank = Vertebra(
             level,
             point,
-            np.zeros((samples.SIZE,) * 3, np.float32),
+            np.zeros((patches.SIZE,) * 3, np.float32),
             SPACING_MM,
             patches.local_axes(*views, point),
         )
         affine = blank.affine.copy()
         if predictor == "centred":
             affine[:3, 3] += person.centroids[level] - point
-        vertebrae.append(replace(blank, probability=onto(solids[level], affine, samples.SIZE)))
+        vertebrae.append(replace(blank, probability=onto(solids[level], affine, patches.SIZE)))
     return vertebrae
 
 
@@ -300,7 +297,7 @@ def compare(v: Vertebra, measured: dict[str, Any], person: Standing, solid: Volu
 
 def aligned_mm(vertebra: Vertebra, bone: Bone) -> float:
     """The mean symmetric surface distance of a reconstruction from the bone at rest after rigid alignment, mm."""
-    shape = mesh.surface(vertebra.probability, vertebra.affine)
+    shape = mesh.extract_surface(vertebra.probability, vertebra.affine)
     shape = max(shape.split(only_watertight=False), key=lambda part: part.area)
     points, _ = trimesh.sample.sample_surface(shape, 2000, seed=0)
     target, best = bone.points, (np.inf, np.eye(4))
@@ -315,8 +312,8 @@ def aligned_mm(vertebra: Vertebra, bone: Bone) -> float:
                 break
         best = min(best, (float(cost), start), key=lambda pair: pair[0])
     moved = shape.copy().apply_transform(best[1])
-    there = voxels.distances(bone.surface, trimesh.transform_points(points, best[1]))
-    back = voxels.distances(moved, bone.points)
+    there = voxelisation.distances(bone.surface, trimesh.transform_points(points, best[1]))
+    back = voxelisation.distances(moved, bone.points)
     return float(np.concatenate([there, back]).mean())
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.report import describe_machine, write
-from transvert import manifest, opening, samples, store
+from transvert.data import manifest, samples, store, subjects
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 15
@@ -237,9 +237,9 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE, help="folder of store.csv and store.md")
     chosen = options.parse_args()
     load = os.getloadavg()[0]
-    subject = manifest.fetch(manifest.load("embedded"))[0]
-    ct, mask, _ = opening.open_subject(subject)
-    cut = samples.cut(ct, mask, subject.name)
+    subject = manifest.fetch_subjects(manifest.load_manifest("embedded"))[0]
+    ct, mask, _ = subjects.load_subject(subject)
+    cut = samples.cut_samples(ct, mask, subject.name)
     arrays = {key: getattr(cut, key) for key in ("hu", "labels", "pictures")}
     with tempfile.TemporaryDirectory(prefix="bench-store-") as folder:
         table = measure(arrays, Path(folder))

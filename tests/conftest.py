@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from transvert import network, samples
-from transvert.manifest import Subject
-from transvert.samples import Samples
-from transvert.volume import Volume
+from transvert.data import patches, samples
+from transvert.data.manifest import Subject
+from transvert.data.samples import Samples
+from transvert.imaging.volume import Volume
+from transvert.model import networks
 
 MIDDLES = {20: (15.0, -28.0, 344.0), 21: (12.0, -30.0, 310.0), 22: (8.0, -27.0, 276.0)}
 """L1, L2 and L3: where each vertebra's own axes cross, RAS mm."""
@@ -64,7 +65,7 @@ def occupancy(middle: tuple[float, float, float], affine: np.ndarray, size: int)
 
 def ball(offset_mm: np.ndarray, radius_mm: float = 12.0) -> np.ndarray:
     """(64, 64, 64) float32, a ball that lies so far from its cube's middle."""
-    steps = (np.arange(samples.SIZE) - (samples.SIZE - 1) / 2) * samples.SPACING_MM
+    steps = (np.arange(patches.SIZE) - (patches.SIZE - 1) / 2) * patches.SPACING_MM
     away = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1) - offset_mm
     return (np.linalg.norm(away, axis=-1) < radius_mm).astype(np.float32)
 
@@ -83,7 +84,7 @@ class Seeing(torch.nn.Module):
         for ap, lateral in images[:, :, 0].numpy():
             (z, x), (_, y) = (np.unravel_index(picture.argmax(), picture.shape) for picture in (ap, lateral))
             # Columns and rows run against x, y and z.
-            off = ((samples.SIZE - 1) / 2 - np.array([x, y, z])) * samples.SPACING_MM
+            off = ((patches.SIZE - 1) / 2 - np.array([x, y, z])) * patches.SPACING_MM
             made.append(ball(off if self.sees else np.zeros(3)))
         return torch.from_numpy(20 * np.array(made) - 10)[:, None]
 
@@ -164,7 +165,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Patient:
 @pytest.fixture(scope="session")
 def box_samples(patient: Patient) -> Samples:
     """The patient's samples, parallel: not to be changed."""
-    return samples.cut(patient.ct, patient.mask, "sub-box")
+    return samples.cut_samples(patient.ct, patient.mask, "sub-box")
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +174,7 @@ def tiny() -> Callable[[str], torch.nn.Module]:
 
     def make(name: str) -> torch.nn.Module:
         torch.manual_seed(0)
-        return network.build(name, width=8)
+        return networks.build_network(name, width=8)
 
     return make
 

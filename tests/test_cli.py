@@ -12,9 +12,12 @@ from conftest import Patient
 from test_privacy import Blob
 from typer.testing import CliRunner
 
-from transvert import clinical, landmarks, stages
 from transvert.cli import app
-from transvert.files import InputError
+from transvert.clinical import landmarks
+from transvert.clinical.reconstruct import simulate_radiographs, write_radiographs
+from transvert.data import manifest
+from transvert.io import InputError
+from transvert.model import networks
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -51,9 +54,8 @@ def test_bad_input_ends_in_one_sentence_and_code_2(tmp_path):
 
 @pytest.mark.parametrize("name", ["embedded", "public_samples"])
 def test_fetch_says_licence_and_size_before_it_starts(name, monkeypatch):
-    from transvert import manifest
 
-    monkeypatch.setattr(manifest, "fetch", lambda found: [])
+    monkeypatch.setattr(manifest, "fetch_subjects", lambda found: [])
     shown = CliRunner().invoke(app, ["fetch", name]).output
     assert "Licence: " in shown
     assert " MB in " in shown
@@ -63,8 +65,8 @@ def test_fetch_says_licence_and_size_before_it_starts(name, monkeypatch):
 def pair(patient: Patient, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two simulated films, in DICOM and PNG, and their landmarks."""
     folder = tmp_path_factory.mktemp("films")
-    films, views, isocentre = clinical.simulate(patient.ct, pixel_mm=1.2, seed=1)
-    clinical.write_films(folder, films, views, landmarks.project(*views, isocentre, patient.centroids))
+    films, views, isocentre = simulate_radiographs(patient.ct, pixel_mm=1.2, seed=1)
+    write_radiographs(folder, films, views, landmarks.project_landmarks(*views, isocentre, patient.centroids))
     return folder
 
 
@@ -119,7 +121,7 @@ def test_a_pair_that_cannot_be_ends_in_one_sentence(kind, pair, tmp_path):
 
 
 def test_reconstruct_prints_the_posture_with_its_spread_and_the_warnings(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "open_network", lambda weights: (Blob(), {"network": "blob", "levels": ["L1", "L2"]}))
+    monkeypatch.setattr(networks, "load_network", lambda weights: (Blob(), {"network": "blob", "levels": ["L1", "L2"]}))
     words = ["--ap", str(pair / "ap.dcm"), "--lateral", str(pair / "lateral.dcm"), "--draws", "3", "--click-mm", "1"]
     done = CliRunner().invoke(
         app, ["reconstruct", *words, "--landmarks", str(pair / "landmarks.json"), "--out", str(tmp_path)]

@@ -8,45 +8,46 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from transvert import levels, mesh, record, runner
-from transvert.files import InputError
+from transvert import levels, runs, workflow
+from transvert.imaging import mesh
+from transvert.io import InputError
 
 
 def test_every_parameter_set_is_declared_by_some_notebook():
     import papermill
 
-    from transvert import manifest
+    from transvert import io
 
     declared = set()
-    for name in record.STAGES:
-        found = papermill.inspect_notebook(str(manifest.share_folder("notebooks") / f"{name}.ipynb"))
+    for name in runs.STAGES:
+        found = papermill.inspect_notebook(str(io.share_folder("notebooks") / f"{name}.ipynb"))
         for parameter in found.values():
             assert parameter["inferred_type_name"] in ("str", "int", "float", "bool"), parameter
             assert parameter["help"], parameter
         declared |= set(found)
-    for path in manifest.share_folder("params").glob("*.yaml"):
-        assert set(runner.read_parameters(path)) <= declared, path.name
+    for path in io.share_folder("params").glob("*.yaml"):
+        assert set(workflow.read_parameters(path)) <= declared, path.name
 
 
 def test_bad_parameter_sets_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        runner.read_parameters(tmp_path / "none.yaml")
+        workflow.read_parameters(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="is not a mapping that names its 'run'"):
-        runner.read_parameters(tmp_path / "list.yaml")
+        workflow.read_parameters(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("run: [")
     with pytest.raises(InputError, match="is not valid YAML"):
-        runner.read_parameters(tmp_path / "broken.yaml")
+        workflow.read_parameters(tmp_path / "broken.yaml")
     with pytest.raises(InputError, match="No notebook has the parameter stepz"):
-        runner.reproduce({"run": "x", "stepz": 3})
+        workflow.reproduce({"run": "x", "stepz": 3})
     with pytest.raises(InputError, match="no notebook 09"):
-        runner.reproduce({"run": "x"}, start="09")
+        workflow.reproduce({"run": "x"}, start="09")
 
 
 def test_a_notebook_before_its_predecessor_says_which_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path))
     said: list[str] = []
-    summary = runner.reproduce({"run": "early"}, start="02", say=said.append, progress=False)
+    summary = workflow.reproduce({"run": "early"}, start="02", say=said.append, progress=False)
     assert "run notebooks/01_drr_synthesis.ipynb" in summary.failed
     assert list(summary.seconds) == ["02_train_transvert"]  # the chain stops there
     left = {path.name for path in (tmp_path / "early" / "02_train_transvert").iterdir()}
@@ -56,7 +57,7 @@ def test_a_notebook_before_its_predecessor_says_which_to_run(tmp_path, monkeypat
 @pytest.mark.reproduce
 def test_the_smoke_run_leaves_every_artifact(tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path))
-    summary = runner.reproduce(runner.read_parameters("smoke"))
+    summary = workflow.reproduce(workflow.read_parameters("smoke"))
     assert summary.failed is None
     folder = tmp_path / "smoke"
     index = pd.read_parquet(folder / "01_drr_synthesis" / "store" / "index.parquet")
@@ -84,7 +85,7 @@ def test_the_smoke_run_leaves_every_artifact(tmp_path, monkeypatch):
     assert placed.centroid_error_mm.max() < 12
     assert json.loads((spine / "posture.json").read_text())["measures"]["thoracic_kyphosis"]["value"] > 0
 
-    for name in record.STAGES:
+    for name in runs.STAGES:
         notebook = nbformat.read(folder / name / "notebook.ipynb", as_version=4)
         assert "widgets" not in notebook.metadata
         note = json.loads((folder / name / "run.json").read_text())
@@ -103,6 +104,6 @@ def test_tidying_keeps_what_was_said_and_drops_bars_and_widgets(tmp_path):
     cell = nbformat.v4.new_code_cell("train()", outputs=[*bars, said])
     path = tmp_path / "n.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}}), path)
-    left = nbformat.read(runner.tidy(path), as_version=4)
+    left = nbformat.read(workflow.tidy(path), as_version=4)
     assert "widgets" not in left.metadata
     assert [output.text for output in left.cells[0].outputs] == ["13 vertebrae\n"]

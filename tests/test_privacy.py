@@ -25,8 +25,12 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from torch import nn
 
-from transvert import cli, clinical, film, landmarks, stages
-from transvert.files import InputError
+from transvert import cli
+from transvert.clinical import radiograph
+from transvert.clinical.landmarks import project_landmarks
+from transvert.clinical.reconstruct import simulate_radiographs, write_radiographs
+from transvert.io import InputError
+from transvert.model import networks
 
 SECRETS = {
     "PatientName": "Zyxquark^Plantagenet",
@@ -110,9 +114,9 @@ class Case:
 @pytest.fixture(scope="module")
 def case(patient: Patient, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("films") / FOLDER
-    films, views, isocentre = clinical.simulate(patient.ct, pixel_mm=1.0, seed=1)
-    marks = landmarks.project(*views, isocentre, patient.centroids)
-    _, _, file = clinical.write_films(folder, films, views, marks)
+    films, views, isocentre = simulate_radiographs(patient.ct, pixel_mm=1.0, seed=1)
+    marks = project_landmarks(*views, isocentre, patient.centroids)
+    _, _, file = write_radiographs(folder, films, views, marks)
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"patient": SECRETS["PatientName"], "comment": PRIVATE}))
     for which in ("ap", "lateral"):
@@ -200,7 +204,7 @@ def test_the_search_finds_what_is_planted(case: Case) -> None:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], int]:
     """Runs the command line and gives its exit code."""
-    monkeypatch.setattr(stages, "open_network", lambda weights: (Blob(), {"network": "blob"}))
+    monkeypatch.setattr(networks, "load_network", lambda weights: (Blob(), {"network": "blob"}))
 
     def main(command: list[str]) -> int:
         monkeypatch.setattr(sys, "argv", command)
@@ -309,7 +313,7 @@ def test_a_sentence_names_the_file_and_nothing_within(
     caplog.clear()
     caplog.set_level(logging.DEBUG)
     with pytest.raises(InputError) as caught:
-        film.read(broken.ap, view="ap")
+        radiograph.read_radiograph(broken.ap, view="ap")
     assert "ap.dcm" in str(caught.value) and str(caught.value).count("\n") == 0
     assert leaks(str(caught.value)) == [] and caught.value.__cause__ is None
     assert run(broken.command(tmp_path / "out", tmp_path / "none")) == 2
@@ -320,5 +324,5 @@ def test_a_sentence_names_the_file_and_nothing_within(
 
 
 def test_a_film_keeps_nothing_of_a_patient(case: Case) -> None:
-    read = film.read(case.ap)
+    read = radiograph.read_radiograph(case.ap)
     assert leaks(repr(read.facts)) == [] and leaks(json.dumps(read.facts.to_dict())) == []

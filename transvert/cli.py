@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from transvert.files import InputError
+from transvert.io import InputError
 
 app = typer.Typer(
     help="From two orthogonal radiographs to a standing spine in 3D: a reproducible companion to TransVert.",
@@ -46,25 +46,25 @@ def reproduce(
     memory: Annotated[str, typer.Option(help="Of a sweep: what each of them may take.")] = "4 GB",
 ) -> None:
     """Run the four notebooks in order, or a grid of parameters, and print the table of results."""
-    from transvert import runner
-    from transvert import sweep as sweeps
+    from transvert import runs, workflow
+    from transvert.sweep import read_grid, run_sweep
 
     command = f"transvert reproduce {shlex.quote(params)}" + (f" --to {stop}" if stop != "04" else "")
-    parameters, grid = runner.read_parameters(params), sweeps.read_grid(params, sweep or ())
+    parameters, grid = workflow.read_parameters(params), read_grid(params, sweep or ())
     if grid:
         command += "".join(f" --sweep {shlex.quote(word)}" for word in sweep or ())
         how = {"scheduler": scheduler, "workers": workers, "memory": memory, "command": command}
-        table = sweeps.sweep(parameters, grid, start=start, stop=stop, **how)  # type: ignore[arg-type]
-        folder = runner.record.runs_folder() / parameters["run"]
+        table = run_sweep(parameters, grid, start=start, stop=stop, **how)  # type: ignore[arg-type]
+        folder = runs.runs_folder() / parameters["run"]
         typer.echo(f"\n{(folder / 'sweep.md').read_text(encoding='utf-8')}\nWritten: {folder / 'sweep.csv'}, sweep.md")
         if table["failed"].any():
             typer.echo(f"Once that is mended: {command}")
             raise typer.Exit(1)
         return
-    summary = runner.reproduce(parameters, start=start or "01", stop=stop, command=f"{command} --from {{}}")
+    summary = workflow.reproduce(parameters, start=start or "01", stop=stop, command=f"{command} --from {{}}")
     if summary.failed:
         raise typer.Exit(1)
-    typer.echo("\n" + runner.results(summary) + "\n\nWritten:")
+    typer.echo("\n" + workflow.results(summary) + "\n\nWritten:")
     for path in summary.files:
         typer.echo(f"  {path}")
     for name, seconds in summary.seconds.items():
@@ -78,19 +78,19 @@ def fetch(
     ] = "embedded",
 ) -> None:
     """Show a data set's licence and size, then download and verify it; run it again to continue after a stop."""
-    from transvert import manifest
+    from transvert.data import cache, manifest
 
-    found = manifest.load(name)
+    found = manifest.load_manifest(name)
     terms = {"Licence": found.licence, "Access": found.access, "Cite": found.citation, "Note": found.note}
     typer.echo(found.title)
     typer.echo("\n".join(f"{term}: {' '.join(text.split())}" for term, text in terms.items() if text))
     typer.echo(f"Size: {manifest.told_size(found)}")
-    subjects = manifest.fetch(found)
+    subjects = manifest.fetch_subjects(found)
     for subject in subjects[:20]:
         typer.echo(f"  {subject.name}: {', '.join(sorted(path.name for path in subject.files))}")
     if len(subjects) > 20:
         typer.echo(f"  and {len(subjects) - 20} more, {len(subjects)} subjects in all")
-    typer.echo(f"Kept in {found.folder or manifest.cache_folder()}")
+    typer.echo(f"Kept in {found.folder or cache.cache_folder()}")
 
 
 @app.command()
@@ -112,17 +112,17 @@ def synthesize(
     memory: Annotated[str, typer.Option(help="What each of them may take.")] = "4 GB",
 ) -> None:
     """Cast the radiographs of many subjects and cut their samples into a store; run it again to complete one."""
-    from transvert import manifest, synthesis
+    from transvert.data import manifest, synthesis
 
     subjects: Iterable[manifest.Subject]
     if Path(source).is_dir():
-        from transvert import stages
+        from transvert.data.subjects import verse_subjects
 
-        subjects = stages.verse_subjects([source])
+        subjects = verse_subjects([source])
         total = len(subjects)
     else:
-        found, roles = manifest.load(source), ("ct", "mask", "surface")
-        subjects = manifest.stream(found, roles=roles, strict=False)
+        found, roles = manifest.load_manifest(source), ("ct", "mask", "surface")
+        subjects = manifest.stream_subjects(found, roles=roles, strict=False)
         named = {file.subject for file in found.files if file.role in roles}
         total = len(named or manifest.subject_names(found))
     usable = (subject for subject in subjects if subject.name not in (without or ()))
@@ -186,11 +186,12 @@ def train(
     half: Annotated[bool, typer.Option("--half", help="Keep the weights as float16, as the shipped ones are.")] = False,
 ) -> None:
     """Train a network on a store; run it again to continue after a stop."""
-    from transvert import augment, stages, training
+    from transvert.model.augment import AUGMENTATIONS
+    from transvert.model.train import Recipe, train_folds
 
-    if draws not in augment.STRENGTHS:
-        raise InputError(f"'{draws}' are no draws; use {' or '.join(augment.STRENGTHS)}.")
-    recipe = training.Recipe(
+    if draws not in AUGMENTATIONS:
+        raise InputError(f"'{draws}' are no draws; use {' or '.join(AUGMENTATIONS)}.")
+    recipe = Recipe(
         network,
         steps=steps,
         epoch_steps=epoch_steps,
@@ -202,10 +203,10 @@ def train(
         one_view=one_view,
         precision=precision,
         device=device,
-        strength=augment.STRENGTHS[draws],
+        strength=AUGMENTATIONS[draws],
         seed=seed,
     )
-    table = stages.train(store, split, recipe, out, resume=not fresh, half=half, say=typer.echo)
+    table = train_folds(store, split, recipe, out, resume=not fresh, half=half, say=typer.echo)
     if len(table):
         subjects = table["subject"].nunique()
         typer.echo(f"Mean Dice {table['dice'].mean():.3f} over {len(table)} vertebrae of {subjects} held-out subjects.")
@@ -226,14 +227,18 @@ def evaluate(
     weights: Weights = "",
 ) -> None:
     """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or from a phantom painted from its mask."""
-    from transvert import record, samples, stages, store
+    from transvert import runs
+    from transvert.data.store import read_index, shard_names
+    from transvert.data.subjects import verse_subjects
+    from transvert.model import networks
+    from transvert.model.evaluate import evaluate_subjects, score_rows
 
-    network, card = stages.open_network(weights)
-    if len(sources) == 1 and store.shard_names(sources[0]):
-        table = stages.score_rows(sources[0], samples.read_index(sources[0]), network)
-        record.write_table(out / "metrics.csv", table)
+    network, card = networks.load_network(weights)
+    if len(sources) == 1 and shard_names(sources[0]):
+        table = score_rows(sources[0], read_index(sources[0]), network)
+        runs.write_table(out / "metrics.csv", table)
     else:
-        table = stages.evaluate(stages.verse_subjects(sources), network, out)
+        table = evaluate_subjects(verse_subjects(sources), network, out)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     typer.echo(
         f"Mean Dice {table.dice.mean():.3f} over {len(table)} vertebrae, network {card['network']}. Wrote {out / 'metrics.csv'}"
@@ -250,15 +255,16 @@ def calibrate(
     ] = None,
 ) -> None:
     """Measure how right trained networks are about their own errors, on people they never saw; write the calibration."""
-    from transvert import charts, reliability, stages, view
-    from transvert import network as networks
+    from transvert.model import calibration, networks
+    from transvert.model.evaluate import unseen_people
+    from transvert.plots import figures
 
-    found = reliability.examine((network, subject) for _, network, _, subject in stages.unseen(store, folds))
-    reliability.write(found, out)
-    view.save(charts.reliability(found), out / "reliability.png")
+    found = calibration.examine_networks((network, subject) for _, network, _, subject in unseen_people(store, folds))
+    calibration.write_reliability(found, out)
+    figures.save_figure(figures.reliability_diagram(found), out / "reliability.png")
     if weights is not None:
         networks.add_to_card(weights, calibration=found.calibration.card())
-    typer.echo(f"{charts.describe(found)}\nWrote {out}")
+    typer.echo(f"{figures.describe_reliability(found)}\nWrote {out}")
 
 
 @app.command()
@@ -276,21 +282,19 @@ def reconstruct(
         float,
         typer.Option(min=0, help="Standard deviation of the landmarks, mm in the patient; 0 where they are exact."),
     ] = 2.0,
-    refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Move each vertebra to where the films' edges are; see benchmarks/refine.md."),
-    ] = False,
 ) -> None:
     """Take two films and their landmarks to a standing spine: label volume, surfaces and posture. For research only."""
-    from transvert import clinical, report, stages
-    from transvert import landmarks as marks_module
+    from transvert.clinical.landmarks import read_landmarks
+    from transvert.clinical.reconstruct import open_radiographs, posture_table, reconstruct, write_reconstruction
+    from transvert.clinical.report import write_report
+    from transvert.model import networks
 
-    marks = marks_module.read(landmarks)
-    films = clinical.open_films(ap, lateral, marks)
-    network, card = stages.open_network(weights)
-    found = clinical.reconstruct(*films, marks, network, card=card, draws=draws, click_mm=click_mm, refined=refine)
-    report.write(out / "report.html", found, films, clinical.write(found, out), card)
-    table = clinical.measures(found)
+    marks = read_landmarks(landmarks)
+    films = open_radiographs(ap, lateral, marks)
+    network, card = networks.load_network(weights)
+    found = reconstruct(*films, marks, network, card=card, draws=draws, click_mm=click_mm)
+    write_report(out / "report.html", found, films, write_reconstruction(found, out), card)
+    table = posture_table(found)
     known = table["value"].notna()
     if known.any():
         typer.echo(table[known].drop(columns="reason").to_string(na_rep="-"))

@@ -44,7 +44,7 @@ class Outcome:
     said: str = ""
 
 
-def execute(
+def execute_notebook(
     source: Path,
     out: Path,
     parameters: dict[str, Any],

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from transvert.files import InputError
+from transvert.io import InputError
 
 NAMES: dict[int, str] = {
     **{i: f"C{i}" for i in range(1, 8)},

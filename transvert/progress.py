@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 
-def someone_watches() -> bool:
+def is_interactive() -> bool:
     """Whether a person sits in front of this kernel: TRANSVERT_VIEWER=k3d or none decides, else the front end does.
 
     A kernel may ask its user for input in JupyterLab, and may not under papermill, nbval or nbconvert. A plain terminal
@@ -27,9 +27,9 @@ def someone_watches() -> bool:
     return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
-def bar(items: Iterable[Any], what: str, *, quiet: bool = False) -> Any:
+def progress_bar(items: Iterable[Any], what: str, *, quiet: bool = False) -> Any:
     """A tqdm bar over `items`: a widget where a person watches a notebook, else text on stderr, which batches pass on."""
-    if someone_watches():
+    if is_interactive():
         from tqdm.auto import tqdm
     else:
         from tqdm.std import tqdm

@@ -6,7 +6,7 @@ import signal
 from functools import partial
 from typing import Any, Self
 
-from transvert.progress import someone_watches
+from transvert.progress import is_interactive
 
 
 class StopButton:
@@ -25,7 +25,7 @@ class StopButton:
         self._button: Any = None
 
     def __enter__(self) -> Self:
-        if someone_watches():
+        if is_interactive():
             import ipywidgets
             from IPython.display import display
 

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from transvert import cluster, execution, record, runner
-from transvert.files import InputError, atomic_path, read_json
+from transvert import execution, workflow
+from transvert.data import cluster
+from transvert.io import InputError, atomic_path, read_json
+from transvert.runs import STAGES, runs_folder, write_table
 
 _KINDS: dict[str, Callable[[str], Any]] = {
     "int": int,
@@ -52,7 +54,7 @@ class Point:
     @property
     def folder(self) -> Path:
         """`runs/<run>/<name>`."""
-        return record.runs_folder() / self.parameters["run"]
+        return runs_folder() / self.parameters["run"]
 
 
 def read_grid(path: str | Path, words: Sequence[str] = ()) -> dict[str, list[Any]]:
@@ -61,7 +63,7 @@ def read_grid(path: str | Path, words: Sequence[str] = ()) -> dict[str, list[Any
     Raises:
         InputError: what is said is no grid.
     """
-    said = runner.read_set(path).get("sweep") or {}
+    said = workflow.read_set(path).get("sweep") or {}
     if not isinstance(said, dict):
         raise InputError(f"The 'sweep' of {path} is not a mapping of parameters to lists of values.")
     grid = {str(key): values if isinstance(values, list) else [values] for key, values in said.items()}
@@ -80,7 +82,7 @@ def points(parameters: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list
         InputError: a parameter that no notebook declares, or a value that is not of its type.
     """
     known: dict[str, Any] = {}
-    for notebook in runner.declared().values():
+    for notebook in workflow.declared().values():
         known |= notebook
     values: dict[str, list[Any]] = {}
     for key, said in grid.items():
@@ -101,7 +103,7 @@ def points(parameters: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list
     return found
 
 
-def sweep(
+def run_sweep(
     parameters: Mapping[str, Any],
     grid: Mapping[str, list[Any]],
     *,
@@ -137,10 +139,10 @@ def sweep(
     Raises:
         InputError: as `points` and `cluster.work`; or no notebook up to `stop` has a parameter of the grid.
     """
-    names, known = runner.stages(start or "01", stop), runner.declared()
-    runner.check_declared(parameters, known)
-    runs, folder = points(parameters, grid), record.runs_folder() / parameters["run"]
-    upto = list(record.STAGES[: record.STAGES.index(names[-1]) + 1])
+    names, known = workflow.stages(start or "01", stop), workflow.declared()
+    workflow.check_declared(parameters, known)
+    runs, folder = points(parameters, grid), runs_folder() / parameters["run"]
+    upto = list(STAGES[: STAGES.index(names[-1]) + 1])
     shared = list(itertools.takewhile(lambda name: not set(grid) & set(known[name]), upto))
     if shared == upto:
         raise InputError(f"No notebook up to {stop} has the parameter {', '.join(grid)}: there is nothing to sweep.")
@@ -153,7 +155,7 @@ def sweep(
         if first:
             say(f"Once for all {len(runs)} runs, from notebook {first} to {shared[-1][:2]}:")
             how: dict[str, Any] = {"say": say, "progress": progress, "memory": limit, "command": command}
-            common = runner.reproduce(dict(parameters), start=first, stop=shared[-1][:2], **how)
+            common = workflow.reproduce(dict(parameters), start=first, stop=shared[-1][:2], **how)
             if common.failed:
                 reasons = dict.fromkeys(reasons, common.failed)
                 return _write(folder, parameters, runs, reasons, shared)
@@ -161,7 +163,7 @@ def sweep(
             _link(run, shared)
             begin = _begin(run.folder, run.parameters, own if start else upto, start, known)
             if begin:
-                where = str(record.runs_folder().absolute()), str(Path.cwd())
+                where = str(runs_folder().absolute()), str(Path.cwd())
                 jobs.append((run.name, (run.parameters, max(begin, own[0][:2]), names[-1][:2], limit, command, *where)))
             else:
                 reasons[run.name] = ""
@@ -169,10 +171,10 @@ def sweep(
         _write(folder, parameters, runs, reasons, shared)
         by_name = {run.name: run for run in runs}
         options: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "memory": memory}
-        with contextlib.closing(cluster.work(_run, jobs, **options)) as done:
+        with contextlib.closing(cluster.work(_run_point, jobs, **options)) as done:
             for count, (name, error) in enumerate(done if jobs else (), 1):
                 reasons[name] = " ".join(f"{error}".split()) if error else ""
-                row = _row(by_name[name], reasons[name], shared)
+                row = _point_row(by_name[name], reasons[name], shared)
                 say(f"[{count} of {len(jobs)}] {name}: {row['failed'] or format(row['seconds'], '.0f') + ' s'}")
                 _write(folder, parameters, runs, reasons, shared)
     finally:
@@ -180,11 +182,13 @@ def sweep(
     return table
 
 
-def _run(parameters: dict[str, Any], start: str, stop: str, memory: int, command: str, runs: str, cwd: str) -> None:
+def _run_point(
+    parameters: dict[str, Any], start: str, stop: str, memory: int, command: str, runs: str, cwd: str
+) -> None:
     """One run, in a worker. How it failed stands in its summary."""
     os.environ["TRANSVERT_RUNS"] = runs
     how: dict[str, Any] = {"memory": memory, "command": command, "cwd": cwd}
-    runner.reproduce(parameters, start=start, stop=stop, say=lambda line: None, progress=False, **how)
+    workflow.reproduce(parameters, start=start, stop=stop, say=lambda line: None, progress=False, **how)
 
 
 def _begin(folder: Path, parameters: Mapping[str, Any], names: list[str], start: str, known: Mapping[str, Any]) -> str:
@@ -194,7 +198,7 @@ def _begin(folder: Path, parameters: Mapping[str, Any], names: list[str], start:
     ended = None
     for name in names:
         wanted = {key: value for key, value in parameters.items() if key in known[name]}
-        times = execution.finished(runner.source(name), folder / name, wanted)
+        times = execution.finished(workflow.source(name), folder / name, wanted)
         # One that an earlier one has overtaken was made from something else.
         if times is None or (ended and times[0] < ended):
             return name[:2]
@@ -223,7 +227,7 @@ def _folder_name(values: Mapping[str, Any]) -> str:
     return f"{safe}-{hashlib.sha256(repr(values).encode()).hexdigest()[:8]}"
 
 
-def _row(run: Point, reason: str, shared: list[str]) -> dict[str, Any]:
+def _point_row(run: Point, reason: str, shared: list[str]) -> dict[str, Any]:
     """A line of the table: what a run's summary says of its notebooks, without the shared ones."""
     row: dict[str, Any] = {"run": run.name, **run.values}
     try:
@@ -236,7 +240,7 @@ def _row(run: Point, reason: str, shared: list[str]) -> dict[str, Any]:
         for found in said["results"]:
             if found["method"] == method:
                 row["method"] = method
-                row |= {f"{found['split']}_{key}": found[key] for key in ("vertebrae", "empty", *runner.MEASURES)}
+                row |= {f"{found['split']}_{key}": found[key] for key in ("vertebrae", "empty", *workflow.MEASURES)}
         row |= {f"spine_{key}": value for key, value in said["spine"].items()}
         row["seconds"] = round(sum(s for name, s in said["seconds"].items() if name not in shared), 1)
         row["peak_memory_gib"] = max((p for n, p in said["peak_memory_gib"].items() if n not in shared), default=0.0)
@@ -247,15 +251,15 @@ def _write(
     folder: Path, parameters: Mapping[str, Any], runs: list[Point], reasons: Mapping[str, str], shared: list[str]
 ) -> pd.DataFrame:
     """Writes the table of all runs, as far as they are."""
-    table = pd.DataFrame([_row(run, reasons[run.name], shared) for run in runs])
+    table = pd.DataFrame([_point_row(run, reasons[run.name], shared) for run in runs])
     last = [name for name in ("seconds", "peak_memory_gib", "failed") if name in table]
     table = table[[name for name in table if name not in last] + last]
-    record.write_table(folder / "sweep.csv", table)
+    write_table(folder / "sweep.csv", table)
     fixed = ", ".join(f"{key} {value}" for key, value in parameters.items() if key not in runs[0].values)
     lines = [f"# Sweep of {parameters['run']}", "", f"The same in all: {fixed}.", ""]
     shown = [name for name in table if name not in ("run", "method", "failed") and not str(name).endswith("_empty")]
     rows = [[_cell(row[name]) for name in shown] for _, row in table.iterrows()]
-    lines += runner.grid([str(name) for name in shown], rows)
+    lines += workflow.grid([str(name) for name in shown], rows)
     if "method" in table:
         lines += ["", f"Measured: {', '.join(table['method'].dropna().unique())}; means over held-out vertebrae."]
     times = {name: execution.facts(folder / name) for name in shared}

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from browser.conftest import Lab, open_notebook, run_all, wait_idle, write_notebook
-from transvert import geometry
+from transvert.drr import geometry
 
 # RAS mm: a little scoliosis, and the bend of the thoracolumbar junction.
 POINTS = {"T11": (4, -28, 62), "T12": (8, -22, 32), "L1": (10, -16, 0), "L2": (6, -11, -33), "L3": (0, -10, -66)}
@@ -86,7 +86,7 @@ class Tool:
 
     def drag(self, start: np.ndarray, end: np.ndarray) -> None:
         self.page.mouse.move(*start)
-        self.page.mouse.down()
+        self.page.mouse.row_step()
         self.page.mouse.move(*((start + end) / 2), steps=4)
         self.page.mouse.move(*end, steps=4)
         self.page.mouse.up()

@@ -18,7 +18,7 @@ from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from browser.conftest import Lab, open_notebook, run_all
-from transvert import record, runner
+from transvert import runs, workflow
 
 RUN_S = 400.0
 SEEN_S = 60.0
@@ -28,10 +28,10 @@ CANVAS = ".jp-OutputArea-output canvas"
 @pytest.fixture(scope="module")
 def walk(lab: Lab) -> Lab:
     """A Lab with the notebooks in it, without a single output."""
-    parameters = runner.read_parameters("smoke")
-    for name, known in runner.declared().items():
+    parameters = workflow.read_parameters("smoke")
+    for name, known in workflow.declared().items():
         own = {key: value for key, value in parameters.items() if key in known}
-        notebook = parameterize_notebook(load_notebook_node(str(runner.source(name))), own)
+        notebook = parameterize_notebook(load_notebook_node(str(workflow.source(name))), own)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
@@ -41,7 +41,7 @@ def walk(lab: Lab) -> Lab:
 
 def run(page: Any, walk: Lab, number: int) -> None:
     """Opens a notebook and runs all of its cells; none fails, and a figure is there before any widget."""
-    open_notebook(page, walk, f"{record.STAGES[number - 1]}.ipynb")
+    open_notebook(page, walk, f"{runs.STAGES[number - 1]}.ipynb")
     run_all(page, RUN_S)
     assert page.locator(".jp-OutputArea-output img[src^='data:image/png']").count() > 0
 
@@ -71,7 +71,7 @@ def turn(page: Any, canvas: Any) -> None:
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
-    page.mouse.down()
+    page.mouse.row_step()
     page.mouse.move(x + 200, y + 40, steps=4)
     page.mouse.up()
     page.mouse.move(5, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from test_report import build, write
+from clinical.test_report import build, write
 
 from browser.test_notebooks_browser import turn
 

@@ -1,0 +1,1 @@
+"""A standing person with known truth, for the posture benchmark."""

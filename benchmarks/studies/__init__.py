@@ -1,0 +1,1 @@
+"""Studies: ablation, comparison networks, robustness and resolution."""

@@ -1,0 +1,82 @@
+"""What is known of how vertebrae lean is summed up as it should be."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Seeing
+
+from benchmarks import anatomy
+from transvert.clinical import centroids, endplate_prior, endplates
+from transvert.data.patches import SIZE, SPACING_MM
+
+
+def test_leans_are_summed_up_by_region_with_what_nobody_shows_taken_from_next_to_it() -> None:
+    def rows(kind: str, plane: str, region: str, *degrees: float) -> list[dict[str, Any]]:
+        return [{"kind": kind, "plane": plane, "region": region, "deg": deg} for deg in degrees]
+
+    made = rows("wedge", "sagittal", "T1-T6", 0.0, 10.0, 20.0) + rows("wedge", "coronal", "T1-T6", 4.0, 8.0)
+    made += rows("shape_lean", "sagittal", "L1-L3", -10.0, 10.0) + rows("shape_lean", "coronal", "L1-L3", 0.1, -0.1)
+    table = anatomy.summarise(pd.DataFrame(made)).set_index(["kind", "plane", "region"])
+    assert len(table) == 2 * 2 * len(endplate_prior.REGIONS)
+    assert tuple(table.loc["wedge", "sagittal", "T1-T6"]) == (10.0, 10.0, 3)
+    assert tuple(table.loc["wedge", "sagittal", "L4-L6"]) == (10.0, 10.0, 0)  # Nobody was measured there.
+    # To neither side on average; and normal errors whose mean size is 10 degrees.
+    assert tuple(table.loc["wedge", "coronal", "T1-T6"]) == (0.0, 8.94, 2)
+    assert tuple(table.loc["shape_lean", "sagittal", "L1-L3"]) == (0.0, 12.53, 2)
+    assert table.loc["shape_lean", "coronal", "C"]["sd_deg"] == anatomy.LEAST_DEG["shape_lean"]
+
+
+def test_bones_at_rest_tell_wedge_disc_and_lean_beside_their_neighbours() -> None:
+    def bone(level: int, centre: tuple[float, float, float], upper: float, lower: float) -> Any:
+        ends = [endplates.unit(np.array([0.0, np.tan(np.radians(deg)), 1.0])) for deg in (upper, lower)]
+        plates = endplates.Endplates(
+            np.array(centre), np.array(centre), ends[0], np.array(centre), ends[1], 30.0, 40.0, 20.0, 20.0, 20.0
+        )
+        axes = np.eye(3)
+        return SimpleNamespace(level=level, centroid=np.array(centre) + (0, -12.0, 1.0), plates=plates, axes=axes)
+
+    bones = [bone(11, (0, 25, 50), 20, 10), bone(12, (0, 0, 25), 8, 2), bone(14, (0, 0, -30), 0, 0)]
+    found = pd.DataFrame(anatomy.at_rest(bones, coronal=False)).set_index(["kind", "region"])["deg"]
+    assert found["wedge"].tolist() == pytest.approx([10, 6, 0])
+    assert found["disc"].tolist() == pytest.approx([2])  # T6 is missing, and with it two discs.
+    assert found["chord_below"].tolist() == pytest.approx([45 - 15])
+    assert found["chord_above"].tolist() == pytest.approx([45 - 5])
+    assert "chord" not in found.index
+    behind = pd.DataFrame(anatomy.behind(bones))
+    assert behind["back_mm"].tolist() == [12.0] * 3 and behind["up_mm"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(("sees", "undone"), [(True, 1.0), (False, 0.0)], ids=str)
+def test_what_a_shape_undoes_of_a_click_is_all_where_it_follows_the_films_and_nothing_where_it_does_not(
+    sees: bool, undone: float
+) -> None:
+    steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
+    spot = np.exp(-((np.hypot(steps[:, None], steps) / 5) ** 2)).astype(np.float32)
+    images = np.broadcast_to(spot, (3, 2, 2, SIZE, SIZE)).copy()
+    images, levels = np.repeat(images, anatomy.LEAST, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), anatomy.LEAST)
+    person: Any = SimpleNamespace(images=lambda: images, levels=levels)
+    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
+    assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in centroids.AXES]
+    assert table["undone"].tolist() == pytest.approx([undone] * 9, abs=0.15)
+    assert table["off_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
+
+
+def test_of_several_weights_those_count_that_move_a_vertebra_less() -> None:
+    random, made = np.random.default_rng(0), []
+    for weights, undone, sd, count in (("sure", 0.8, 0.5, 8), ("less", 0.3, 2.0, 8), ("few", 0.1, 3.0, 4)):
+        for region, axis in itertools.product("CTL", centroids.AXES):
+            strayed = random.normal(0, 3, count * anatomy.CLICKS)
+            seen = 1.0 + undone * strayed + random.normal(0, sd, len(strayed))
+            here = {"weights": weights, "region": region, "axis": axis}
+            made += [{**here, "strayed_mm": a, "seen_mm": b} for a, b in zip(strayed, seen, strict=True)]
+    table = anatomy.summarise_centring(pd.DataFrame(made))
+    assert set(table["weights"]) == {"less"} and len(table) == 9
+    assert table["undone"].tolist() == pytest.approx([0.3] * 9, abs=0.2)
+    assert table.loc[table["axis"] != "right", "off_mm"].tolist() == pytest.approx([1.0] * 6, abs=0.8)
+    assert (table.loc[table["axis"] == "right", "off_mm"] == 0).all()

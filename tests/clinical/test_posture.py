@@ -1,0 +1,359 @@
+"""Endplates, rotation and posture against bodies with known tilt: discs of bone with an arch and processes behind."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from transvert import levels
+from transvert.clinical import endplates, vertebra
+from transvert.clinical.posture import add_spread, measure_posture, write_posture
+from transvert.clinical.vertebra import Vertebra
+from transvert.io import InputError
+
+SIZE, SPACING = 64, 1.5
+C7, T4, T12, L1, L5 = 7, 11, 19, 20, 24
+POINTS = (np.indices((SIZE,) * 3) - (SIZE - 1) / 2) * SPACING
+BODY = np.array([0.0, 8.0, 0.0])
+"""Where the body lies in its cube, mm."""
+
+# The arch: half the bars' widths, and their middles beside the body's back, mm: pedicles, lamina, spinous process,
+# transverse processes, facets. A canal lies between the body and the lamina.
+BARS = [
+    ((4, 8, 4), (11, -4, 4)),
+    ((4, 8, 4), (-11, -4, 4)),
+    ((15, 3, 8), (0, -14, 0)),
+    ((3, 10, 6), (0, -24, -6)),
+    ((30, 4, 4), (0, -12, 2)),
+    ((4, 3, 10), (13, -11, 12)),
+    ((4, 3, 10), (-13, -11, 12)),
+]
+
+
+def _vertebra(level, sagittal=0.0, coronal=0.0, at=(0.0, 0.0, 0.0), wedge=0.0, radii=(17.0, 15.0), height=20.0):
+    """A tilted elliptic disc with bars behind it; degrees and mm. Occupancies, as a network's output."""
+    axis = np.array([np.tan(np.radians(coronal)), np.tan(np.radians(sagittal)), 1.0])
+    axis /= np.linalg.norm(axis)
+    right = np.array([1.0, 0.0, 0.0]) - axis[0] * axis
+    right /= np.linalg.norm(right)
+    x, y, z = np.einsum("ij,jxyz->ixyz", [right, np.cross(axis, right), axis], POINTS - BODY[:, None, None, None])
+    half = height / 2 - np.tan(np.radians(wedge / 2)) * y
+    parts = [np.minimum(radii[0] - np.hypot(x, y * radii[0] / radii[1]), half - np.abs(z))]
+    for widths, middle in BARS:
+        offset = np.abs(POINTS - np.reshape(np.add(middle, BODY - (0, radii[1], 0)), (3, 1, 1, 1)))
+        parts.append((np.reshape(widths, (3, 1, 1, 1)) - offset).min(axis=0))
+    inside = np.maximum.reduce(parts)
+    return Vertebra(level, np.asarray(at, float), np.clip(inside / SPACING + 0.5, 0, 1).astype(np.float32), SPACING)
+
+
+def _occupancy(points):
+    """The upright body of 34 x 30 x 20 mm with its bars, at points (3, ...) in its own frame."""
+    x, y, z = points - BODY[:, None, None, None]
+    parts = [np.minimum(17 - np.hypot(x, y * 17 / 15), 10 - np.abs(z))]
+    for widths, middle in BARS:
+        offset = np.abs(points - np.reshape(np.add(middle, BODY - (0, 15, 0)), (3, 1, 1, 1)))
+        parts.append((np.reshape(widths, (3, 1, 1, 1)) - offset).min(axis=0))
+    return np.clip(np.maximum.reduce(parts) / SPACING + 0.5, 0, 1).astype(np.float32)
+
+
+def _ball(level, at, radius=9.0, value=1.0):
+    inside = radius - np.linalg.norm(POINTS, axis=0)
+    probability = value * np.clip(inside / SPACING + 0.5, 0, 1)
+    return Vertebra(level, np.asarray(at, float), probability.astype(np.float32), SPACING)
+
+
+def _degrees(normal):
+    return np.degrees(np.arctan2(normal[[1, 0]], normal[2]))
+
+
+@pytest.mark.parametrize(
+    ("sagittal", "coronal", "radii", "height"),
+    [
+        (0, 0, (17, 15), 20),
+        (35, 0, (17, 15), 20),
+        (-20, 30, (22, 16), 26),
+        (12, -25, (17, 17), 20),
+        (-7, 5, (9, 8), 12),
+        (-30, -25, (9, 8), 12),
+        (-30, 10, (13, 13), 22),
+    ],
+)
+def test_endplates_of_a_tilted_body(sagittal, coronal, radii, height):
+    found = endplates.fit_endplates(_vertebra(T4, sagittal, coronal, (40.0, -30.0, 500.0), radii=radii, height=height))
+    for normal in (found.superior_normal, found.inferior_normal):
+        np.testing.assert_allclose(_degrees(normal), [sagittal, coronal], atol=0.75)
+    np.testing.assert_allclose(found.body_centre, np.add((40.0, -30.0, 500.0), BODY), atol=1.0)
+    along = (found.superior_centre - found.inferior_centre) @ found.superior_normal
+    assert along == pytest.approx(height, abs=0.5)
+    for mm in (found.anterior_mm, found.middle_mm, found.posterior_mm):
+        assert mm == pytest.approx(height, abs=1.0)
+    assert found.depth_mm == pytest.approx(2 * radii[1], abs=2)
+    assert found.width_mm == pytest.approx(2 * radii[0], abs=2)
+
+
+def test_a_binary_mask_and_stray_parts_and_holes_do_no_harm():
+    clean = _vertebra(T4, 20, -10)
+    mask = clean.probability >= 0.5
+    mask[2:9, 55:62, 2:9] = True
+    mask[30:33, 36:39, 30:33] = False
+    found = endplates.fit_endplates(Vertebra(T4, clean.centroid_ras, mask.astype(np.float32), SPACING))
+    for normal in (found.superior_normal, found.inferior_normal):
+        np.testing.assert_allclose(_degrees(normal), [20, -10], atol=3)
+
+
+@pytest.mark.parametrize(
+    ("level", "voxels", "message"),
+    [
+        (2, 64, "C2 has no ordinary"),
+        (T4, 0, "T4 is empty"),
+        (T4, 1, "No vertebral body"),
+        (T4, 64, "No vertebral body"),
+    ],
+)
+def test_no_endplates_where_there_is_no_body(level, voxels, message):
+    probability = np.zeros((64, 64, 64), np.float32)
+    probability[:voxels, :voxels, :voxels] = 1
+    with pytest.raises(InputError, match=message):
+        endplates.fit_endplates(Vertebra(level, np.zeros(3), probability, SPACING))
+
+
+def test_kyphosis_wedges_and_discs_of_an_arc():
+    # Nine bodies on a circle whose middle lies in front, 5 degrees apart: going up, each leans further to the front.
+    radius, step = 330.0, np.radians(5)
+    arc = []
+    for level in range(T4, T12 + 1):
+        angle = (15 - level) * step
+        at = (0, radius * (1 - np.cos(angle)), radius * np.sin(angle))
+        arc.append(_vertebra(level, np.degrees(angle), at=at))
+    measured = measure_posture(arc[::-1])  # the order given does not matter
+    assert measured["measures"]["thoracic_kyphosis"]["value"] == pytest.approx(40, abs=1.5)
+    assert measured["measures"]["coronal_cobb"]["value"] == pytest.approx(0, abs=1)
+    rows = measured["vertebrae"]
+    assert [row["level"] for row in rows] == [f"T{n}" for n in range(4, 13)]
+    np.testing.assert_allclose([row["sagittal_tilt_deg"] for row in rows], np.arange(20, -21, -5), atol=1)
+    np.testing.assert_allclose([row["wedge_deg"] for row in rows], 0, atol=1.5)
+    # Chord between neighbours, less a body's height; both bodies' centres lie 8 mm in front of the arc.
+    assert rows[-1]["disc_below_mm"] is None
+    assert rows[3]["disc_below_mm"] == pytest.approx(2 * radius * np.sin(step / 2) - 20, abs=1.5)
+
+
+def test_a_wedge_is_positive_where_the_front_is_lower():
+    row = measure_posture([_vertebra(T12, wedge=8.0)])["vertebrae"][0]
+    assert row["wedge_deg"] == pytest.approx(8, abs=1)
+    assert row["posterior_mm"] - row["anterior_mm"] == pytest.approx(2 * 15 * 2 * np.tan(np.radians(4)), abs=0.7)
+
+
+def test_lordosis_and_what_is_said_without_l5():
+    lumbar = [_vertebra(L1 + i, 10.0 * i - 15, at=(0, 0, -35.0 * i)) for i in range(5)]
+    assert measure_posture(lumbar)["measures"]["lumbar_lordosis"]["value"] == pytest.approx(40, abs=1.5)
+    entry = measure_posture(lumbar[:4])["measures"]["lumbar_lordosis"]
+    assert entry["value"] is None
+    assert entry["reason"] == "L5 is not in this spine."
+    empty = Vertebra(L5, np.zeros(3), np.zeros((8, 8, 8), np.float32), SPACING)
+    assert "L5 is empty" in measure_posture([*lumbar[:4], empty])["measures"]["lumbar_lordosis"]["reason"]
+
+
+@pytest.mark.parametrize(("sign", "side"), [(1, "right"), (-1, "left")])
+def test_cobb_angle_its_end_levels_and_its_convexity(sign, side):
+    # A curve that bulges to one side between T6 and T10: above its apex the bodies lean back to the other side.
+    tilts = {10: 0, 11: -4, 13: -16, 15: 2, 17: 20, 19: 5, 20: 0}
+    heights = -25.0 * np.arange(len(tilts))
+    curve = [_vertebra(n, coronal=sign * t, at=(0, 0, z)) for (n, t), z in zip(tilts.items(), heights, strict=True)]
+    entry = measure_posture(curve)["measures"]["coronal_cobb"]
+    assert entry["value"] == pytest.approx(36, abs=1.5)
+    assert (entry["upper"], entry["lower"]) == ("T6", "T10")
+    assert entry["convexity"] == side
+    alone = measure_posture(curve[:1])["measures"]["coronal_cobb"]
+    assert alone["value"] is None
+    assert "Fewer than two" in alone["reason"]
+
+
+def _s1_ends(slope=0.0, lean=0.0, at=(3.0, 5.0, 0.0)):
+    """The ends of an endplate 40 mm wide and 30 mm deep that falls to the front by `slope`, to the right by `lean`."""
+    ends = {"anterior": (0, 15), "posterior": (0, -15), "right": (20, 0), "left": (-20, 0)}
+    falls = np.tan(np.radians([lean, slope]))
+    return {name: np.add(at, (x, y, -np.dot(falls, (x, y)))) for name, (x, y) in ends.items()}
+
+
+def test_balance_needs_c7_and_the_landmarks_of_s1():
+    c7 = _vertebra(C7, at=(-12.0, 22.0, 480.0), radii=(9, 8), height=12)
+    measures = measure_posture([c7], _s1_ends())["measures"]
+    assert measures["sagittal_vertical_axis"]["value"] == pytest.approx(22 + BODY[1] - (5 - 15), abs=1)
+    assert measures["coronal_balance"]["value"] == pytest.approx(-15, abs=1)
+    without = measure_posture([c7])["measures"]["sagittal_vertical_axis"]
+    assert without["value"] is None
+    assert without["reason"].startswith("S1 is not known: mark both ends")
+    no_c7 = measure_posture([_vertebra(T4)], _s1_ends())["measures"]["coronal_balance"]
+    assert no_c7["reason"] == "C7 is not in this spine."
+
+
+def test_lordosis_goes_down_to_s1_and_the_last_disc_ends_there():
+    l1 = _vertebra(L1, -12.0, at=(0, 0, 150))
+    l5 = _vertebra(L5, 20.0, at=(0, 0, 30.0))
+    # S1 lies 8 mm below L5's lower endplate, parallel to it.
+    down = np.array([0, -np.sin(np.radians(20)), -np.cos(np.radians(20))])
+    ends = _s1_ends(slope=20.0, at=np.add((0, 0, 30), BODY + (10 + 8) * down))
+    measured = measure_posture([l1, l5], ends)
+    assert measured["measures"]["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(32, abs=1.5)
+    assert measured["measures"]["sacral_slope"]["value"] == pytest.approx(20, abs=0.1)
+    assert measured["vertebrae"][-1]["disc_below_mm"] == pytest.approx(8, abs=0.5)
+    assert measure_posture([l1, l5])["vertebrae"][-1]["disc_below_mm"] is None
+    steeper = measure_posture([l1, l5], _s1_ends(slope=45.0, lean=5.0))["measures"]
+    assert steeper["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(57, abs=1.5)
+
+
+def test_an_s1_that_is_marked_wrong_is_refused():
+    ends = _s1_ends()
+    with pytest.raises(InputError, match="S1's upper endplate is marked the wrong way round"):
+        measure_posture([_vertebra(L5)], ends | {"anterior": ends["posterior"], "posterior": ends["anterior"]})
+    with pytest.raises(InputError, match="lacks its right and left end; mark both ends on both films"):
+        measure_posture([_vertebra(L5)], {name: ends[name] for name in ("anterior", "posterior")})
+
+
+def test_each_kyphosis_by_its_own_levels_and_the_largest_found():
+    tilts = {8: 5, 9: 14, 11: 25, 12: 18, 16: -10, 19: -22, 20: -16}  # degrees to the front, T1 to L1
+    heights = -25.0 * np.arange(len(tilts))
+    measures = measure_posture(
+        [_vertebra(n, t, at=(0, 0, z)) for (n, t), z in zip(tilts.items(), heights, strict=True)]
+    )
+    measures = measures["measures"]
+    assert measures["thoracic_kyphosis"]["value"] == pytest.approx(47, abs=1.5)
+    assert measures["thoracic_kyphosis_t1_t12"]["value"] == pytest.approx(27, abs=1.5)
+    assert measures["thoracic_kyphosis_t5_t12"]["value"] == pytest.approx(40, abs=1.5)
+    assert measures["largest_kyphosis"]["value"] == pytest.approx(47, abs=1.5)
+    assert (measures["largest_kyphosis"]["upper"], measures["largest_kyphosis"]["lower"]) == ("T4", "T12")
+    assert all(entry["source"] and entry["definition"] for entry in measures.values())
+
+
+def _s_curve():
+    """Leans that make a right curve from T4 to T10 and a left one from T10 to L3, with the bodies where such curves go."""
+    tilts = {11: -20, 13: -10, 15: 4, 17: 16, 19: 2, 21: -8, 22: -9}
+    beside = [0, 10, 14, 8, -9, -8, 0]
+    heights = -30.0 * np.arange(len(tilts))
+    return [_vertebra(n, coronal=t, at=(x, 0, z)) for (n, t), x, z in zip(tilts.items(), beside, heights, strict=True)]
+
+
+def test_curves_that_share_an_end_vertebra_are_told_with_apex_and_side():
+    measured = measure_posture(_s_curve())
+    first, second = measured["curves"]
+    assert first["value"] == pytest.approx(36, abs=1.5)
+    assert [first[k] for k in ("upper", "lower", "apex", "convexity")] == ["T4", "T10", "T8", "right"]
+    assert second["value"] == pytest.approx(25, abs=1.5)
+    assert [second[k] for k in ("upper", "lower", "apex", "convexity")] == ["T10", "L3", "T12", "left"]
+    assert measured["measures"]["coronal_cobb"] | first == measured["measures"]["coronal_cobb"]
+    straight = measure_posture([_vertebra(n, coronal=t, at=(0, 0, -30 * n)) for n, t in ((11, 0), (12, 3), (13, -2))])
+    assert straight["curves"] == []
+    assert 0 < straight["measures"]["coronal_cobb"]["value"] < 10
+
+
+@pytest.mark.parametrize(
+    ("turn", "coronal", "sagittal"), [(0, 0, 0), (12, 0, 0), (-25, 0, 0), (30, 10, 0), (8, 12, 25), (-15, -10, -30)]
+)
+def test_the_axial_rotation_of_a_turned_vertebra(turn, coronal, sagittal):
+    # It leans to the front first, then to the side, then turns about the body's long axis.
+    own = Rotation.from_euler("ZYX", [turn, coronal, sagittal], degrees=True).as_matrix()
+    axes = Rotation.from_euler("xyz", [9, -7, 4], degrees=True).as_matrix()  # of the cube: of no account
+    points = np.einsum("ij,jxyz->ixyz", own.T @ axes, POINTS)
+    turned = Vertebra(T4, np.array([5.0, -3.0, 80.0]), _occupancy(points), SPACING, axes)
+    assert vertebra.axial_rotation_deg(turned) == pytest.approx(turn, abs=0.7)
+    assert vertebra.axial_rotation_deg(turned, turn + 4.0) == pytest.approx(turn, abs=0.7)
+    # Positive where the front is turned to the left.
+    assert vertebra.symmetry_normal(turned)[1] * turn >= 0
+    row = measure_posture([turned])["vertebrae"][0]
+    assert row["axial_rotation_deg"] == pytest.approx(turn, abs=0.7)
+
+
+def test_a_growth_on_one_side_of_the_body_hardly_turns_it():
+    own = Rotation.from_euler("ZYX", [20, 5, 10], degrees=True).as_matrix()
+    points = np.einsum("ij,jxyz->ixyz", own.T, POINTS)
+    growth = (np.abs(points - np.reshape([22.0, 9.0, 0.0], (3, 1, 1, 1))) < np.reshape([5, 9, 8], (3, 1, 1, 1))).all(0)
+    lopsided = Vertebra(T4, np.zeros(3), np.maximum(_occupancy(points), growth), SPACING)
+    assert vertebra.axial_rotation_deg(lopsided) == pytest.approx(20, abs=1.0)
+
+
+def test_endplates_do_not_depend_on_how_the_cube_stands():
+    axes = Rotation.from_euler("xyz", [13, 12, -4], degrees=True).as_matrix()
+    lean = Rotation.from_euler("x", -18, degrees=True).as_matrix()
+    points = np.einsum("ij,jxyz->ixyz", lean.T @ axes, POINTS)
+    found = endplates.fit_endplates(Vertebra(T4, np.array([40.0, -30.0, 500.0]), _occupancy(points), SPACING, axes))
+    for normal in (found.superior_normal, found.inferior_normal):
+        np.testing.assert_allclose(_degrees(normal), [18, 0], atol=1.5)
+    np.testing.assert_allclose(found.body_centre, np.add((40.0, -30.0, 500.0), lean @ BODY), atol=1.0)
+
+
+def test_the_spread_of_draws_is_told_for_each_measure_and_row():
+    steps = np.array([-3.0, -1.0, 1.0, 3.0])
+    spine = [_vertebra(T4, 20.0, at=(0, 0, 200)), _vertebra(T12, -20.0)]
+    measured = measure_posture(spine)
+    draws = [
+        measure_posture([_vertebra(T4, 20.0 + mm, at=(mm, 0, 200)), _vertebra(T12, -20.0)], like=measured)
+        for mm in steps
+    ]
+    told = add_spread(measured, draws, "steps")
+    entry = told["measures"]["thoracic_kyphosis"]
+    assert entry["value"] == measured["measures"]["thoracic_kyphosis"]["value"]
+    assert entry["sd"] == pytest.approx(np.std(steps, ddof=1), abs=0.3)
+    reach = 3.182 * entry["sd"]  # Student's t for four draws, 97.5 %
+    assert (entry["low"], entry["high"]) == pytest.approx((entry["value"] - reach, entry["value"] + reach), abs=0.05)
+    assert told["uncertainty"] == {"cause": "steps", "draws": 4, "interval": "95 %, value -+ Student's t times sd"}
+    absent = told["measures"]["lumbar_lordosis"]
+    assert absent["sd"] is None and absent["low"] is None and absent["reason"]
+    row = told["vertebrae"][0]
+    assert row["x_mm_sd"] == pytest.approx(np.std(steps, ddof=1), abs=0.01)
+    assert told["vertebrae"][1]["x_mm_sd"] == 0 and told["vertebrae"][1]["disc_below_mm_sd"] is None
+    assert set(row) == set(told["columns"])
+    assert "sd" not in measured["measures"]["thoracic_kyphosis"], "the posture that was given stays as it was"
+
+
+def test_draws_hold_the_curves_that_were_found():
+    measured = measure_posture(_s_curve())
+    other = [_vertebra(v.level, coronal=0.0, at=v.centroid_ras) for v in _s_curve()]
+    other[0] = _vertebra(11, coronal=9.0, at=(0, 0, 0))
+    held = measure_posture(other, like=measured)
+    assert held["curves"][0]["upper"] == "T4" and held["curves"][0]["lower"] == "T10"
+    # T4 now leans to the other side: the same curve, with the other sign.
+    assert held["curves"][0]["value"] == pytest.approx(-9, abs=1.5)
+    assert held["measures"]["coronal_cobb"]["value"] == held["curves"][0]["value"]
+    lost = measure_posture(other[1:], like=measured)
+    assert lost["curves"][0]["value"] is None and lost["measures"]["coronal_cobb"]["value"] is None
+
+
+def test_c1_and_c2_stand_in_the_table_without_angles():
+    rows = measure_posture([_ball(1, (0, 0, 40)), _ball(2, (1.5, -2, 20))])["vertebrae"]
+    assert [row["level"] for row in rows] == ["C1", "C2"]
+    assert (rows[1]["x_mm"], rows[1]["y_mm"], rows[1]["z_mm"]) == (1.5, -2, 20)
+    assert rows[1]["sagittal_tilt_deg"] is None
+    assert "no ordinary vertebral body" in rows[1]["reason"]
+
+
+def test_a_written_posture_is_strict_json_and_a_table(tmp_path):
+    measured = measure_posture([_vertebra(T4, 10.0), _ball(1, (0, 0, 200))])
+    path = write_posture(tmp_path / "posture.json", measured)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    read = json.loads(path.read_text(), parse_constant=refuse)
+    assert read == measured
+    assert read["schema"] == "transvert-posture/1"
+    assert read["missing_levels"] == [levels.name(n) for n in range(2, T4)]
+    for entry in read["measures"].values():
+        assert {"value", "unit", "definition", "source", "reason"} <= set(entry)
+        assert (entry["value"] is None) == bool(entry["reason"])
+    with (tmp_path / "posture.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["level"] for row in rows] == ["C1", "T4"]
+    assert set(rows[0]) == set(read["columns"])
+    assert float(rows[1]["sagittal_tilt_deg"]) == pytest.approx(10, abs=1.5)
+    told = add_spread(measure_posture(_s_curve()), [], "nothing")
+    write_posture(tmp_path / "curved.json", told)
+    with (tmp_path / "curved_measures.csv").open(newline="") as file:
+        lines = {line["measure"]: line for line in csv.DictReader(file)}
+    assert set(lines) == {*told["measures"], "coronal_curve_1", "coronal_curve_2"}
+    assert lines["coronal_curve_2"]["apex"] == "T12" and lines["coronal_cobb"]["convexity"] == "right"
+    assert (
+        lines["coronal_cobb"]["sd"] == ""
+        and lines["lumbar_lordosis"]["reason"] == "L1 is not in this spine. L5 is not in this spine."
+    )

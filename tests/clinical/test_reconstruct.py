@@ -1,0 +1,484 @@
+"""From two simulated films to a spine: with a network that knows the answer, what is left is geometry."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from conftest import MIDDLES, Patient, inside_vertebra, occupancy
+from numpy.testing import assert_allclose
+from scipy import ndimage
+from torch import nn
+
+from transvert import levels
+from transvert.clinical import centroids, landmarks, radiograph
+from transvert.clinical.landmark_checks import SIDE_REMINDER
+from transvert.clinical.landmarks import Landmarks
+from transvert.clinical.posture import measure_posture
+from transvert.clinical.radiograph import Radiograph
+from transvert.clinical.reconstruct import (
+    Reconstruction,
+    compare_with_truth,
+    reconstruct,
+    silhouettes,
+    simulate_radiographs,
+    surfaces,
+    write_radiographs,
+    write_reconstruction,
+)
+from transvert.data import patches
+from transvert.data.patches import SIZE, SPACING_MM, centroid_map
+from transvert.data.samples import Samples
+from transvert.drr import geometry, projector
+from transvert.drr.geometry import View
+from transvert.imaging import mesh, volume
+from transvert.imaging.volume import Volume, cube_affine
+from transvert.io import InputError
+from transvert.model.calibration import Calibration, surface_sd_mm
+from transvert.model.predict import TTAConfig
+from transvert.plots import figures
+
+L1, L2, L3 = 20, 21, 22
+
+
+class Oracle(nn.Module):
+    """Knows what stands at each landmark; keeps the images it was shown.
+
+    `predict` asks twice: for the patient, and for the mirrored one, whose answer is mirrored; and where clicks are unsteady
+    that is done twice before others are drawn.
+    """
+
+    def __init__(self, truths: list[np.ndarray]):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+        self.truths = np.array(truths, np.float32)
+        self.logits = torch.logit(torch.from_numpy(self.truths)[:, None], eps=1e-4)
+        self.shown: list[np.ndarray] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown.append(images.numpy().copy())
+        return self.logits.flip(2) if len(self.shown) in (2, 4) else self.logits
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unmoved() -> Iterator[None]:
+    """Its bones lie in the middle of their cubes, wherever the clicks were."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(centroids, "usual", lambda: dict.fromkeys("CTL", np.array([[0.0] * 3, [0.0] * 3, [1.0] * 3])))
+        yield
+
+
+Films = tuple[tuple[Radiograph, Radiograph], tuple[View, View], np.ndarray]
+
+
+def _truths(patient: Patient, views: tuple[View, View], levels: list[int]) -> list[np.ndarray]:
+    """What fills the cube of each level's own rays: the share of each voxel, from 27 points a voxel."""
+    steps = (((np.arange(3 * SIZE) + 0.5) / 3 - SIZE / 2) * SPACING_MM).astype(np.float32)
+    found = []
+    for level in levels:
+        axes = patches.local_axes(*views, patient.centroids[level])
+        x, y, z = (
+            patient.centroids[level][n]
+            + (axes[n, 0] * steps)[:, None, None]
+            + (axes[n, 1] * steps)[:, None]
+            + axes[n, 2] * steps
+            for n in range(3)
+        )
+        inside = inside_vertebra(x, y, z, MIDDLES[level])
+        found.append(inside.reshape(SIZE, 3, SIZE, 3, SIZE, 3).mean((1, 3, 5), dtype=np.float32))
+    return found
+
+
+@pytest.fixture(scope="module")
+def films(patient: Patient) -> Films:
+    return simulate_radiographs(patient.ct, pixel_mm=0.8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def marks(films: Films, patient: Patient) -> Landmarks:
+    return landmarks.project_landmarks(*films[1], films[2], patient.centroids)
+
+
+@pytest.fixture(scope="module")
+def oracle(films: Films, patient: Patient) -> Oracle:
+    return Oracle(_truths(patient, films[1], [L1, L2, L3]))
+
+
+@pytest.fixture(scope="module")
+def found(films: Films, marks: Landmarks, oracle: Oracle) -> Reconstruction:
+    return reconstruct(*films[0], marks, oracle, draws=4)
+
+
+def _middle(patient: Patient, level: int) -> np.ndarray:
+    """(3,) RAS mm: the vertebra's own centre of mass, which the mask's coarse voxels miss by half a millimetre."""
+    affine = cube_affine(patient.centroids[level], SIZE, SPACING_MM)
+    share = occupancy(MIDDLES[level], affine, SIZE)
+    return np.array(ndimage.center_of_mass(share)) * SPACING_MM + affine[:3, 3]
+
+
+def _fit(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+# The films
+
+
+def test_films_are_a_seeded_cone_beam_pair_around_one_isocentre(films: Films, patient: Patient) -> None:
+    (ap, lateral), views, isocentre = films
+    corners = patient.ct.corners()
+    assert_allclose(isocentre, corners.mean(0))
+    assert [view.name for view in views] == ["ap", "left_lateral"]
+    for picture, view in zip((ap, lateral), views, strict=True):
+        assert view.source is not None and picture.pixels.shape == view.shape
+        assert picture.pixel_mm == pytest.approx((0.8, 0.8))
+        pixels = view.project(corners)
+        assert (pixels >= -0.5).all() and (pixels <= np.array(view.shape) - 0.5).all()
+        assert np.isfinite(picture.pixels).all()
+    again, _, _ = simulate_radiographs(patient.ct, pixel_mm=0.8, seed=1)
+    other, _, _ = simulate_radiographs(patient.ct, pixel_mm=0.8, seed=2)
+    assert np.array_equal(again[0].pixels, ap.pixels) and not np.array_equal(other[0].pixels, ap.pixels)
+    assert _fit(other[0].pixels, ap.pixels) > 0.9
+
+
+def test_written_films_and_landmarks_make_the_same_spine(
+    films: Films, marks: Landmarks, patient: Patient, tmp_path: Path
+) -> None:
+    ap, lateral, file = write_radiographs(tmp_path / "films", films[0], films[1], marks)
+    assert {p.name for p in (tmp_path / "films").iterdir()} == {
+        *("ap.png", "ap.dcm", "lateral.png", "lateral.dcm", "landmarks.json")
+    }
+    said = landmarks.read_landmarks(file)
+    for ending in (".png", ".dcm"):
+        pair = [radiograph.read_radiograph(path.with_suffix(ending)) for path in (ap, lateral)]
+        for ours, original in zip(pair, films[0], strict=True):
+            assert _fit(ours.pixels, original.pixels) > 0.99  # bone is white in both, nothing is turned
+            assert ours.pixel_mm == pytest.approx(original.pixel_mm, rel=1e-3)
+        found = reconstruct(*pair, said, Oracle(_truths(patient, films[1], [L1, L2, L3])), draws=0, click_mm=0.0)
+        for vertebra in found.vertebrae:
+            assert_allclose(vertebra.centroid_ras, patient.centroids[vertebra.level], atol=0.05)
+
+
+def test_clicks_stray_by_the_given_millimetres_and_by_seed(films: Films, marks: Landmarks, tmp_path: Path) -> None:
+    many = Landmarks(
+        marks.views,
+        {w: {n: pixels[L1] for n in range(1, 25)} for w, pixels in marks.centroids.items()},
+        marks.isocentre,
+    )
+
+    def clicked(seed: int) -> np.ndarray:
+        *_, file = write_radiographs(tmp_path, films[0], films[1], many, click_mm=3.0, seed=seed)
+        found = landmarks.read_landmarks(file).centroids
+        return np.array([[found[w][n] - many.centroids[w][n] for n in range(1, 25)] for w in ("ap", "lateral")])
+
+    one = clicked(1)
+    assert np.array_equal(one, clicked(1)) and not np.array_equal(one, clicked(2))
+    assert one.std() * 0.8 == pytest.approx(3.0, rel=0.25)  # pixels of 0.8 mm
+    assert abs(one.mean()) * 0.8 < 1.0
+
+
+# Where it stands
+
+
+def test_the_spine_stands_where_the_patient_s_does(found: Reconstruction, patient: Patient) -> None:
+    assert [v.level for v in found.vertebrae] == [L1, L2, L3]
+    assert found.warnings == [SIDE_REMINDER]
+    for vertebra in found.vertebrae:
+        assert_allclose(vertebra.centroid_ras, patient.centroids[vertebra.level], atol=1e-3)
+        voxels = found.labels.world(np.argwhere(found.labels.data == vertebra.level))
+        assert np.linalg.norm(voxels.mean(0) - _middle(patient, vertebra.level)) < 0.5
+    assert set(found.residuals_mm) == {L1, L2, L3} and max(found.residuals_mm.values()) < 1e-3
+
+
+def test_its_labels_are_the_patient_s_mask(found: Reconstruction, patient: Patient) -> None:
+    where = patient.mask.world(np.moveaxis(np.indices(patient.mask.data.shape), 0, -1))
+    index = np.moveaxis(found.labels.index(where), -1, 0)
+    ours = ndimage.map_coordinates(found.labels.data, index, order=0, cval=0)
+    for level in (L1, L2, L3):
+        assert _dice(ours == level, patient.mask.data == level) > 0.9
+
+
+def test_the_network_is_shown_what_it_was_trained_on(
+    found: Reconstruction, oracle: Oracle, box_samples: Samples
+) -> None:
+    """The films' patches stand as the samples' do: right on the left, front on the left, head up, life-sized."""
+    shown = oracle.shown[0]
+    assert shown.shape == (3, 2, 2, SIZE, SIZE) and shown.dtype == np.float32
+    for ours, trained in zip(shown, box_samples.images(), strict=True):
+        for view in range(2):
+            upright = _fit(ours[view, 0], trained[view, 0])
+            assert upright > 0.65
+            assert upright > _fit(ours[view, 0], trained[view, 0, :, ::-1]) + 0.05
+            assert upright > _fit(ours[view, 0], trained[view, 0, ::-1]) + 0.01
+        assert_allclose(ours[:, 1], trained[:, 1], atol=1e-3)
+    mirrored = oracle.shown[1]
+    assert_allclose(mirrored[:, 0], shown[:, 0, :, :, ::-1])
+    assert_allclose(mirrored[:, 1], shown[:, 1])
+
+
+def test_silhouettes_lie_on_the_vertebrae_of_both_films(
+    found: Reconstruction, films: Films, patient: Patient, marks: Landmarks
+) -> None:
+    shadows = silhouettes(found)
+    for which, view, shown, shadow in zip(("ap", "lateral"), films[1], films[0], shadows, strict=True):
+        assert set(shadow) == {L1, L2, L3}
+        for level, picture in shadow.items():
+            assert picture.shape == view.shape and picture.dtype == bool
+            truth = (
+                projector.cast(Volume((patient.mask.data == level).astype(np.float32), patient.mask.affine), view)
+                > 0.75
+            )
+            assert _dice(picture, truth) > 0.92
+            assert _dice(picture[:, ::-1], truth) < 0.9
+            row, column = np.rint(marks.centroids[which][level]).astype(int)
+            assert ndimage.binary_dilation(picture, iterations=8)[row, column]
+            around = ndimage.binary_dilation(picture, iterations=6) & ~ndimage.binary_dilation(picture, iterations=2)
+            assert shown.pixels[picture].mean() > shown.pixels[around].mean() + 0.1
+
+
+def test_landmarks_that_miss_each_other_mark_each_patch_by_itself(
+    films: Films, marks: Landmarks, patient: Patient
+) -> None:
+    moved = {which: dict(pixels) for which, pixels in marks.centroids.items()}
+    moved["lateral"][L2] = moved["lateral"][L2] + (9.0, 0.0)
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    found = reconstruct(*films[0], replace(marks, centroids=moved), oracle, draws=0, click_mm=0.0)
+    apart = 9 * 0.8 / 1.2
+    assert found.residuals_mm[L2] == pytest.approx(apart, rel=0.02)
+    assert found.warnings == [f"L2: its two landmarks disagree by {found.residuals_mm[L2]:.1f} mm.", SIDE_REMINDER]
+    # The centre lies half-way: above it in one patch, below it in the other.
+    middle, steps = (SIZE - 1) / 2, np.arange(SIZE)
+    rows = [(image[1].sum(1) * steps).sum() / image[1].sum() for image in oracle.shown[0][1]]
+    assert_allclose(rows, [middle - apart / 2 / SPACING_MM, middle + apart / 2 / SPACING_MM], atol=0.1)
+
+
+def test_against_the_truth_a_right_spine_scores_well_and_a_shifted_one_does_not(
+    found: Reconstruction, box_samples: Samples
+) -> None:
+    table = compare_with_truth(found, box_samples)
+    assert table.level.tolist() == ["L1", "L2", "L3"] and set(table.subject) == {"sub-box"}
+    assert table.dice.min() > 0.9 and table.assd_mm.max() < 0.6
+    assert table.centroid_error_mm.max() < 0.6
+    moved = [replace(v, centroid_ras=v.centroid_ras + (0, 0, 6)) for v in found.vertebrae]
+    worse = compare_with_truth(replace(found, vertebrae=moved), box_samples)
+    assert worse.dice.max() < table.dice.min() - 0.1
+    assert_allclose(worse.centroid_error_mm, 6, atol=0.6)
+
+
+# What is written
+
+
+def test_it_writes_labels_surfaces_posture_and_a_report(
+    found: Reconstruction, patient: Patient, tmp_path: Path
+) -> None:
+    meshes = write_reconstruction(found, tmp_path / "out")
+    files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert files == {
+        *("spine.nii.gz", "spine.stl", "spine.glb", "surface_sd.png", "report.json"),
+        *("posture.json", "posture.csv", "posture_measures.csv"),
+        *(f"surfaces/{name}.{kind}" for name in ("L1", "L2", "L3") for kind in ("stl", "ply", "glb")),
+    }
+    labels = volume.read_mask(tmp_path / "out" / "spine.nii.gz")
+    assert np.array_equal(labels.data, found.labels.data)
+    for level, name in ((L1, "L1"), (L2, "L2"), (L3, "L3")):
+        surface = mesh.read_surface(tmp_path / "out" / "surfaces" / f"{name}.stl")
+        assert surface.is_watertight
+        assert_allclose(surface.center_mass, _middle(patient, level), atol=0.3)
+        truth = (patient.mask.data == level).sum() * patient.mask.spacing_mm.prod()
+        assert surface.volume == pytest.approx(truth, rel=0.1)
+        assert meshes[level].volume == pytest.approx(surface.volume, rel=1e-3)
+        # The longer process is on the patient's right, the spinous process behind.
+        reach = surface.bounds - np.array(MIDDLES[level])
+        assert_allclose(reach[:, 0], [-28, 42], atol=1.5)
+        assert_allclose(reach[:, 1], [-34, 29], atol=1.5)
+    assert mesh.read_surface(tmp_path / "out" / "spine.stl").body_count == 3
+    with (tmp_path / "out" / "posture.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["level"] for row in rows] == ["L1", "L2", "L3"]
+    assert_allclose([float(row["x_mm"]) for row in rows], [patient.centroids[n][0] for n in (L1, L2, L3)], atol=0.01)
+    posture = json.loads((tmp_path / "out" / "posture.json").read_text())
+    assert posture["schema"] == "transvert-posture/1" and posture["missing_levels"] == []
+
+
+def test_the_report_says_how_and_for_what(found: Reconstruction, tmp_path: Path) -> None:
+    write_reconstruction(found, tmp_path)
+    text = (tmp_path / "report.json").read_text()
+    report = json.loads(text)
+    assert report["schema"] == "transvert-reconstruction/1"
+    assert "not for diagnosis" in report["use"] and "RAS" in report["frame"]
+    assert report["warnings"] == [SIDE_REMINDER] and set(report["residuals_mm"]) == {"L1", "L2", "L3"}
+    for said, view in zip(report["views"], found.views, strict=True):
+        assert View.from_dict(said).to_dict() == view.to_dict()
+    assert str(tmp_path) not in text
+
+
+def _far(patient: Patient) -> tuple[tuple[Radiograph, Radiograph], Landmarks, tuple[View, View]]:
+    """Films of L2 alone whose central rays pass 350 mm below it, so that all rays through it climb by 13 degrees."""
+    isocentre = patient.ct.corners().mean(0) - (0, 0, 350)
+    ap, lateral = (geometry.named_view(name, isocentre, (1200, 500), 0.8, cone=True) for name in ("ap", "lateral"))
+    bone = Volume((patient.mask.data == L2).astype(np.float32), patient.mask.affine)
+    one, other = (Radiograph(projector.cast(bone, view), view.pixel_mm) for view in (ap, lateral))
+    return (one, other), landmarks.project_landmarks(ap, lateral, isocentre, patient.centroids), (ap, lateral)
+
+
+def test_far_off_the_central_ray_a_vertebra_stands_where_it_stands(patient: Patient) -> None:
+    pair, marks, views = _far(patient)
+    oracle = Oracle(_truths(patient, views, [L1, L2, L3]))
+    found = reconstruct(*pair, marks, oracle, draws=0, click_mm=0.0)
+    for vertebra, surface in zip(found.vertebrae, surfaces(found).values(), strict=True):
+        middle = _middle(patient, vertebra.level)
+        assert np.degrees(np.arccos(vertebra.axes[2, 2])) > 15
+        assert_allclose(surface.center_mass, middle, atol=0.3)
+        reach = surface.bounds - np.array(MIDDLES[vertebra.level])
+        assert_allclose(reach, [[-28, -34, -14], [42, 29, 12]], atol=1.5)
+        voxels = found.labels.world(np.argwhere(found.labels.data == vertebra.level))
+        assert np.linalg.norm(voxels.mean(0) - middle) < 0.5
+    for row in measure_posture(found.vertebrae)["vertebrae"]:  # The shapes' own tilts, not weighed against odd places.
+        assert [row["sagittal_tilt_deg"], row["coronal_tilt_deg"]] == pytest.approx([0, 0], abs=1)
+    for view, shadow in zip(views, silhouettes(found), strict=True):
+        truth = projector.cast(Volume((patient.mask.data == L2).astype(np.float32), patient.mask.affine), view) > 0.75
+        assert _dice(shadow[L2], truth) > 0.92
+    # Had the cubes stood upright, what the oracle says would lie askew in space.
+    upright = surfaces(replace(found, vertebrae=[replace(v, axes=np.eye(3)) for v in found.vertebrae]))
+    assert np.abs(upright[L2].bounds - np.array(MIDDLES[L2]) - [[-28, -34, -14], [42, 29, 12]]).max() > 3
+
+
+def test_far_off_the_central_ray_the_network_is_shown_the_vertebra_along_its_own_rays(patient: Patient) -> None:
+    pair, marks, views = _far(patient)
+    oracle = Oracle(_truths(patient, views, [L1, L2, L3]))
+    reconstruct(*pair, marks, oracle, draws=0, click_mm=0.0)
+    cube = Volume(oracle.truths[1], cube_affine(np.zeros(3), SIZE, SPACING_MM))
+    for which, name in enumerate(("ap", "lateral")):
+        straight = projector.cast(cube, geometry.named_view(name, np.zeros(3), (SIZE, SIZE), SPACING_MM))
+        askew, _ = patches.cut_patch(pair[which].pixels, views[which], patient.centroids[L2], SIZE, SPACING_MM)
+        wrong, true = (patches.standardise(picture, np.ones(picture.shape, bool)) for picture in (askew, straight))
+        seen = oracle.shown[0][1][which, 0]
+        assert _fit(seen, true) > 0.95
+        assert _fit(wrong, true) < 0.9
+        assert_allclose(oracle.shown[0][1][which, 1], centroid_map(np.zeros(2)), atol=1e-3)
+
+
+# What its doubt is
+
+
+def test_measures_have_the_spread_of_other_clicks(found: Reconstruction, patient: Patient) -> None:
+    """The oracle answers the same wherever it is asked: what varies is where the vertebrae are placed."""
+    rows = found.posture["vertebrae"]
+    assert found.posture["uncertainty"]["draws"] == 4 and "2 mm" in found.posture["uncertainty"]["cause"]
+    assert all(row["disc_below_mm_sd"] is None or row["disc_below_mm_sd"] > 0 for row in rows)
+    assert {"sd", "low", "high"} <= set(found.posture["measures"]["coronal_cobb"])
+
+
+def test_clicks_of_two_millimetres_move_a_vertebra_by_two(films: Films, marks: Landmarks, patient: Patient) -> None:
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    measured = reconstruct(*films[0], marks, oracle, draws=12, click_mm=2.0, seed=3).posture
+    spreads = np.array([[row[f"{axis}_mm_sd"] for axis in "xyz"] for row in measured["vertebrae"]])
+    # Left and right are told by one view, front and back by the other, the height by both.
+    assert_allclose(spreads.mean(0), [2, 2, np.sqrt(2)], rtol=0.25)
+    assert (spreads / [2, 2, np.sqrt(2)]).mean() == pytest.approx(1, rel=0.1)
+
+
+def test_surfaces_carry_their_standard_deviation_in_numbers_and_colours(found: Reconstruction, tmp_path: Path) -> None:
+    write_reconstruction(found, tmp_path)
+    for level, surface in surfaces(found).items():
+        sd = np.asarray(surface.vertex_attributes[figures.SD_MM])
+        assert sd.shape == (len(surface.vertices),) and (sd > 0).all()
+        back = trimesh.load(tmp_path / "surfaces" / f"{levels.name(level)}.ply", process=False)
+        assert back.is_watertight
+        assert np.array_equal(back.visual.vertex_colors, surface.visual.vertex_colors)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["surface_sd_calibrated"] is False and set(report["surface_sd_mm"]) == {"L1", "L2", "L3"}
+
+
+def test_a_calibrated_network_is_asked_as_its_calibration_was(films: Films, marks: Landmarks, patient: Patient) -> None:
+    calibration = Calibration(temperature=2.0, jitter=TTAConfig(answers=3, click_mm=0.0, magnification=0.0, noise=0.0))
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    card = {"calibration": calibration.card(), "levels": ["L1", "L3"]}
+    found = reconstruct(*films[0], marks, oracle, card=card, draws=0, click_mm=0.0)
+    assert found.calibration == calibration and len(oracle.shown) == 3
+    assert found.warnings == ["L2: the network has learned from no vertebra of this level.", SIDE_REMINDER]
+    unread = surfaces(replace(found, calibration=None))
+    for vertebra, surface in zip(found.vertebrae, surfaces(found).values(), strict=True):
+        sd = surface.vertex_attributes[figures.SD_MM]
+        stated = surface_sd_mm(vertebra.probability, surface.vertices, vertebra.affine, calibration)
+        assert_allclose(sd, stated)
+        assert np.median(sd / unread[vertebra.level].vertex_attributes[figures.SD_MM]) > 1.5
+
+
+def test_s1_s_endplate_comes_from_the_landmarks(films: Films, marks: Landmarks, patient: Patient) -> None:
+    centre, tilt = np.array([6.0, -24.0, 250.0]), np.tan(np.radians(30))
+    ends = {"anterior": (0, 15, -15 * tilt), "posterior": (0, -15, 15 * tilt), "right": (22, 0, 0), "left": (-22, 0, 0)}
+    sides = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
+    marked = {
+        which: {name: view.project(centre + ends[name]) for name in sides[which]}
+        for which, view in zip(("ap", "lateral"), films[1], strict=True)
+    }
+    oracle = Oracle(_truths(patient, films[1], [L1, L2, L3]))
+    found = reconstruct(*films[0], replace(marks, s1_endplate=marked), oracle, draws=6)
+    slope = found.posture["measures"]["sacral_slope"]
+    assert slope["value"] == pytest.approx(30, abs=1)
+    assert slope["sd"] == pytest.approx(np.degrees(2 * np.sqrt(2) / 30 * np.cos(np.radians(30)) ** 2), rel=0.7)
+    assert found.posture["measures"]["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(30, abs=1.5)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(("which", "name"), [("lateral", "pa"), ("ap", "left_lateral")])
+def test_two_films_from_one_side_are_refused(
+    films: Films, marks: Landmarks, oracle: Oracle, which: str, name: str
+) -> None:
+    views = {**marks.views, which: {**marks.views[which], "name": name}}
+    with pytest.raises(InputError, match=f"'{which}' view is named '{name}'; give one film from the front"):
+        reconstruct(*films[0], replace(marks, views=views), oracle)
+
+
+def test_a_level_in_between_that_was_not_marked_is_a_gap(films: Films, marks: Landmarks, patient: Patient) -> None:
+    ends = {which: {n: pixels[n] for n in (L1, L3)} for which, pixels in marks.centroids.items()}
+    found = reconstruct(
+        *films[0], replace(marks, centroids=ends), Oracle(_truths(patient, films[1], [L1, L3])), draws=0
+    )
+    assert found.warnings == ["L2: no landmarks between its neighbours', so the spine has a gap.", SIDE_REMINDER]
+    assert [v.name for v in found.vertebrae] == ["L1", "L3"]
+
+
+def test_a_vertebra_that_was_not_found_is_left_out_and_named(
+    films: Films, marks: Landmarks, patient: Patient, tmp_path: Path
+) -> None:
+    truths = _truths(patient, films[1], [L1, L2, L3])
+    truths[1][:] = 0.2
+    found = reconstruct(*films[0], marks, Oracle(truths), draws=0, click_mm=0.0)
+    assert [v.name for v in found.vertebrae] == ["L1", "L3"]
+    assert found.warnings[-1] == "L2: nothing was found, left out."
+    assert set(write_reconstruction(found, tmp_path)) == {L1, L3}
+    assert json.loads((tmp_path / "report.json").read_text())["warnings"] == found.warnings
+
+
+def test_nothing_found_at_all_is_an_error(films: Films, marks: Landmarks) -> None:
+    with pytest.raises(InputError, match="There is no vertebra to assemble"):
+        reconstruct(*films[0], marks, Oracle([np.zeros((SIZE,) * 3)] * 3))
+
+
+def test_a_stray_part_is_in_no_surface(films: Films, marks: Landmarks, patient: Patient) -> None:
+    truths = _truths(patient, films[1], [L1, L2, L3])
+    truths[1][2:7, 2:7, 2:7] = 1
+    found = reconstruct(*films[0], marks, Oracle(truths), draws=0, click_mm=0.0)
+    surface = surfaces(found)[L2]
+    assert surface.body_count == 1
+    assert_allclose(surface.center_mass, _middle(patient, L2), atol=0.3)
+
+
+def test_films_of_another_size_than_the_landmarks_are_refused(films: Films, marks: Landmarks, oracle: Oracle) -> None:
+    small = Radiograph(films[0][1].pixels[:100, :100], films[0][1].pixel_mm)
+    with pytest.raises(InputError, match="landmark of L. at row .* lies off the film, which has 100 rows"):
+        reconstruct(films[0][0], small, marks, oracle)

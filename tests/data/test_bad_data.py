@@ -1,0 +1,469 @@
+"""Bad data as a user meets it, through the command that is typed: one sentence, and no other subject lost."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import struct
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import Patient, part_of, store_as
+from numpy.testing import assert_array_equal
+
+from transvert import cli
+from transvert.data import samples, store, synthesis, twins
+from transvert.imaging.volume import Volume
+
+L1, L2, L3 = 20, 21, 22
+CT, MASK = "{}_ct.nii.gz", "{}_seg-vert_msk.nii.gz"
+LAYOUT = [
+    {"role": "ct", "path": "{subject}/ct.nii.gz"},
+    {"role": "mask", "path": "{subject}/mask.nii.gz", "convention": "verse"},
+]
+URL = "https://example.org/sets/"
+
+Type = Callable[..., tuple[int, str, str]]
+Edit = Callable[[bytes], bytes]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSVERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRANSVERT_MIRROR", str(tmp_path / "mirror"))
+    (tmp_path / "mirror").mkdir()
+    # One patient stands for two people here.
+    monkeypatch.setattr(twins, "find", lambda *_, **__: [])
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Type:
+    """Runs `transvert` with words as a shell does: the exit code, what it printed, and what it complained of."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["transvert", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        # A bar draws over its own line, and what stays of it is no complaint.
+        complaints = [line.rpartition("\r")[2].replace("\x1b[A", "").strip() for line in said.err.split("\n")]
+        complaints = [line for line in complaints if line and not re.search(r"\d%\|", line)]
+        return int(ended.value.code or 0), said.out, "\n".join(complaints)
+
+    return run
+
+
+@pytest.fixture
+def two(patient: Patient, tmp_path: Path) -> Path:
+    """A folder in VerSe's layout: a good subject, and one that is as good until a test spoils it."""
+    ct, mask = part_of(patient.ct), part_of(patient.mask)
+    for name in ("sub-good", "sub-bad"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        ct_path, mask_path = _paths(tmp_path / "set", name)
+        store_as(Volume(ct.data.astype(np.int16), ct.affine), "RAS", ct_path)
+        store_as(mask, "RAS", mask_path)
+    return tmp_path / "set"
+
+
+def _paths(folder: Path, name: str = "sub-bad") -> tuple[Path, Path]:
+    """CT and mask of a subject."""
+    return folder / name / CT.format(name), folder / name / MASK.format(name)
+
+
+def _save(array: np.ndarray, like: Path) -> None:
+    """Puts other voxels into a file, on the grid that it has."""
+    nibabel.save(nibabel.Nifti1Image(array, nibabel.load(like).affine), like)
+
+
+def _voxels(path: Path) -> np.ndarray:
+    return np.asanyarray(nibabel.load(path).dataobj).copy()
+
+
+def _refused(typed: Type, source: Path, sentence: str, bad: str = "sub-bad") -> None:
+    """Synthesises: the good subject is made, the bad one gets the sentence, on the screen and in the list."""
+    place = source.parent / "store"
+    code, out, err = typed("synthesize", source, "--out", place)
+    told = [line for line in out.splitlines() if line.startswith(f"{bad}: ")]
+    assert (code, err, len(told)) == (0, "", 1), (out, err)
+    assert re.search(sentence, told[0]) and told[0].endswith("."), told[0]
+    index = store.read_index(place)
+    assert list(zip(index["subject"], index["level"], strict=True)) == [("sub-good", "L2")]
+    failures = pd.read_csv(place / synthesis.FAILURES)
+    assert failures.to_numpy().tolist() == [[bad, told[0].removeprefix(f"{bad}: ")]]
+
+
+def _same(typed: Type, source: Path) -> None:
+    """Synthesises: what looks odd is not bad, and comes to the very samples of the good subject."""
+    place = source.parent / "store"
+    code, out, err = typed("synthesize", source, "--out", place)
+    assert (code, err) == (0, "") and not (place / synthesis.FAILURES).exists(), (out, err)
+    good, other = samples.read_samples(place, "sub-good"), samples.read_samples(place, "sub-bad")
+    for name in ("levels", "centroids", "hu", "labels", "pictures"):
+        assert_array_equal(getattr(good, name), getattr(other, name))
+
+
+# Files that are cut short
+
+
+@pytest.mark.parametrize(("which", "kind"), [(0, "ct"), (1, "seg-vert_msk")])
+def test_a_gzip_cut_short(typed: Type, two: Path, which: int, kind: str) -> None:
+    path = _paths(two)[which]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    _refused(
+        typed, two, rf"^sub-bad: sub-bad_{kind}\.nii\.gz is cut short or damaged \(.*\); fetch or copy it again\.$"
+    )
+
+
+# Files that are not the expected ones
+
+
+def _manifest(where: Path, **more: object) -> Path:
+    terms = dict.fromkeys(("title", "version", "licence", "citation", "access"), "-")
+    path = where / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": "mine", **terms, **more}), encoding="utf-8")
+    return path
+
+
+def _named(two: Path) -> list[dict[str, Any]]:
+    """The files of both subjects, on the web by their hashes, and in the mirror."""
+    files = []
+    for path in sorted(two.rglob("*.nii.gz")):
+        mirrored = two.parent / "mirror" / "example.org" / "sets" / path.name
+        mirrored.parent.mkdir(parents=True, exist_ok=True)
+        mirrored.write_bytes(path.read_bytes())
+        role = "ct" if path.name.endswith("_ct.nii.gz") else "mask"
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = {"role": role, "subject": path.parent.name, "sha256": sha256, "url": URL + path.name}
+        files.append(entry | ({"convention": "verse"} if role == "mask" else {}))
+    return files
+
+
+def test_a_wrong_hash(typed: Type, two: Path) -> None:
+    files = _named(two)
+    source = _manifest(two.parent, files=files)
+    assert typed("fetch", source)[0] == 0
+    bad = next(file for file in files if file["subject"] == "sub-bad" and file["role"] == "mask")
+    right, bad["sha256"] = bad["sha256"], "0" * 64
+    _manifest(two.parent, files=files)
+    sentence = rf"{MASK.format('sub-bad')} is not the file that the manifest describes: its SHA-256 is {right}, not 0{{64}}; fetch again"
+    code, out, err = typed("fetch", source)
+    assert code == 2 and out.startswith("-\nLicence: -\n") and "\n" not in err and re.search(sentence, err)
+    kept = {path.name[13:] for path in (two.parent / "cache" / "mine").rglob("*.nii.gz")}
+    assert kept >= {path.name for path in _paths(two, "sub-good")}
+    _refused(typed, source, sentence)
+
+
+def _zip(two: Path, name: str, subject: str) -> Path:
+    path = two.parent / "mirror" / "example.org" / "sets" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, role in zip(_paths(two, subject), ("ct", "mask"), strict=True):
+            archive.writestr(f"{subject}/{role}.nii.gz", file.read_bytes())
+    return path
+
+
+def test_a_zip_member_that_leads_out_of_its_folder(typed: Type, two: Path) -> None:
+    """Such an archive is used for nothing; what is there already, stays, and without it the run goes on."""
+    place, good = two.parent / "store", {"url": URL + "good.zip"}
+    _zip(two, "good.zip", "sub-good")
+    with zipfile.ZipFile(_zip(two, "bad.zip", "sub-bad"), "a") as archive:
+        archive.writestr("../../escaped.nii.gz", b"evil")
+    assert typed("synthesize", _manifest(two.parent, archives=[good], layout=LAYOUT), "--out", place)[0] == 0
+    before = store.shard_names(place)
+    both = _manifest(two.parent, archives=[{"url": URL + "bad.zip"}, good], layout=LAYOUT)
+    for words in (("fetch", both), ("synthesize", both, "--out", place)):
+        code, _, err = typed(*words)
+        assert code == 2 and re.fullmatch(
+            r"The archive .*bad\.zip holds the member '\.\./\.\./escaped\.nii\.gz', which leads out of its folder; "
+            r"do not use it\.",
+            err,
+        )
+    assert not list(two.parent.rglob("escaped*")) and not (two.parent / "cache" / "mine" / "sub-bad").exists()
+    assert store.shard_names(place) == before and set(store.read_index(place).subject) == {"sub-good"}
+
+
+def test_an_archive_with_a_damaged_member_fails_that_subject_alone(typed: Type, two: Path) -> None:
+    path = _zip(two, "bad.zip", "sub-bad")
+    _zip(two, "good.zip", "sub-good")
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 4] ^= 255
+    path.write_bytes(whole)
+    source = _manifest(two.parent, archives=[{"url": URL + "bad.zip"}, {"url": URL + "good.zip"}], layout=LAYOUT)
+    _refused(
+        typed, source, r"sub-bad/ct\.nii\.gz can't be unpacked from .*bad\.zip \(Bad CRC-32 .*\); delete the archive"
+    )
+
+
+# Grids
+
+
+def test_a_mask_stored_another_way_round_on_the_same_grid_is_the_same(typed: Type, two: Path) -> None:
+    _, mask = _paths(two)
+    image = nibabel.load(mask)
+    store_as(Volume(_voxels(mask), image.affine), "PIL", mask)
+    assert nibabel.aff2axcodes(nibabel.load(mask).affine) == ("P", "I", "L")
+    _same(typed, two)
+
+
+@pytest.mark.parametrize("how", ["coarser", "shifted", "turned"])
+def test_a_mask_on_another_grid(typed: Type, two: Path, how: str) -> None:
+    _, mask = _paths(two)
+    voxels, affine = _voxels(mask), nibabel.load(mask).affine.copy()
+    if how == "coarser":
+        voxels, affine[:3, :3] = voxels[::2, ::2], affine[:3, :3] @ np.diag([2, 2, 1])
+    elif how == "shifted":
+        affine[1, 3] += 4
+    else:
+        affine[:3, :3] = [[1, 0.1, 0], [-0.1, 1.2, 0], [0, 0, 2]]
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), mask)
+    _refused(
+        typed,
+        two,
+        r"^sub-bad: The CT sub-bad_ct\.nii\.gz \(.* mm\) and the mask \(.* mm\) lie on different grids; "
+        r"resample the mask to the CT's grid with nearest neighbours\.$",
+    )
+
+
+# Labels
+
+
+def _renumber(path: Path, numbers: dict[int, int]) -> None:
+    voxels = _voxels(path)
+    table = np.zeros(256, np.uint8)
+    table[list(numbers)] = list(numbers.values())
+    _save(table[voxels], path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        (
+            {L1: 31, L2: 30, L3: 29},
+            r"has no vertebra by the 'verse' label numbers \(it holds 0, 29, 30, 31\); it seems",
+        ),
+        # From the tail up, as networks number them that know nothing of anatomy.
+        (
+            {L1: 3, L2: 2, L3: 1},
+            r"has C2 above C1 by the 'verse' label numbers \(.*\); it has other numbers, or stands",
+        ),
+        ({L1: 77, L2: 78, L3: 79}, r"has no vertebra by .* \(it holds 0, 77, 78, 79\); leave it out, or let its data"),
+        ({L1: 0, L2: 26, L3: 0}, r"has no vertebra by the 'verse' label numbers \(it holds 0, 26\)"),
+        ({}, r"has no vertebra by the 'verse' label numbers \(it holds 0\)"),
+    ],
+    ids=["TotalSegmentator", "upward", "unknown", "sacrum", "none"],
+)
+def test_label_numbers_of_another_convention_and_a_subject_without_vertebrae(
+    typed: Type, two: Path, numbers: dict[int, int], sentence: str
+) -> None:
+    _renumber(_paths(two)[1], numbers)
+    _refused(typed, two, rf"^sub-bad: The mask {MASK.format('sub-bad')} {sentence}")
+
+
+def test_the_convention_that_the_sentence_names_is_the_right_one(typed: Type, two: Path) -> None:
+    """By its hint the same file comes to the samples that the good one has."""
+    _renumber(_paths(two)[1], {L1: 31, L2: 30, L3: 29})
+    _, out, _ = typed("synthesize", two, "--out", two.parent / "first")
+    convention = re.search(r"seems to have those of '(\w+)', which its data manifest has to state as its", out)
+    assert convention
+    files = _named(two)
+    next(f for f in files if f["role"] == "mask" and f["subject"] == "sub-bad")["convention"] = convention[1]
+    _same(typed, _manifest(two.parent, files=files))
+
+
+def test_a_mask_turned_upside_down(typed: Type, two: Path) -> None:
+    for path in _paths(two):
+        _save(_voxels(path)[:, :, ::-1], path)
+    _refused(
+        typed, two, r"has L2 above L1 by the 'verse' label numbers .*: renumber its labels or correct its affine\.$"
+    )
+
+
+def test_a_mask_of_whole_numbers_that_are_stored_as_fractions(typed: Type, two: Path) -> None:
+    _, mask = _paths(two)
+    _save(_voxels(mask).astype(np.float64), mask)
+    _same(typed, two)
+
+
+def test_a_mask_of_fractions(typed: Type, two: Path) -> None:
+    _, mask = _paths(two)
+    _save(_voxels(mask) + np.float32(0.5), mask)
+    _refused(typed, two, r"has values that are not whole numbers: it holds no labels\.$")
+
+
+# Shapes and headers
+
+
+def test_a_trailing_axis_of_one_is_none(typed: Type, two: Path) -> None:
+    for path in _paths(two):
+        _save(_voxels(path)[..., None], path)
+    _same(typed, two)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_4d_file(typed: Type, two: Path, which: int) -> None:
+    path = _paths(two)[which]
+    _save(np.stack([_voxels(path)] * 3, axis=-1), path)
+    _refused(typed, two, r"\.nii\.gz has the shape \(110, 80, 42, 3\); one 3D volume is needed\.$")
+
+
+def _put(offset: int, kind: str, *values: float) -> Edit:
+    """Writes over a header: numbers of a kind (as `struct` names them) at a place that NIfTI-1 gives."""
+
+    def edit(content: bytes) -> bytes:
+        made = bytearray(content)
+        struct.pack_into(f"<{len(values)}{kind}", made, offset, *values)
+        return bytes(made)
+
+    return edit
+
+
+def _both(first: Edit, second: Edit) -> Edit:
+    return lambda content: second(first(content))
+
+
+def _nifti2(content: bytes) -> bytes:
+    """The header of NIfTI-2, whose sizes have 64 bits: their product overflows one of 64."""
+    header = nibabel.Nifti2Header()
+    header.set_data_dtype(np.int16)
+    header["dim"] = [3, 2**40, 2**40, 4, 1, 1, 1, 1]
+    header["vox_offset"], header["magic"], header["sform_code"] = 544, b"n+2", 1
+    return header.binaryblock + bytes(4) + content[352:]
+
+
+NAN, INFINITY = float("nan"), float("inf")
+DIM, DATATYPE, BITPIX, PIXDIM, OFFSET, SCALE, CODES, QUATERNION, SFORM = 40, 70, 72, 80, 108, 112, 252, 256, 280
+BY_QFORM = _put(CODES, "h", 1, 0)
+HELD = r"is cut short or damaged \(its header tells of {} voxels, which it does not hold\); fetch or copy it again\.$"
+PLACED = r"has an affine that places no body \(voxels of {} mm, the first at .*\); correct it\.$"
+HEADERS = {
+    "a negative size": (_put(DIM, "h", 3, -110, 80, 42), HELD.format("-110 x 80 x 42")),
+    "two negative sizes": (_put(DIM, "h", 3, -110, -80, 42), HELD.format("-110 x -80 x 42")),
+    "no size": (_put(DIM, "h", 3, 110, 0, 42), HELD.format("110 x 0 x 42")),
+    "2^40 voxels": (_put(DIM, "h", 3, 16384, 8192, 8192), HELD.format("16384 x 8192 x 8192")),
+    "all that fits a header": (_put(DIM, "h", 3, *[32767] * 3), HELD.format("32767 x 32767 x 32767")),
+    "one that might be": (_put(DIM, "h", 3, 2048, 2048, 2048), HELD.format("2048 x 2048 x 2048")),
+    "2^82 voxels": (_nifti2, HELD.format("1099511627776 x 1099511627776 x 4")),
+    "300 axes": (_put(DIM, "h", 300), r"is cut short or damaged"),
+    "voxels beyond the file": (_put(OFFSET, "f", 1e12), HELD.format("110 x 80 x 42")),
+    "voxels nowhere": (_put(OFFSET, "f", INFINITY), r"is cut short or damaged \(.*\); fetch or copy it again\.$"),
+    "an infinite scale": (_put(SCALE, "f", INFINITY), r"is cut short or damaged \(its header scales the values by inf"),
+    "a scale beyond all numbers": (_put(SCALE, "f", 1e38), r"has NaN or infinite voxels"),
+    "no intercept": (_put(SCALE, "f", 1, NAN), r"is cut short or damaged \(.*\); fetch or copy it again\.$"),
+    "an unknown type": (_put(DATATYPE, "h", 9999), r"is cut short or damaged \(data code 9999 not recognized\)"),
+    "a wider type": (_put(DATATYPE, "h", 64), r"is cut short or damaged \(.*\); fetch or copy it again\.$"),
+    "complex numbers": (
+        _put(DATATYPE, "h", 32),
+        r"holds colours or complex numbers; a volume of single values is need",
+    ),
+    "an sform of NaN": (_put(SFORM, "f", NAN), PLACED.format("nan x 1.2 x 2")),
+    "an sform of zeros": (_put(SFORM, "f", *[0] * 12), PLACED.format("0 x 0 x 0")),
+    "a flat sform": (_put(SFORM, "f", 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 2, 0), PLACED.format("1.41 x 1.41 x 2")),
+    "an sform of km": (_put(SFORM, "f", 1e6, 0, 0, 0, 0, 1e6, 0, 0, 0, 0, 1e6, 0), PLACED.format(r"1e\+06 x .*")),
+    "an sform far away": (_put(SFORM, "f", 1, 0, 0, 1e30), PLACED.format(r"1 x 1\.2 x 2")),
+    "a quaternion beyond 1": (_both(BY_QFORM, _put(QUATERNION, "f", 5, 5, 5)), r"is cut short or damaged"),
+    "a quaternion of NaN": (_both(BY_QFORM, _put(QUATERNION, "f", NAN, 0, 0)), PLACED.format(".*nan.*")),
+    "a qform without sizes": (_both(BY_QFORM, _put(PIXDIM, "f", 0, 0, 0)), PLACED.format("0 x 0 x 0")),
+    "a place that is not stated": (
+        _put(CODES, "h", 0, 0),
+        r"does not state how it lies in the patient \(its sform and",
+    ),
+    "a place of an unknown kind": (_put(CODES, "h", 99, 99), r"does not state how it lies in the patient"),
+}
+
+
+def _edit(path: Path, edit: Edit) -> None:
+    path.write_bytes(gzip.compress(edit(gzip.decompress(path.read_bytes()))))
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_headers_that_cannot_be(typed: Type, two: Path, what: str) -> None:
+    edit, sentence = HEADERS[what]
+    _edit(_paths(two)[0], edit)
+    _refused(typed, two, rf"^sub-bad: (The CT )?sub-bad_ct\.nii\.gz {sentence}")
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+@pytest.mark.parametrize(
+    "what", [name for name, (_, sentence) in HEADERS.items() if "which it does not hold" in sentence]
+)
+def test_what_a_header_claims_is_never_allocated(typed: Type, two: Path, ending: str, what: str) -> None:
+    """One that claims 16 GB would find them on many machines, and fill them with nothing."""
+    ct, _ = _paths(two)
+    _edit(ct, HEADERS[what][0])
+    if ending == "nii":
+        ct.with_name("ct.nii").write_bytes(gzip.decompress(ct.read_bytes()))
+    layout = [{"role": "ct", "path": f"{{subject}}/*ct.{ending}"}, {**LAYOUT[1], "path": "{subject}/*_msk.nii.gz"}]
+    source = _manifest(two.parent, folder="set", layout=layout)
+    tracemalloc.start()
+    try:
+        code, _, err = typed("synthesize", source, "--out", two.parent / "store", "--without", "sub-good")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (
+        code == 2 and re.search(HEADERS[what][1], err) and err.startswith("No subject could be synthesised. sub-bad: ")
+    )
+    assert most < 100e6
+
+
+HARMLESS = {
+    "no scale": _put(SCALE, "f", 0, 0),
+    "a scale of NaN": _put(SCALE, "f", NAN, 0),
+    # The type says how wide a value is; this number repeats it.
+    "another count of bits": _put(BITPIX, "h", 32),
+    "an sform alone": _both(_put(CODES, "h", 0, 2), _put(QUATERNION, "f", 5, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_headers_that_are_odd_and_harmless(typed: Type, two: Path, what: str) -> None:
+    _edit(_paths(two)[0], HARMLESS[what])
+    _same(typed, two)
+
+
+# Names
+
+
+def test_two_subjects_with_one_id_stop_the_run_before_it_starts(typed: Type, two: Path) -> None:
+    """Which of the two is meant can't be known. Nothing that was made is lost, and a new name is enough."""
+    place = two.parent / "store"
+    assert typed("synthesize", two, "--out", place, "--without", "sub-bad")[0] == 0
+    before = store.shard_names(place)
+    (two / "again").mkdir()
+    for path in _paths(two):
+        (two / "again" / path.name).write_bytes(path.read_bytes())
+    code, _, err = typed("synthesize", two, "--out", place)
+    assert code == 2 and err == "Two masks in the folder(s) have the subject id sub-bad; rename or move one."
+    layout = [{"role": "mask", "path": "**/{subject}_seg-vert_msk.nii.gz", "convention": "verse"}]
+    source = _manifest(two.parent, folder="set", layout=layout)
+    for words in (("fetch", source), ("synthesize", source, "--out", place)):
+        code, _, err = typed(*words)
+        assert code == 2 and re.fullmatch(
+            r"again/sub-bad_.* and sub-bad/sub-bad_.* are both the mask of the subject sub-bad: .*; rename one or .*\.",
+            err,
+        )
+    assert store.shard_names(place) == before
+    for path in (two / "again").iterdir():
+        path.rename(path.with_name(path.name.replace("sub-bad", "sub-new")))
+    code, _, err = typed("synthesize", two, "--out", place)
+    assert (code, err) == (0, "") and set(store.read_index(place).subject) == {"sub-good", "sub-bad", "sub-new"}
+
+
+def test_names_that_differ_in_case_alone(typed: Type, two: Path) -> None:
+    (two / "more").mkdir()
+    for path in _paths(two, "sub-good"):
+        (two / "more" / path.name.replace("sub-good", "SUB-good")).write_bytes(path.read_bytes())
+    _, out, _ = typed("synthesize", two, "--out", two.parent / "store", "--without", "sub-bad")
+    assert re.search(r"^sub-good: there are two subjects with the id sub-good; rename one\.$", out, re.MULTILINE)
+    assert set(store.read_index(two.parent / "store").subject) == {"SUB-good"}

@@ -1,0 +1,139 @@
+"""Patches along a vertebra's own rays, against shapes whose shadow in their own frame is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from transvert.data import patches
+from transvert.data.patches import SIZE, SPACING_MM
+from transvert.drr import geometry, projector
+from transvert.drr.geometry import View
+from transvert.imaging.volume import Volume
+from transvert.io import InputError
+
+FAR = np.array([40.0, -30.0, 330.0])
+"""A point at which both rays of `_views` are askew by 12 degrees."""
+VOXEL_MM = 0.75
+
+
+def _views(ap: str = "ap", lateral: str = "left_lateral", *, cone: bool = True) -> tuple[View, View]:
+    one, other = (geometry.named_view(name, np.zeros(3), (1100, 400), 0.9, cone=cone) for name in (ap, lateral))
+    return one, other
+
+
+def _solid(inside: np.ndarray, axes: np.ndarray, centre: np.ndarray) -> Volume:
+    """A shape on a grid whose axes are `axes`, its middle at `centre`."""
+    affine = np.eye(4)
+    affine[:3, :3] = axes * VOXEL_MM
+    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(inside.shape) - 1) / 2)
+    return Volume(inside.astype(np.float32), affine)
+
+
+def _grid(size: int) -> np.ndarray:
+    return (np.indices((size,) * 3) - (size - 1) / 2) * VOXEL_MM
+
+
+@pytest.mark.parametrize("names", [("ap", "left_lateral"), ("pa", "right_lateral"), ("ap", "right_lateral")])
+@pytest.mark.parametrize("cone", [True, False])
+def test_on_the_central_rays_and_with_parallel_ones_the_frame_is_the_patient_s(
+    names: tuple[str, str], cone: bool
+) -> None:
+    views = _views(*names, cone=cone)
+    assert_allclose(patches.local_axes(*views, np.zeros(3)), np.eye(3), atol=1e-12)
+    if not cone:
+        assert_allclose(patches.local_axes(*views, FAR), np.eye(3), atol=1e-12)
+
+
+def test_a_far_frame_is_right_handed_and_lies_evenly_between_both_rays() -> None:
+    views = _views()
+    axes = patches.local_axes(*views, FAR)
+    assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+    assert np.linalg.det(axes) == pytest.approx(1)
+    ways = [(FAR - view.source) / np.linalg.norm(FAR - view.source) for view in views if view.source is not None]
+    aside = [np.degrees(np.arccos(-way @ axes[:, axis])) for way, axis in zip(ways, (1, 0), strict=True)]
+    assert aside[0] == pytest.approx(aside[1]) and aside[0] < 2.0
+    assert all(np.degrees(np.arccos(abs(way @ np.eye(3)[axis]))) > 11 for way, axis in zip(ways, (1, 0), strict=True))
+    # Where both rays climb, the frame's front and right look down: its long axis leans to the front and to the right.
+    assert axes[2, 1] < -0.15 and axes[2, 0] < -0.15 and axes[1, 2] > 0.15 and axes[0, 2] > 0.15
+
+
+def test_a_far_box_is_seen_as_from_its_own_rays() -> None:
+    views = _views()
+    axes = patches.local_axes(*views, FAR)
+    x, y, z = _grid(100)
+    box = (np.abs(x) < 21) & (np.abs(y) < 15) & (np.abs(z) < 12)
+    pictures = [projector.cast(_solid(box, axes, FAR), view) for view in views]
+    clicks = [view.project(FAR) for view in views]
+    shown, found = patches.crop_patches(pictures, views, clicks, FAR)
+    assert_allclose(found, axes)
+    assert shown.shape == (2, 2, SIZE, SIZE) and shown.dtype == np.float32
+    steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
+    for which, (half, thick) in enumerate(((21, 30), (15, 42))):
+        square = patches.plane(axes, which)
+        patch, valid = patches.cut_patch(pictures[which], views[which], FAR, SIZE, SPACING_MM, square)
+        assert valid.all()
+        truth = np.outer(np.abs(steps) < 12, np.abs(steps) < half) * float(thick)
+        away = np.minimum(np.abs(np.abs(steps) - 12)[:, None], np.abs(np.abs(steps) - half)[None])
+        # The cone spreads by 1 to 2 degrees over the box: half a millimetre at its rims.
+        assert_allclose(patch[away > 2], truth[away > 2], atol=1.0)
+        straight, _ = patches.cut_patch(pictures[which], views[which], FAR, SIZE, SPACING_MM)
+        assert np.abs(straight - truth)[away > 2].max() > 15, "cut along the detector, the box is smeared"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_far_ball_is_round(which: int) -> None:
+    views = _views()
+    axes = patches.local_axes(*views, FAR)
+    ball = np.linalg.norm(_grid(100), axis=0) < 30
+    picture = projector.cast(_solid(ball, np.eye(3), FAR), views[which])
+
+    def widths(patch: np.ndarray) -> np.ndarray:
+        """Standard deviations down and across, mm; those of a ball's shadow are its radius over the root of 5."""
+        steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
+        shares = [patch.sum(axis) / patch.sum() for axis in (1, 0)]
+        assert_allclose([share @ steps for share in shares], 0, atol=0.35)
+        return np.sqrt([share @ steps**2 for share in shares])
+
+    patch, _ = patches.cut_patch(picture, views[which], FAR, SIZE, SPACING_MM, patches.plane(axes, which))
+    assert_allclose(widths(patch), 30 / np.sqrt(5), rtol=0.006)
+    straight, _ = patches.cut_patch(picture, views[which], FAR, SIZE, SPACING_MM)
+    assert widths(straight)[0] > 30 / np.sqrt(5) * 1.015
+
+
+def test_on_the_central_ray_it_is_the_patch_that_training_cuts() -> None:
+    picture = np.random.default_rng(0).normal(size=(1100, 400)).astype(np.float32)
+    for which, view in enumerate(_views()):
+        ours = patches.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM, patches.plane(np.eye(3), which))
+        for one, other in zip(ours, patches.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM), strict=True):
+            assert_allclose(one, other, atol=1e-5)
+
+
+def test_beyond_the_film_there_is_nothing() -> None:
+    views = _views()
+    edge = np.array([140.0, 0.0, 0.0])
+    patch, valid = patches.cut_patch(
+        np.ones((1100, 400)), views[0], edge, SIZE, SPACING_MM, patches.plane(np.eye(3), 0)
+    )
+    assert valid.any() and not valid.all()
+    assert_allclose(patch, valid)
+    far = patches.cut_patch(np.ones((1100, 400)), views[0], 5 * edge, SIZE, SPACING_MM, patches.plane(np.eye(3), 0))
+    assert not far[1].any() and not far[0].any()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_landmark_lies_in_the_square_where_its_ray_passes(which: int) -> None:
+    views = _views()
+    square = patches.plane(patches.local_axes(*views, FAR), which)
+    for beside in ([0.0, 0.0], [7.0, -3.0], [-20.0, 11.0]):
+        pixel = views[which].project(FAR + beside @ square)
+        assert_allclose(patches.offset_mm(views[which], pixel, FAR, square), beside, atol=1e-9)
+
+
+def test_two_views_from_one_side_and_a_foreign_picture_are_refused() -> None:
+    ap, lateral = _views()
+    with pytest.raises(InputError, match="'ap' and 'pa' see the spine from nearly one side; give an AP"):
+        patches.local_axes(ap, _views("pa")[0], FAR)
+    with pytest.raises(InputError, match=r"A picture of \(3, 3\) is not one of the view 'left_lateral'"):
+        patches.cut_patch(np.ones((3, 3)), lateral, FAR, SIZE, SPACING_MM, patches.plane(np.eye(3), 1))

@@ -1,0 +1,192 @@
+"""What a mask's vertebrae come to: found whole, mended or skipped, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import MIDDLES, Patient, axes_mm, inside_vertebra
+from numpy.testing import assert_allclose, assert_array_equal
+
+from transvert import levels
+from transvert.imaging import masks
+from transvert.imaging.volume import Volume
+
+L1, L2, L3, L4 = 20, 21, 22, 23
+AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
+AFFINE[:3, 3] = (-40.0, -70.0, 150.0)
+SHAPE = (110, 80, 220)
+
+
+@pytest.fixture
+def column() -> Volume:
+    """L1 to L5, 34 mm apart, on a grid of 1 mm."""
+    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
+    for step in range(5):
+        mask.data[vertebra(step)] = L1 + step
+    return mask
+
+
+def vertebra(step: int) -> np.ndarray:
+    """The voxels of L1 (0), L2 (1), ..., bool."""
+    return inside_vertebra(*axes_mm(AFFINE, SHAPE), (12.0, -30.0, 344.0 - 34.0 * step))
+
+
+def heights() -> np.ndarray:
+    """(1, 1, Z) mm above the middle of L1."""
+    return axes_mm(AFFINE, SHAPE)[2] - 344.0
+
+
+def depths() -> np.ndarray:
+    """(1, Y, 1) mm in front of the middles."""
+    return axes_mm(AFFINE, SHAPE)[1] + 30.0
+
+
+def voxels(made: masks.CleanedMask, level: int) -> np.ndarray:
+    """The whole array of one found vertebra."""
+    part, box = made.parts[level]
+    found = np.zeros(SHAPE, bool)
+    found[box] = part
+    return found
+
+
+def test_whole_vertebrae_are_found_head_to_tail_as_they_are(column: Volume, patient: Patient) -> None:
+    made = masks.clean_mask(column)
+    assert list(made.parts) == [20, 21, 22, 23, 24] and not made.notes and made.counts == {"whole": 5}
+    for level in made.parts:
+        assert_array_equal(voxels(made, level), column.data == level)
+    assert list(masks.clean_mask(patient.mask).parts) == list(MIDDLES)
+    for level, part in masks.clean_mask(patient.mask).parts.items():
+        assert_allclose(masks.centroid(patient.mask, *part), patient.centroids[level], atol=1e-9)
+
+
+def test_the_thirteenth_thoracic_vertebra_stands_in_its_place() -> None:
+    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
+    for step, level in enumerate((19, 28, 20, 21)):
+        mask.data[vertebra(step)] = level
+    made = masks.clean_mask(mask)
+    assert list(made.parts) == [19, 28, 20, 21] and not made.notes
+
+
+def test_the_sacrum_and_an_empty_mask_are_no_vertebrae() -> None:
+    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
+    assert not masks.clean_mask(mask).parts and not masks.clean_mask(mask).notes
+    mask.data[vertebra(2)] = 26
+    assert not masks.clean_mask(mask).parts
+
+
+def test_stray_pieces_are_dropped(column: Volume) -> None:
+    column.data[2:5, 2:4, 100] = L2
+    column.data[100:106, 70:76, 40:52] = L2  # 432 voxels: as much as a fiftieth of it, far from anything
+    made = masks.clean_mask(column)
+    assert_array_equal(voxels(made, L2), vertebra(1))
+    assert made.notes == ["L2: 2 stray piece(s), 438 voxels, dropped."]
+    assert made.counts == {"whole": 5, "stray": 1}
+
+
+def test_a_piece_beside_its_own_vertebra_is_joined(column: Volume) -> None:
+    thin = vertebra(1) & (depths() > -4) & (depths() < -1)  # two voxels of the pedicles are lost
+    column.data[thin] = 0
+    made = masks.clean_mask(column)
+    assert_array_equal(voxels(made, L2), vertebra(1) & ~thin)
+    assert made.counts == {"whole": 5, "joined": 1}
+    assert made.notes[0].startswith("L2: a piece of ") and made.notes[0].endswith("beside it, joined.")
+
+
+def test_a_piece_under_the_next_level_s_number_is_moved(column: Volume) -> None:
+    arch = vertebra(1) & (depths() < -8)
+    column.data[arch] = L3
+    made = masks.clean_mask(column)
+    for step, level in enumerate(range(20, 25)):
+        assert_array_equal(voxels(made, level), vertebra(step))
+    assert made.notes == [f"L2: {arch.sum()} voxels that touch it were labelled L3, moved."]
+    assert made.counts == {"whole": 5, "moved": 1}
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_two_vertebrae_under_one_number_are_skipped(column: Volume, bridge: bool) -> None:
+    column.data[column.data == L3] = L2
+    if bridge:
+        column.data[50:54, 52:56, 126:160] = L2
+    made = masks.clean_mask(column)
+    assert list(made.parts) == [L1, L4, 24]
+    assert made.counts == {"whole": 3, "missing": 1, "merged": 1}
+    assert made.notes == [
+        "L3: no voxel carries its number.",
+        "L2: two vertebrae or more under one number, skipped.",
+    ]
+
+
+def test_two_that_are_all_there_is_are_too_tall_for_one() -> None:
+    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
+    mask.data[vertebra(1) | vertebra(2) | vertebra(3)] = L2
+    mask.data[50:54, 52:56, 92:160] = L2
+    assert masks.clean_mask(mask).counts == {"merged": 1}
+
+
+@pytest.mark.parametrize("part", ["upper half", "left half", "front"])
+def test_one_vertebra_under_two_numbers_is_skipped(part: str) -> None:
+    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
+    x = axes_mm(AFFINE, SHAPE)[0] - 12
+    first = {"upper half": heights() > -34, "left half": x < 0, "front": depths() > 5}[part]
+    for step, level in ((0, 19), (1, L1), (1, L2), (2, L3), (3, L4)):
+        mask.data[vertebra(step)] = level
+    mask.data[vertebra(1) & first] = L1
+    made = masks.clean_mask(mask)
+    assert list(made.parts) == [19, L3, L4]
+    assert made.counts == {"whole": 3, "split": 2}
+    assert made.notes == [f"{n}: L1 and L2 are one vertebra under two numbers, skipped." for n in ("L1", "L2")]
+
+
+CUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "above": lambda data: data[:, :, :200],
+    "on the right": lambda data: data[:85],
+    "behind": lambda data: data[:, 12:],
+}
+
+
+@pytest.mark.parametrize("side", CUTS)
+def test_vertebrae_at_the_border_are_skipped(column: Volume, side: str) -> None:
+    made = masks.clean_mask(Volume(CUTS[side](column.data), AFFINE))
+    gone = [L1] if side == "above" else [20, 21, 22, 23, 24]
+    assert made.notes == [f"{levels.name(n)}: cut by the volume's border, skipped." for n in gone]
+    assert not set(gone) & set(made.parts) and len(made.parts) == 5 - len(gone)
+
+
+def test_a_vertebra_cut_before_it_was_padded_is_skipped(column: Volume) -> None:
+    column.data[:, :, 196:] = 0  # two thirds of L1 are left
+    made = masks.clean_mask(column)
+    assert made.notes == ["L1: it ends in a flat face, as if cut, skipped."] and made.counts == {"whole": 4, "cut": 1}
+
+
+def test_a_vertebra_without_its_body_is_skipped(column: Volume) -> None:
+    x = axes_mm(AFFINE, SHAPE)[0] - 12
+    column.data[vertebra(2) & ((x / 21) ** 2 + ((depths() - 14) / 16) ** 2 <= 1)] = 0
+    made = masks.clean_mask(column)
+    assert list(made.parts) == [L1, L2, L4, 24] and made.counts == {"whole": 4, "small": 1}
+    assert made.notes[0].startswith("L3: only ") and made.notes[0].endswith("a part of it is missing, skipped.")
+
+
+def test_a_crumb_by_itself_is_no_vertebra() -> None:
+    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
+    x, y, z = axes_mm(AFFINE, SHAPE)
+    mask.data[(x - 10) ** 2 + (y + 30) ** 2 + (z - 300) ** 2 < 6**2] = L1
+    assert masks.clean_mask(mask).counts == {"small": 1}
+
+
+def test_levels_without_a_voxel_between_others_are_said(column: Volume) -> None:
+    column.data[(column.data == L2) | (column.data == L3)] = 0
+    made = masks.clean_mask(column)
+    assert made.counts == {"whole": 3, "missing": 2}
+    assert made.notes == [f"{name}: no voxel carries its number." for name in ("L2", "L3")]
+
+
+def test_voxels_count_by_their_size(patient: Patient) -> None:
+    """The same bones on a grid of 1 x 1.2 x 2 mm, with one arch under the wrong number."""
+    y = axes_mm(patient.mask.affine, patient.mask.data.shape)[1]
+    data = patient.mask.data.copy()
+    data[(data == L2) & (y < MIDDLES[L2][1] - 8)] = L3
+    made = masks.clean_mask(Volume(data, patient.mask.affine))
+    assert list(made.parts) == [L1, L2, L3] and made.counts == {"whole": 3, "moved": 1}
+    assert made.parts[L2][0].sum() == (patient.mask.data == L2).sum()

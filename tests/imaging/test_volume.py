@@ -1,0 +1,469 @@
+"""Volumes: one canonical order whatever was stored, cubes that read what the world holds, and bad files' sentences."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import tracemalloc
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import Patient, store_as
+from numpy.testing import assert_allclose, assert_array_equal
+
+from transvert import levels
+from transvert.imaging import volume
+from transvert.imaging.volume import Volume
+from transvert.io import InputError
+
+ORDERS = ["".join(order) for order in itertools.permutations("RAS")]
+FLIPPED = ["LAS", "RPS", "RAI", "LPS", "LPI", "PIR", "ILA", "SLP"]
+
+
+def _ct(shape: tuple[int, ...] = (6, 5, 4)) -> np.ndarray:
+    hu = np.full(shape, -1000, np.int16)
+    hu[1:4, 1:4, 1:3] = 40
+    hu[2, 3, 1] = 900
+    return hu
+
+
+def _affine() -> np.ndarray:
+    affine = np.diag([0.8, 1.5, 2.5, 1.0])
+    affine[:3, 3] = (-11, 7, 300)
+    return affine
+
+
+def _oblique() -> np.ndarray:
+    """Turned by 20 degrees about x and 12 about z: still closest to RAS."""
+    a, b = np.deg2rad(20), np.deg2rad(12)
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    affine = _affine()
+    affine[:3, :3] = about_z @ about_x @ affine[:3, :3]
+    return affine
+
+
+def _save(array: np.ndarray, path: Path, affine: np.ndarray | None = None) -> Path:
+    nibabel.save(nibabel.Nifti1Image(array, _affine() if affine is None else affine), path)
+    return path
+
+
+# Orientation and the affine
+
+
+@pytest.mark.parametrize("axes", ORDERS + FLIPPED)
+@pytest.mark.parametrize("affine", [_affine(), _oblique()], ids=["straight", "oblique"])
+def test_any_stored_order_reads_as_one_canonical_volume(axes: str, affine: np.ndarray, tmp_path: Path) -> None:
+    path = store_as(Volume(_ct(), affine), axes, tmp_path / "ct.nii")
+    assert "".join(nibabel.aff2axcodes(nibabel.load(path).affine)) == axes
+    found = volume.read_ct(path)
+    assert_array_equal(found.data, _ct())
+    assert_allclose(found.affine, affine, atol=1e-5)
+    assert found.data.dtype == np.float32
+    assert_allclose(found.spacing_mm, [0.8, 1.5, 2.5], atol=1e-5)
+
+
+def test_world_and_index_are_inverse_on_an_oblique_grid() -> None:
+    grid = Volume(np.zeros((6, 5, 4)), _oblique())
+    indices = np.random.default_rng(0).uniform(-3, 9, (2, 7, 3))
+    assert_allclose(grid.index(grid.world(indices)), indices, atol=1e-12)
+    assert_allclose(grid.world([0, 0, 0]), [-11, 7, 300])
+    assert_allclose(grid.world(indices), nibabel.affines.apply_affine(_oblique(), indices), atol=1e-12)
+
+
+def test_corners_lie_half_a_voxel_beyond_the_outer_centres() -> None:
+    corners = Volume(np.zeros((6, 5, 4)), _affine()).corners()
+    assert_allclose(corners.min(0), [-11 - 0.4, 7 - 0.75, 300 - 1.25])
+    assert_allclose(corners.max(0), [-11 + 5.5 * 0.8, 7 + 4.5 * 1.5, 300 + 3.5 * 2.5])
+
+
+def test_the_patient_reads_as_it_was_made(patient: Patient) -> None:
+    ct, mask = volume.read_ct(patient.ct_path), volume.read_mask(patient.mask_path)
+    assert_array_equal(ct.data, np.maximum(patient.ct.data, -1024) + np.where(patient.ct.data < -1024, 24, 0))
+    assert_array_equal(mask.data, patient.mask.data)
+    assert mask.data.dtype == np.uint8
+    volume.check_same_grid(ct, mask)
+
+
+# Cubes
+
+
+@pytest.mark.parametrize("affine", [_affine(), _oblique()], ids=["straight", "oblique"])
+def test_a_cube_of_a_linear_ramp_is_the_ramp(affine: np.ndarray) -> None:
+    slope, base = np.array([2.0, -3.0, 0.5]), 17.0
+    ramp = Volume(np.zeros((30, 20, 16), np.float32), affine)
+    index = np.moveaxis(np.indices(ramp.data.shape), 0, -1)
+    ramp.data[:] = ramp.world(index) @ slope + base
+    centre = ramp.world([15.2, 9.7, 8.1])
+    cube = volume.cut_cube(ramp, centre, 6, 0.9, order=1, fill=np.nan)
+    where = cube.world(np.moveaxis(np.indices((6, 6, 6)), 0, -1))
+    assert_allclose(cube.data, where @ slope + base, atol=2e-3)
+    assert_allclose(where.mean((0, 1, 2)), centre, atol=1e-9)
+    assert_allclose(cube.affine[:3, :3], 0.9 * np.eye(3))
+
+
+@pytest.mark.parametrize("voxels_mm", [0.5, 0.7, 0.75, 1.0, 1.2])
+def test_a_finer_volume_is_averaged_about_the_cube_s_own_voxels(voxels_mm: float) -> None:
+    affine = np.diag([voxels_mm] * 3 + [1.0])
+    ramp = Volume(np.broadcast_to((np.arange(80.0) * voxels_mm)[:, None, None], (80,) * 3).astype(np.float32), affine)
+    cube = volume.cut_cube(ramp, np.full(3, 40 * voxels_mm), 8, 1.5, order=1, fill=np.nan)
+    np.testing.assert_allclose(cube.data[:, 4, 4], cube.world(np.argwhere(np.ones((8, 1, 1))))[:, 0], atol=1e-3)
+
+
+def test_a_coarser_cube_averages_the_slices_it_covers() -> None:
+    thin = Volume(np.zeros((9, 9, 90), np.float32), np.diag([1.0, 1.0, 0.2, 1.0]))
+    thin.data[..., ::2] = 100  # alternating slices: sampling without averaging would give 0 or 100
+    cube = volume.cut_cube(thin, thin.world([4, 4, 45]), 5, 1.0, order=1, fill=0)
+    assert_allclose(cube.data, 50, atol=11)
+
+
+def test_labels_are_never_mixed_and_lie_where_they_were() -> None:
+    labels = Volume(np.zeros((40, 30, 20), np.uint8), _oblique())
+    labels.data[10:30, 8:22, 5:15] = 20
+    labels.data[10:30, 8:22, 10:15] = 24
+    centre = labels.world([20, 15, 10])
+    cube = volume.cut_cube(labels, centre, 20, 1.5, order=0, fill=0)
+    assert set(np.unique(cube.data)) == {0, 20, 24}
+    assert cube.data.dtype == np.uint8
+    index = np.rint(labels.index(cube.world(np.moveaxis(np.indices(cube.data.shape), 0, -1)))).astype(int)
+    inside = ((index >= 0) & (index < labels.data.shape)).all(-1)
+    expected = np.where(inside, labels.data[tuple(np.moveaxis(np.where(inside[..., None], index, 0), -1, 0))], 0)
+    assert (cube.data == expected).mean() > 0.999
+
+
+def test_a_cube_at_and_beyond_the_border_is_filled() -> None:
+    ones = Volume(np.ones((20, 20, 20), np.float32), np.eye(4))
+    half = volume.cut_cube(ones, np.array([0, 9.5, 9.5]), 10, 1.0, order=1, fill=-7)
+    assert_array_equal(half.data[:4], -7)
+    assert_array_equal(half.data[5:], 1)
+    outside = volume.cut_cube(ones, np.array([500.0, 0, 0]), 10, 1.0, order=1, fill=-7)
+    assert_array_equal(outside.data, np.full((10, 10, 10), -7))
+
+
+# Files
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_write_and_read_round_trip(ending: str, tmp_path: Path) -> None:
+    ct = Volume(_ct().astype(np.float32), _oblique())
+    path = volume.write_volume(ct, tmp_path / f"new/ct{ending}")
+    found = volume.read_ct(path)
+    assert_array_equal(found.data, ct.data)
+    assert_allclose(found.affine, ct.affine, atol=1e-4)
+    image = nibabel.load(path)
+    assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 1
+    assert_allclose(image.get_qform(), ct.affine, atol=1e-4)
+    assert image.header.get_xyzt_units()[0] == "mm"
+
+
+def test_values_below_air_become_air(tmp_path: Path) -> None:
+    hu = _ct()
+    hu[0, 0, 0] = -3024
+    assert volume.read_ct(_save(hu, tmp_path / "a.nii")).data[0, 0, 0] == -1000
+
+
+def test_a_stored_scale_and_a_trailing_axis_are_undone(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image((_ct() + 1024).astype(np.int16)[..., None], _affine())
+    image.header.set_slope_inter(1, -1024)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert_array_equal(volume.read_ct(tmp_path / "a.nii").data, _ct())
+
+
+STORED = {
+    "int16": (np.int16, None, None),
+    "int16, shifted": (np.int16, 1, -1024),
+    "int16, scaled": (np.int16, 0.3, 11.7),
+    "uint8, scaled": (np.uint8, 10.1, -1000),
+    "uint16, big-endian": (">u2", 1, -1024),
+    "float32": (np.float32, None, None),
+    "float64, scaled": (np.float64, 0.7, 3),
+}
+"""As what a file stores its values, and its slope and intercept."""
+
+
+def _stored(kind: str, path: Path, shape: tuple[int, ...] = (7, 6, 9)) -> Path:
+    """HU from -1000 to about 1500, stored one way or another."""
+    dtype, slope, inter = STORED[kind]
+    a, b = slope or 1, inter or 0
+    values = np.random.default_rng(3).integers(-1000, 1500, shape)
+    raw = np.rint((values - b) / a) if np.dtype(dtype).kind in "iu" else (values - b) / a
+    header = nibabel.Nifti1Header(endianness=">" if str(dtype).startswith(">") else "<")
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(slope, inter)
+    header.set_sform(np.diag([-1, -1, 1, 1]) @ _affine(), 1)  # LPS
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    # `nibabel.save` would choose a scale of its own.
+    content = header.binaryblock + bytes(4) + raw.astype(dtype).tobytes(order="F")
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**20], ids=["slice by slice", "some slices", "all at once"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", STORED)
+def test_stored_values_are_scaled_as_nibabel_scales_them(
+    kind: str, ending: str, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "_AT_ONCE", at_once)
+    path = _stored(kind, tmp_path / f"a{ending}")
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    found = volume.read_ct(path)
+    assert np.ptp(image.get_fdata()) > 2000
+    assert_array_equal(found.data, image.get_fdata().astype(np.float32))
+    assert_allclose(found.affine, image.affine, atol=1e-9)
+    assert found.data.flags.c_contiguous
+
+
+@pytest.mark.parametrize("kind", ["int16, shifted", "float32", "float64, scaled"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_reading_holds_little_more_than_the_volume(
+    kind: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "_AT_ONCE", 2**14)
+    path = _stored(kind, tmp_path / f"a{ending}", (128, 128, 100))
+    volume.read_ct(path)  # Whatever the first time imports.
+    tracemalloc.start()
+    size = volume.read_ct(path).data.nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 4 * 128 * 128 * 100
+    assert peak < 1.3 * size
+
+
+# As they are read (float64 as float32), as uint8, and in between which of them may be labels.
+@pytest.mark.parametrize(("dtype", "bytes_a_voxel"), [(np.uint8, 2.5), (np.int16, 6.5), (np.float64, 10.5)])
+def test_a_mask_keeps_its_numbers_however_they_are_stored(
+    dtype: type, bytes_a_voxel: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.zeros((96, 96, 96), dtype)
+    labels[20:40, 20:40, 30:50], labels[20:40, 20:40, 10:28] = 20, 21
+    path = _save(labels, tmp_path / "a.nii.gz")
+    monkeypatch.setattr(volume, "_AT_ONCE", 2**12)
+    assert_array_equal(volume.read_mask(path).data, labels)
+    tracemalloc.start()
+    volume.read_mask(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < bytes_a_voxel * labels.size + 2**20  # Buffers of the file's.
+
+
+def test_a_float_mask_of_whole_numbers_and_another_convention(tmp_path: Path) -> None:
+    labels = np.zeros((6, 5, 4), np.float32)
+    labels[2:4, 2, 2] = 31
+    found = volume.read_mask(_save(labels, tmp_path / "a.nii"), "totalsegmentator")
+    assert_array_equal(found.data, np.where(labels == 31, 20, 0))
+
+
+def _text(folder: Path) -> Path:
+    (folder / "a.nii.gz").write_text("this is no volume\n" * 40)
+    return folder / "a.nii.gz"
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "a.nii").touch()
+    return folder / "a.nii"
+
+
+def _cut_short(folder: Path) -> Path:
+    noise = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)
+    path = _save(noise, folder / "a.nii.gz")
+    path.write_bytes(path.read_bytes()[:-20_000])
+    return path
+
+
+def _cut_short_plain(folder: Path) -> Path:
+    path = _save(np.zeros((40, 40, 40), np.int16), folder / "a.nii")
+    path.write_bytes(path.read_bytes()[:-20_000])
+    return path
+
+
+def _damaged_inside(folder: Path) -> Path:
+    """One bit has changed, in a voxel: as long as before, and nothing but the checksum can tell."""
+    path = folder / "a.nii.gz"
+    plain = _save(_ct((40, 40, 40)), folder / "b.nii").read_bytes()
+    packed = bytearray(gzip.compress(plain, compresslevel=0))
+    packed[-20] ^= 1
+    path.write_bytes(packed)
+    return path
+
+
+def _other_format(folder: Path) -> Path:
+    nibabel.save(nibabel.MGHImage(_ct().astype(np.float32), _affine()), folder / "a.mgz")
+    return folder / "a.mgz"
+
+
+def _no_affine(folder: Path) -> Path:
+    image = nibabel.Nifti1Image(_ct(), _affine())
+    image.set_sform(np.zeros((4, 4)), 1)
+    nibabel.save(image, folder / "a.nii")
+    return folder / "a.nii"
+
+
+def _in_colour(folder: Path) -> Path:
+    colour = np.zeros((6, 5, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    return _save(colour, folder / "a.nii")
+
+
+BAD_VOLUMES = {
+    "absent": (lambda f: f / "a.nii", r"a\.nii does not exist"),
+    "folder": (lambda f: f, "does not exist"),
+    "text": (_text, r"a\.nii\.gz is not a NIfTI file \(\.nii or \.nii\.gz\)"),
+    "empty": (_empty, r"a\.nii is not a NIfTI file"),
+    "other format": (_other_format, r"a\.mgz is a MGHImage, not a NIfTI volume"),
+    "cut short": (_cut_short, r"a\.nii\.gz is cut short or damaged .*; fetch or copy it again"),
+    "cut short, plain": (_cut_short_plain, r"a\.nii is cut short or damaged"),
+    "damaged inside": (
+        _damaged_inside,
+        r"a\.nii\.gz is cut short or damaged \(CRC check failed.*; fetch or copy it again",
+    ),
+    "4D": (lambda f: _save(np.zeros((6, 5, 4, 3), np.int16), f / "a.nii"), r"shape \(6, 5, 4, 3\); one 3D volume"),
+    "4D, flat": (lambda f: _save(np.zeros((6, 5, 1, 3), np.int16), f / "a.nii"), r"\(6, 5, 1, 3\); one 3D volume"),
+    "2D": (lambda f: _save(np.zeros((6, 5), np.int16), f / "a.nii"), r"shape \(6, 5\); one 3D volume"),
+    "no affine": (
+        _no_affine,
+        r"a\.nii has an affine that places no body \(voxels of 0 x 0 x 0 mm, the first at 0, 0, 0\); correct it",
+    ),
+    "colour": (_in_colour, r"a\.nii holds colours or complex numbers; a volume of single values is needed"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VOLUMES)
+@pytest.mark.parametrize("read", [volume.read_ct, volume.read_mask], ids=["ct", "mask"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_no_volume_gets_its_sentence(kind: str, read, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    make, sentence = BAD_VOLUMES[kind]
+    with pytest.raises(InputError, match=sentence) as caught:
+        read(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (np.linspace(0, 1, 120).reshape(6, 5, 4), "values from 0 to 1, which are not Hounsfield units"),
+        (_ct() + 1024.0, "not Hounsfield units .*; rescale it to HU"),
+        (_ct().clip(-1000, 100) * 1.0, "not Hounsfield units"),
+        (_ct() * 100.0, "not Hounsfield units"),
+        (np.where(_ct() == 900, np.nan, _ct()), "NaN or infinite voxels; fill them with -1000 HU"),
+        (np.where(_ct() == 900, np.inf, _ct()), "NaN or infinite voxels"),
+    ],
+)
+def test_a_ct_that_holds_no_hu_gets_its_sentence(values: np.ndarray, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"The CT a\.nii has .*{sentence}"):
+        volume.read_ct(_save(values.astype(np.float32), tmp_path / "a.nii"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([0, 0.5], "values that are not whole numbers: it holds no labels"),
+        ([0, np.nan], "values that are not whole numbers"),
+        ([0, 0], r"no vertebra by the 'verse' label numbers \(it holds 0\)"),
+        ([0, 26], r"no vertebra by the 'verse' label numbers \(it holds 0, 26\)"),
+        ([29, 31], r"no vertebra by the 'verse' label numbers \(it holds 29, 31\)"),
+        (range(40, 60), r"no vertebra .* \(it holds 40, 41, 42, 43, 44, 45, 46, 47, \.\.\.\)"),
+    ],
+)
+def test_a_mask_that_holds_no_vertebra_gets_its_sentence(values: list[float], sentence: str, tmp_path: Path) -> None:
+    labels = np.resize(np.array(values, np.float32), (6, 5, 4))
+    with pytest.raises(InputError, match=rf"The mask a\.nii has {sentence}"):
+        volume.read_mask(_save(labels, tmp_path / "a.nii"))
+
+
+def _column(numbers: list[int], path: Path) -> Path:
+    """A mask whose labels stand one on the other, the first at the head."""
+    labels = np.zeros((8, 8, 4 * len(numbers) + 2), np.int16)
+    for step, number in enumerate(reversed(numbers)):
+        labels[2:6, 2:6, 4 * step + 1 : 4 * step + 5] = number
+    return _save(labels, path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "convention"),
+    [
+        (list(range(1, 27)), "verse"),
+        ([18, 19, 28, 20, 21, 22, 23, 24, 25, 26], "verse"),  # T13 and L6
+        ([28], "verse"),
+        ([28, 20], "verse"),
+        ([6, 7, 126, 227], "verse"),  # whatever else a mask holds
+        ([20, 22, 21, 23, 24], "verse"),  # one slip is for `mend` to judge
+        (list(range(50, 25, -1)), "totalsegmentator"),
+        ([29], "totalsegmentator"),
+        ([30, 29, 1, 2, 3], "totalsegmentator"),  # organs
+    ],
+)
+def test_vertebrae_that_stand_head_to_tail_are_read(numbers: list[int], convention: str, tmp_path: Path) -> None:
+    known = levels.CONVENTIONS[convention]
+    found = volume.read_mask(_column(numbers, tmp_path / "a.nii"), convention)
+    assert set(np.unique(found.data)) == {0, *(known[number] for number in numbers if number in known)}
+
+
+def test_a_crumb_in_the_wrong_place_says_nothing(tmp_path: Path) -> None:
+    path = _column([20, 21], tmp_path / "a.nii")
+    labels = np.asanyarray(nibabel.load(path).dataobj).copy()
+    labels[0, 0, -1] = 24
+    assert 24 in volume.read_mask(_save(labels, path)).data
+
+
+@pytest.mark.parametrize(
+    ("numbers", "convention", "sentence"),
+    [
+        (
+            [5, 4, 3, 2, 1],
+            "verse",
+            r"C2 above C1 by the 'verse' label numbers .*; it has other numbers, or stands on its",
+        ),
+        ([20, 22, 21], "verse", "L3 above L2 by the 'verse'"),
+        ([21, 20], "verse", "L2 above L1 by the 'verse'"),
+        ([17, 2, 9, 4, 13, 3], "verse", ".* above .* by the 'verse' .*; it has other numbers"),
+        (
+            [*range(32, 26, -1), 25],
+            "verse",
+            r"T13 and L6 by the 'verse' .*; it seems to have those of 'totalsegmentator'",
+        ),
+        (
+            [*range(32, 26, -1)],
+            "verse",
+            r"T13 by the 'verse' .*; it seems to have those of 'totalsegmentator', which its",
+        ),
+        ([31], "verse", r"no vertebra by the 'verse' .*; it seems to have those of 'totalsegmentator'"),
+        (
+            [20, 21, 22],
+            "totalsegmentator",
+            r"no vertebra by the 'totalsegmentator' .*; it seems to have those of 'verse'",
+        ),
+        ([31, 32, 33], "totalsegmentator", "T12 above T11 by"),
+    ],
+)
+def test_label_numbers_of_another_convention_get_its_name(
+    numbers: list[int], convention: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"^The mask a\.nii has ({sentence})") as caught:
+        volume.read_mask(_column(numbers, tmp_path / "a.nii"), convention)
+    assert "\n" not in str(caught.value)
+
+
+def test_nibabel_tells_of_its_repairs_again_afterwards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _save(_ct(), tmp_path / "a.nii")
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes([99, 0, 99, 0])
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="does not state how it lies in the patient"):
+        volume.read_ct(path)
+    assert not caplog.messages
+    nibabel.load(path)
+    assert "sform_code 99 not valid; setting to 0" in caplog.messages
+
+
+def test_different_grids_get_a_sentence_and_rounding_none() -> None:
+    ct = Volume(_ct(), _affine())
+    near = Volume(_ct(), _affine() + np.array([[0, 0, 0, 1e-3]] * 3 + [[0] * 4]))
+    volume.check_same_grid(ct, near)
+    shifted = Volume(_ct(), _affine() + np.array([[0, 0, 0, 0.1]] * 3 + [[0] * 4]))
+    with pytest.raises(InputError, match=r"The CT \(6 x 5 x 4 voxels of 0\.8 x 1\.5 x 2\.5 mm\) and the mask"):
+        volume.check_same_grid(ct, shifted)
+    with pytest.raises(InputError, match="lie on different grids; resample the mask to the CT's grid"):
+        volume.check_same_grid(ct, Volume(_ct((6, 5, 5)), _affine()))

@@ -1,0 +1,96 @@
+"""The optimiser: orthogonal steps of the stated size, views of any shape, and what is left to AdamW."""
+
+import copy
+
+import pytest
+import torch
+
+from transvert.model import networks
+from transvert.model.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8)])
+def test_the_singular_values_of_a_step_are_near_one(shape):
+    torch.manual_seed(0)
+    wide = torch.randn(2, *shape) * torch.logspace(-1, 1, shape[1])  # A condition number of a hundred.
+    values = torch.linalg.svdvals(orthogonal(wide))
+    assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_a_step_turns_neither_rows_nor_columns():
+    torch.manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(6, 6))[0] for _ in range(2))
+    made = orthogonal((u @ torch.diag(torch.linspace(1, 3, 6)) @ v.T)[None])[0]
+    core = u.T @ made @ v
+    assert torch.allclose(core, torch.diag(torch.diagonal(core)), atol=1e-5)
+    assert (torch.diagonal(core) > 0.6).all()
+
+
+def test_a_step_has_adamws_size_and_goes_downhill():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(32, 16, 3, 3, 3))
+    slope = torch.randn_like(weight)
+    optimiser = Muon([weight], learning_rate=0.01, weight_decay=0.0)
+    (weight * slope).sum().backward()
+    optimiser.step()
+    # An orthogonal 32 x 432 matrix has an RMS of 1 / sqrt(432); the scale 0.2 sqrt(432) leaves 0.2.
+    assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.01 * 0.2, rel=0.2)
+    assert (weight * slope).sum() < 0
+
+
+def test_channels_last_and_first_move_alike():
+    torch.manual_seed(0)
+    plain = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    last = torch.nn.Parameter(plain.detach().clone(memory_format=torch.channels_last))
+    slope = torch.randn(8, 4, 3, 3)
+    for weight in (plain, last):
+        optimiser = Muon([weight], learning_rate=0.1, weight_decay=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            (weight * slope).square().sum().backward()
+            optimiser.step()
+    assert torch.allclose(plain, last, atol=1e-6)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_vectors_are_adamws():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    for weight, optimiser in (
+        (ours, Muon([ours, torch.nn.Parameter(torch.ones(3, 3))], 0.1, 0.02)),
+        (theirs, torch.optim.AdamW([theirs], 0.1, weight_decay=0.02)),
+    ):
+        weight.square().sum().backward()
+        optimiser.step()
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+def test_every_parameter_of_every_network_moves(name):
+    torch.manual_seed(0)
+    net = networks.build_network(name)
+    before = copy.deepcopy(net.state_dict())
+    optimiser = Muon(net.parameters(), 0.01, 0.0)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimiser.step()
+    for key, parameter in net.named_parameters():
+        assert not torch.equal(parameter, before[key]), key
+
+
+def test_a_saved_state_goes_on_exactly():
+    def run(steps, optimiser, weight):
+        for step in range(*steps):
+            optimiser.zero_grad()
+            (weight * torch.randn(6, 4, generator=torch.Generator().manual_seed(step))).sum().backward()
+            optimiser.step()
+
+    whole = torch.nn.Parameter(torch.ones(6, 4))
+    run((0, 6), Muon([whole], 0.1, 0.02), whole)
+    part = torch.nn.Parameter(torch.ones(6, 4))
+    first = Muon([part], 0.1, 0.02)
+    run((0, 3), first, part)
+    second = Muon([part], 0.1, 0.02)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    run((3, 6), second, part)
+    assert torch.equal(whole, part)

@@ -1,0 +1,120 @@
+"""Files are whole or absent; levels have one number inside and their own names outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transvert import levels
+from transvert.io import InputError, atomic_path, read_json, sha256, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "volume.nii.gz"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent and temporary.name.endswith(".nii.gz")
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    assert path.stat().st_mode & 0o444 == 0o444 & ~_umask()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _umask() -> int:
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_json_round_trip_and_refusals(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"ä": [1, None]})
+    assert read_json(path, "thing") == {"ä": [1, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, None]}
+    with pytest.raises(InputError, match=r"The thing .*b\.json does not exist"):
+        read_json(tmp_path / "b.json", "thing")
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(InputError, match=r"The thing .*c\.json is not valid JSON"):
+        read_json(tmp_path / "c.json", "thing")
+    (tmp_path / "d.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        read_json(tmp_path / "d.json", "thing")
+
+
+def test_sha256_of_a_known_text(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_names_and_numbers_of_levels_are_inverse() -> None:
+    assert [levels.name(n) for n in (1, 7, 8, 19, 20, 24, 25, 26, 28)] == [
+        *("C1", "C7", "T1", "T12", "L1", "L5", "L6", "sacrum", "T13")
+    ]
+    for number, name in levels.NAMES.items():
+        assert levels.number(name) == number
+    assert levels.number(" l3 ") == 22
+    assert levels.number("S1") == levels.number("Sacrum") == 26
+    assert 26 not in levels.VERTEBRAE and len(levels.VERTEBRAE) == 26
+
+
+@pytest.mark.parametrize("name", ["L7", "", "T0", "20", "C8"])
+def test_an_unknown_name_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' is not a vertebral level; use C1-C7"):
+        levels.number(name)
+
+
+def test_an_unknown_number_is_refused_by_number() -> None:
+    with pytest.raises(InputError, match="27 is not a VerSe level number"):
+        levels.name(27)
+
+
+def test_regions_and_order_from_head_to_tail() -> None:
+    assert "".join(levels.region(n) for n in (3, 12, 28, 22, 26)) == "CTTLS"
+    assert levels.in_order({26, 20, 28, 19, 1}) == [1, 19, 28, 20, 26]
+
+
+def test_totalsegmentator_counts_up_from_the_sacrum() -> None:
+    theirs = np.array([[0, 25, 26, 27, 31], [32, 43, 44, 50, 51]])
+    expected = [[0, 26, 26, levels.number("L5"), 20], [levels.number("T12"), 8, 7, 1, 0]]
+    found = levels.to_verse(theirs, "totalsegmentator")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.uint8
+    # Every level once, no two labels on one level but for the sacrum.
+    assert sorted(levels.TOTALSEGMENTATOR.values()) == [*range(1, 25), 26, 26]
+
+
+def test_labels_beyond_a_byte_and_below_zero_are_no_vertebra() -> None:
+    labels = np.array([-1, -236, 20, 27, 276, 100_000])
+    np.testing.assert_array_equal(levels.to_verse(labels, "verse"), [0, 0, 20, 0, 0, 0])
+    with pytest.raises(InputError, match="'spineweb' is not a known label convention; use verse or totalsegmentator"):
+        levels.to_verse(labels, "spineweb")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["T11", "L2"], ["T11", "T12", "L1", "L2"]),
+        (["L2", "T11", "T13"], ["T11", "T12", "T13", "L1", "L2"]),
+        (["L4", "L6"], ["L4", "L5", "L6"]),
+        (["C3"], ["C3"]),
+        ([], []),
+    ],
+)
+def test_between_are_the_usual_levels_and_the_given_rare_ones(given: list[str], found: list[str]) -> None:
+    assert [levels.name(n) for n in levels.between([levels.number(name) for name in given])] == found

@@ -1,0 +1,142 @@
+"""The rules that notebooks keep, so that each can be read alone."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+ABSOLUTE_PATH = re.compile(
+    r"""(?<![\w/.:<-])/(?:home|root|Users|tmp|private|var|opt|usr|etc|mnt|srv|work|workspace|content|data)/"""
+    r"""|["']/\w[\w.-]*/|\b[A-Za-z]:\\+Users|file://"""
+)
+LONGEST_FUNCTION = 5
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parse(cell: NotebookNode) -> ast.Module:
+    """A cell's syntax tree; lines that only IPython knows (%magic, !command) become the calls they stand for."""
+    return ast.parse(TransformerManager().transform_cell(cell.source))
+
+
+def headings(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """Level and text of every Markdown heading, without the comments of fenced code."""
+    found = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"^```.*?^```", "", cell.source, flags=re.DOTALL | re.MULTILINE)
+            found += [(len(marks), title) for marks, title in re.findall(r"^(#{1,6}) +(.+)$", text, re.MULTILINE)]
+    return found
+
+
+def texts(notebook: NotebookNode) -> Iterator[str]:
+    """Everything a reader sees as text: sources, printed output, and displayed text and HTML."""
+    for cell in notebook.cells:
+        yield cell.source
+        for output in cell.get("outputs", []):
+            yield output.get("text", "")
+            yield from (str(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+def test_the_four_notebooks_are_there() -> None:
+    assert [notebook.stem for notebook in NOTEBOOKS] == [
+        "01_drr_synthesis",
+        "02_train_transvert",
+        "03_evaluate_dice",
+        "04_clinical_reconstruction",
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_notebook_is_valid_and_fit_for_git(path: Path, notebook: NotebookNode) -> None:
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000, "a notebook stays below 1 MB: draw smaller figures"
+    assert "widgets" not in notebook.metadata, "saved widget state breaks the repository's preview: nbstripout drops it"
+    assert notebook.metadata.kernelspec.name == "python3"
+    errors = [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "error"]
+    assert not errors, "the notebook was saved with an error in it"
+
+
+def test_notebook_opens_with_title_and_badges(notebook: NotebookNode) -> None:
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert "https://colab.research.google.com/github/" in first.source
+    assert "https://mybinder.org/v2/gh/" in first.source
+
+
+def test_notebook_headings_are_in_order(notebook: NotebookNode) -> None:
+    levels = [level for level, _ in headings(notebook)]
+    assert levels[0] == 1 and levels.count(1) == 1, "one title, at the top"
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), "no level is skipped"
+
+
+def test_notebook_ends_with_what_it_wrote_and_what_is_next(notebook: NotebookNode) -> None:
+    wrote, following = (title.lower() for _, title in headings(notebook)[-2:])
+    assert "wrote" in wrote and "next" in following
+
+
+def test_notebook_is_short(notebook: NotebookNode) -> None:
+    assert len(notebook.cells) <= 40
+    for cell in code_cells(notebook):
+        assert len(cell.source.splitlines()) <= 20, f"more than 20 lines:\n{cell.source}"
+
+
+def test_notebook_functions_are_short(notebook: NotebookNode) -> None:
+    for cell in code_cells(notebook):
+        for node in ast.walk(parse(cell)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines and belongs in the package"
+
+
+def test_notebook_parameters_are_annotated_and_explained(path: Path, notebook: NotebookNode) -> None:
+    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1, "exactly one cell is tagged 'parameters'"
+    names = []
+    for statement in parse(tagged[0]).body:
+        assert isinstance(statement, ast.AnnAssign) and statement.value is not None, ast.unparse(statement)
+        names.append(ast.unparse(statement.target))
+    # papermill reads the lines with a pattern of its own: `a: str | None = ...`, for one, it does not see.
+    seen = papermill.inspect_notebook(str(path))
+    assert list(seen) == names
+    for name, parameter in seen.items():
+        assert parameter["inferred_type_name"] != "None", f"papermill sees no type for {name}"
+        assert parameter["help"], f"{name} has no comment at the end of its line"
+
+
+def test_notebook_prepares_colab_before_it_needs_the_package(notebook: NotebookNode) -> None:
+    sources = [cell.source for cell in code_cells(notebook)]
+    guards = [i for i, source in enumerate(sources) if '"google.colab" in sys.modules' in source]
+    uses = [i for i, source in enumerate(sources) if re.search(r"^\s*(import|from) transvert\b", source, re.MULTILINE)]
+    assert guards and uses and guards[0] < uses[0]
+    for source in sources:
+        assert not re.search(r"pip.*install.*\btorch\b", source), "Colab's own torch fits its GPU: don't reinstall it"
+
+
+def test_notebook_names_no_absolute_path(notebook: NotebookNode) -> None:
+    for text in texts(notebook):
+        assert not (found := ABSOLUTE_PATH.search(text)), f"{found.group()!r} in:\n{text[:500]}"

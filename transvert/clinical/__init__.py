@@ -1,0 +1,1 @@
+"""From two radiographs and their landmarks to a standing spine."""

@@ -1,0 +1,1 @@
+"""Data sets: manifests, fetching, subjects, vertebra samples and the sample store."""

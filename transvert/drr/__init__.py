@@ -1,0 +1,1 @@
+"""Digitally reconstructed radiographs: views, ray integrals and the physics of an exposure."""

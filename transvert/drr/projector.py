@@ -1,0 +1,243 @@
+"""Digitally reconstructed radiographs: exact ray integrals through a volume for any view, on the CPU.
+
+A ray integral is Joseph's (IEEE Trans. Med. Imaging 1982): slice by slice along the index axis the ray follows most,
+bilinear within a slice. The volume ends at the outer faces of its voxels; between the outer voxel centres and the faces
+the outer voxel's value holds. So a uniform box integrates to value times chord, up to the rounding of float32. The
+volume is read on its own grid, oblique and anisotropic ones too, and never resampled first.
+
+`cast` chooses the cheapest way that is exact for a view: a sum along an axis for parallel rays that follow it, one
+that treats a picture's column at a time where columns stand upright in the grid (every named view of an unturned CT),
+and one for any pose. `gradients` has the same integrals in torch: with gradients, on a CPU or a GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+
+from transvert import progress
+from transvert.drr import kernels
+from transvert.drr.geometry import View
+from transvert.imaging.volume import Volume, check_same_grid
+from transvert.io import InputError
+
+_WATER_KEV = (40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
+_WATER_PER_CM = (0.2683, 0.2269, 0.2059, 0.1837, 0.1707, 0.1505)
+"""Water's linear attenuation: NIST tables of X-ray mass attenuation (Hubbell and Seltzer 2004) at 1 g/cm3."""
+
+_DRIFT = 1e-4  # Voxels. What strays less over the whole volume counts as running along the axis.
+# Each call uses all threads, and not every numba backend may be called twice at once.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def attenuation(volume_hu: np.ndarray, energy_kev: float = 70.0) -> np.ndarray:
+    """Linear attenuation by the definition of the Hounsfield unit, every tissue scaled from water.
+
+    Args:
+        volume_hu: any shape, HU.
+        energy_kev: of a single-energy beam, 40 to 150; 70 stands for a spine film's 80-90 kV (this companion's choice).
+
+    Returns:
+        float32, the same shape, per mm, never below 0.
+
+    Raises:
+        InputError: an energy outside the table.
+    """
+    if not _WATER_KEV[0] <= energy_kev <= _WATER_KEV[-1]:
+        raise InputError(f"The beam energy {energy_kev:g} keV is outside {_WATER_KEV[0]:g} to {_WATER_KEV[-1]:g} keV.")
+    water_per_cm = np.exp(np.interp(np.log(energy_kev), np.log(_WATER_KEV), np.log(_WATER_PER_CM)))
+    per_mm = np.array(volume_hu, np.float32)
+    per_mm += 1000
+    per_mm *= np.float32(water_per_cm / 10 / 1000)
+    return np.maximum(per_mm, 0, out=per_mm)
+
+
+def cast(volume: Volume, view: View) -> np.ndarray:
+    """The line integral of a volume along the ray of each pixel, from face to face of the volume.
+
+    Rays are lines: what lies behind a detector that cuts the volume counts too, what lies behind a source does not.
+
+    Args:
+        volume: float32 (other types are copied), any grid. Attenuation per mm for a radiograph, 0 and 1 for the
+            thickness of a mask.
+        view: parallel or cone.
+
+    Returns:
+        (rows, columns) float32, the volume's unit times mm.
+
+    Raises:
+        InputError: no 3D volume, a degenerate affine, the source within the volume, rays that all miss it, or values
+            that are not finite.
+    """
+    return cast_batch(volume, [view])[0]
+
+
+def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
+    """The pictures of many poses, as `cast` makes them, in one go.
+
+    Args:
+        volume: as in `cast`.
+        views: at least one, all of one shape.
+
+    Returns:
+        (views, rows, columns) float32, the volume's unit times mm.
+
+    Raises:
+        InputError: as `cast`, naming the view; or views of several shapes.
+    """
+    shapes = sorted({view.shape for view in views})
+    if len(shapes) != 1:
+        raise InputError(f"A batch needs views of one shape, and these have {shapes or 'none'}; cast them one by one.")
+    poses, cone, metric = _poses(volume, views)
+    data = np.ascontiguousarray(volume.data, np.float32)
+    images = np.zeros((len(views), *shapes[0]), np.float32)
+    hits = np.zeros(len(views), int)
+    ways = np.array([_way(pose, is_cone, data.shape, shapes[0]) for pose, is_cone in zip(poses, cone, strict=True)])
+    with _ONE_AT_A_TIME:
+        for way, kernel in (("upright", kernels.upright), ("any", kernels.joseph)):
+            chosen = np.flatnonzero(ways == way)
+            if len(chosen):
+                pictures = images if len(chosen) == len(views) else np.zeros((len(chosen), *shapes[0]), np.float32)
+                hits[chosen] = _run(kernel, data, poses[chosen], cone[chosen], metric, pictures)
+                if pictures is not images:
+                    images[chosen] = pictures
+        for i in np.flatnonzero(ways == "along"):
+            hits[i] = _along_axis(data, poses[i], metric, images[i])
+    for view, hit in zip(views, hits, strict=True):
+        if not hit:
+            raise all_miss(view)
+    if not np.isfinite(images).all():
+        raise not_finite()
+    return images
+
+
+def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarray]:
+    """The pictures of a volume's parts in one pass: bone, each vertebra, and the rest.
+
+    Every voxel's share of a ray's integral goes to the picture of its own part, so that the pictures add up to what
+    `cast` makes of the whole volume. The bone of a CT is the sum of the pictures of all its labels but 0.
+
+    Args:
+        volume: as in `cast`.
+        parts: whole numbers of 0 and above on the volume's grid, such as a label mask; at most 256 different ones.
+        view: parallel or cone.
+
+    Returns:
+        For each number in `parts`: (rows, columns) float32, the volume's unit times mm.
+
+    Raises:
+        InputError: as `cast`; or parts on another grid, too many of them, or no whole numbers.
+    """
+    check_same_grid(volume, parts, ("volume", "parts"))
+    if parts.data.dtype.kind not in "bui":
+        raise InputError(f"The parts are {parts.data.dtype} numbers; give whole ones, such as the labels of a mask.")
+    numbers, index = _compact(parts.data)
+    poses, cone, metric = _poses(volume, [view])
+    data = np.ascontiguousarray(volume.data, np.float32)
+    images = np.zeros((len(numbers), *view.shape), np.float32)
+    with _ONE_AT_A_TIME:
+        hits = _run(kernels.joseph_parts, data, index, poses, cone, metric, images)
+    if not hits:
+        raise all_miss(view)
+    if not np.isfinite(images).all():
+        raise not_finite()
+    return dict(zip(numbers.tolist(), images, strict=True))
+
+
+def check(volume: Volume, view: View) -> None:
+    """Raises InputError unless the volume is one that rays can cross, and the view's source stands outside of it."""
+    _poses(volume, [view])
+
+
+def all_miss(view: View) -> InputError:
+    """What to raise where no ray of a view meets the volume."""
+    return InputError(f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size.")
+
+
+def not_finite() -> InputError:
+    """What to raise where ray integrals are not finite."""
+    return InputError("The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays.")
+
+
+def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Poses (V, 4, 3) in voxels, whether each is a cone (V,) int64, and the metric (3, 3), as `rays` wants them."""
+    if volume.data.ndim != 3 or not volume.data.size:
+        raise InputError(f"The volume has the shape {volume.data.shape}; rays need three axes that are not empty.")
+    matrix = np.asarray(volume.affine, float)[:3, :3]
+    # Relative to the voxel's size, so that micrometre voxels are no less of a volume.
+    if not np.isfinite(volume.affine).all() or abs(np.linalg.det(matrix)) <= 1e-6 * volume.spacing_mm.prod():
+        raise InputError("The volume's affine is degenerate: its three axes need a length and must not lie in a plane.")
+    vectors, cone = np.empty((len(views), 4, 3)), np.empty(len(views), np.int64)
+    for i, view in enumerate(views):
+        cone[i] = view.source is not None
+        towards = view.direction if view.source is None else view.corner - view.source
+        origin = view.corner if view.source is None else view.source
+        vectors[i] = origin - volume.affine[:3, 3], towards, view.row_step, view.column_step
+    poses = vectors @ np.linalg.inv(matrix).T
+    ends = np.array(volume.data.shape) - 0.5
+    for view, start, is_cone in zip(views, poses[:, 0], cone, strict=True):
+        if is_cone and ((start >= -0.5) & (start <= ends)).all():
+            raise InputError(
+                f"The source of the view '{view.name}' stands inside the volume; move it away from the patient."
+            )
+    return poses, cone, matrix.T @ matrix
+
+
+def _way(pose: np.ndarray, cone: int, volume: tuple[int, ...], picture: tuple[int, int]) -> str:
+    """Which kernel is exact for a view and cheapest: "along" an axis, "upright" in the grid, or for "any" pose."""
+    _, towards, down, across = pose
+    axis = int(np.abs(towards).argmax())
+    if not cone and np.delete(np.abs(towards), axis).max() * volume[axis] < _DRIFT * abs(towards[axis]):
+        return "along"
+    if np.abs(down[:2]).max() * picture[0] > _DRIFT or not abs(down[2]) > 0:
+        return "any"
+    steps = np.linspace(0, picture[1] - 1, picture[1])[:, None] * across if cone else np.zeros((1, 3))
+    last_row = (picture[0] - 1) * down[2] if cone else 0.0
+    columns = towards + steps
+    most_upwards = np.maximum(np.abs(columns[:, 2]), np.abs(columns[:, 2] + last_row))
+    return "upright" if (most_upwards <= np.abs(columns[:, :2]).max(axis=1)).all() else "any"
+
+
+def _along_axis(data: np.ndarray, pose: np.ndarray, metric: np.ndarray, image: np.ndarray) -> int:
+    """Parallel rays along one index axis: every ray reads the same sums."""
+    start, towards, down, across = pose
+    axis = int(np.abs(towards).argmax())
+    plane = [i for i in range(3) if i != axis]
+    inner = int(np.prod(data.shape[axis + 1 :]))
+    sums = _run(kernels.sum_lines, data.reshape(-1, data.shape[axis], inner)).reshape([data.shape[i] for i in plane])
+    # Where the rays cross the middle of the volume, so that what little they stray averages out. The detector's own
+    # tilt moves pixels along the rays, which is no move across them.
+    slope = towards / towards[axis]
+    middle = start + slope * ((data.shape[axis] - 1) / 2 - start[axis])
+    down, across = down - slope * down[axis], across - slope * across[axis]
+    mm = float(np.sqrt(metric[axis, axis]))
+    return _run(kernels.sample_plane, sums, middle[plane], down[plane], across[plane], mm, image)
+
+
+def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different numbers in an array, and for each voxel its number's place among them, uint8."""
+    labels = labels.view(np.uint8) if labels.dtype == bool else labels
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise InputError(f"The parts have numbers from {low} to {high}; use 0 to 65535.")
+    present = np.zeros(high + 1, bool)
+    present[labels] = True
+    numbers = np.flatnonzero(present)
+    if len(numbers) > 256:
+        raise InputError(f"There are {len(numbers)} different parts; one pass makes at most 256 pictures.")
+    places = np.zeros(high + 1, np.uint8)
+    places[numbers] = np.arange(len(numbers))
+    return numbers, np.ascontiguousarray(places[labels])
+
+
+def _run(kernel: Any, *arguments: Any) -> Any:
+    """Calls a kernel; the first time on a computer it is compiled, which is kept, and said."""
+    kinds = tuple(numba.typeof(argument) for argument in arguments)
+    if kinds not in kernel.overloads:
+        with progress.notice("Compiling a ray kernel for this computer, which is kept: some ten seconds.", after_s=2):
+            kernel.compile(kinds)
+    return kernel(*arguments)

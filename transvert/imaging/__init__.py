@@ -1,0 +1,1 @@
+"""Volumes, label masks and surfaces, all in RAS millimetres."""

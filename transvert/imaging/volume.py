@@ -1,0 +1,348 @@
+"""CT and label volumes: read, bring to canonical RAS order, cut cubes, write. The only place that knows axis order.
+
+A volume's array is `[x, y, z]` in canonical RAS order: the first index grows to the patient's right, the second to
+the front, the third to the head (up to the obliquity that the affine keeps). The affine takes voxel indices, which
+point at voxel centres, to RAS millimetres.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
+from scipy import ndimage
+
+from transvert import levels
+from transvert.io import InputError, atomic_path
+
+AIR_HU = -1000.0
+FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5
+"""A voxel is no finer, a volume no longer and its first voxel no farther from the origin; else its affine is wrong."""
+
+_PACKED = {".nii": 1, ".gz": 1032}
+"""How many bytes can be in one of a file's: deflate packs no more."""
+_AT_ONCE = 2**20
+"""Voxels that are read from a file and scaled at a time, in whole slices."""
+_LOG = nibabel.imageglobals.logger
+_CRUMB = 0.05
+"""Of the largest label: what has less of it says nothing about how a mask's labels stand."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array and the affine that places it.
+
+    Attributes:
+        data: (X, Y, Z), canonical RAS order.
+        affine: (4, 4), voxel index to RAS mm.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) voxel size along x, y and z."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def world(self, indices: np.ndarray) -> np.ndarray:
+        """(..., 3) voxel indices to RAS mm."""
+        return np.asarray(indices, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def index(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) RAS mm to voxel indices, not rounded."""
+        return (np.asarray(points, float) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+    def corners(self) -> np.ndarray:
+        """(8, 3) RAS mm, the corners of the volume's outer faces (half a voxel beyond the outer voxel centres)."""
+        ends = np.array([[-0.5, n - 0.5] for n in self.data.shape])
+        return self.world(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3))
+
+
+def cube_affine(centre: np.ndarray, size: int, spacing_mm: float) -> np.ndarray:
+    """(4, 4) affine of an axis-aligned cube of `size` voxels a side around `centre` (3,) RAS mm."""
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = np.asarray(centre, float) - spacing_mm * (size - 1) / 2
+    return affine
+
+
+def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *, order: int, fill: float) -> Volume:
+    """Resamples an axis-aligned cube out of a volume.
+
+    Args:
+        volume: any grid, oblique ones too.
+        centre: (3,) RAS mm.
+        size: voxels a side.
+        spacing_mm: of the cube.
+        order: 1 for values; 0 for labels.
+        fill: the value beyond the volume.
+
+    Returns:
+        (size, size, size), the volume's dtype. A coarser cube averages the voxels it covers (`order` 1), so that
+        thin slices do not alias.
+    """
+    target = cube_affine(centre, size, spacing_mm)
+    mapping = np.linalg.inv(volume.affine) @ target
+    low, high = _index_box(mapping, size, volume.data.shape)
+    if (high <= low).any():
+        return Volume(np.full((size,) * 3, fill, volume.data.dtype), target)
+    block = volume.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    start = mapping[:3, 3] - low
+    if order == 1:
+        block = block.astype(np.float32)
+        # A box as wide as the cube's voxel, where that is wider than the volume's own.
+        for axis, width in enumerate(np.maximum(spacing_mm / volume.spacing_mm, 1.0)):
+            if width > 1.25:
+                voxels = max(1, round(width))
+                block = ndimage.uniform_filter1d(block, voxels, axis=axis, mode="nearest")
+                # The box of an even number of voxels is centred half a voxel before the one that it is written to.
+                start[axis] += 0.0 if voxels % 2 else 0.5
+    cut = ndimage.affine_transform(block, mapping[:3, :3], start, (size,) * 3, order=order, mode="constant", cval=fill)
+    return Volume(cut.astype(volume.data.dtype), target)
+
+
+def read_ct(path: str | Path) -> Volume:
+    """Reads a CT from NIfTI.
+
+    Returns:
+        float32, HU, values below -1024 (outside the field of view) set to air.
+
+    Raises:
+        InputError: no NIfTI file, cut short, not 3D, no usable affine, or values that are not HU.
+    """
+    volume = _read(path, np.float32)
+    low, high = float(volume.data.min()), float(volume.data.max())  # NaN if any voxel is.
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"The CT {Path(path).name} has NaN or infinite voxels; fill them with -1000 HU.")
+    if low > -200 or high < 150 or high > 40000 or low < -40000:
+        raise InputError(
+            f"The CT {Path(path).name} has values from {low:g} to {high:g}, which are not Hounsfield units "
+            "(air is near -1000, cortical bone above 300); rescale it to HU."
+        )
+    for plane in volume.data:  # One by one: which voxels of all, would be an array as large as a mask.
+        plane[plane < -1024] = AIR_HU
+    return volume
+
+
+def read_mask(path: str | Path, convention: str = "verse") -> Volume:
+    """Reads a vertebra label mask from NIfTI.
+
+    Args:
+        path: the file.
+        convention: the file's label numbers, a key of `levels.CONVENTIONS`.
+
+    Returns:
+        uint8, VerSe levels, 0 for the rest.
+
+    Raises:
+        InputError: no NIfTI file, cut short, not 3D, values that are not whole numbers, no vertebra in it, or vertebrae
+            that don't stand head to tail, as by the numbers of another convention.
+    """
+    volume = _read(path, None)
+    values = volume.data
+    if not all(np.isfinite(plane).all() and np.array_equal(plane, np.rint(plane)) for plane in values):
+        raise InputError(f"The mask {Path(path).name} has values that are not whole numbers: it holds no labels.")
+    labels = levels.to_verse(values, convention)
+    _check_convention(values, labels, convention, Path(path).name)
+    return Volume(labels, volume.affine)
+
+
+def check_same_grid(ct: Volume, mask: Volume, names: tuple[str, str] = ("CT", "mask")) -> None:
+    """Raises InputError unless both volumes have one shape and affines that agree within 0.01 mm at the corners."""
+    if ct.data.shape == mask.data.shape and np.abs(ct.corners() - mask.corners()).max() < 1e-2:
+        return
+    raise InputError(
+        f"The {names[0]} ({_grid(ct)}) and the {names[1]} ({_grid(mask)}) lie on different grids; "
+        "resample the mask to the CT's grid with nearest neighbours."
+    )
+
+
+def write_volume(volume: Volume, path: str | Path) -> Path:
+    """Writes NIfTI atomically, in mm and scanner coordinates (sform and qform alike)."""
+    image = nibabel.Nifti1Image(volume.data, volume.affine)
+    image.set_sform(volume.affine, 1)
+    image.set_qform(volume.affine, 1)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)
+    return Path(path)
+
+
+def _read(path: str | Path, dtype: type | None) -> Volume:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    try:
+        _LOG.disabled = True  # What it repairs and tells of is refused here, or harmless.
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):  # Nifti2 is a subclass
+            raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
+        _check_header(image, path)
+        return _in_ras(image, path, dtype)
+    except ImageFileError:
+        raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
+    except MemoryError:
+        raise InputError(f"{path.name} takes more memory than there is; resample or crop it.") from None
+    except (ArithmeticError, EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _damaged(path, " ".join(str(error).split())) from None
+    finally:
+        _LOG.disabled = False
+
+
+def _in_ras(image: nibabel.Nifti1Image, path: Path, dtype: type | None) -> Volume:
+    """A checked image's values in canonical order, scaled as its header says.
+
+    Slice by slice they go to where they belong: the volume is all that is ever held of its size. (nibabel would hold the
+    file's values, these as float64, and what they are turned and cast to: seven times an int16 CT.)
+
+    Args:
+        image: one 3D volume.
+        path: its file.
+        dtype: of the result; None for whole numbers that are not scaled as they are, and float32 for all others.
+    """
+    # In one file a compressed volume is read on from where the last slices ended, not from its start.
+    holder: Any = image.file_map["image"]
+    with holder.get_prepare_fileobj("rb") as file:
+        stored = type(image).from_file_map({"image": FileHolder(fileobj=file)}).dataobj
+        if dtype is None:
+            whole = stored.dtype.kind in "iu" and (stored.slope, stored.inter) == (1, 0)
+            dtype = stored.dtype.newbyteorder("=") if whole else np.float32
+        shape = np.array(stored.shape[:3])
+        turn = nibabel.io_orientation(image.affine)
+        order, flips = turn[:, 0].astype(int), turn[:, 1].astype(int)
+        data = np.empty(shape[np.argsort(order)], dtype)
+        as_stored = data.transpose(order)[tuple(slice(None, None, flip) for flip in flips)]
+        step = max(1, _AT_ONCE // (shape[0] * shape[1]))
+        with np.errstate(over="ignore"):  # Values that a scale makes infinite are told of by whoever reads a CT.
+            for start in range(0, shape[2], step):
+                part = stored[:, :, start : start + step]
+                as_stored[:, :, start : start + step] = part.reshape(part.shape[:3])
+        while file.read(_AT_ONCE):  # What was packed ends with its checksum, which is compared once it has been read.
+            pass
+    affine = image.affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
+    return Volume(data, affine.astype(float))
+
+
+def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
+    """Raises InputError if what a file says of itself can't be, before anything is allocated for it."""
+    shape, dtype = image.shape, image.get_data_dtype()
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise InputError(f"{path.name} has the shape {shape}; one 3D volume is needed.")
+    if dtype.names or dtype.kind == "c":
+        raise InputError(f"{path.name} holds colours or complex numbers; a volume of single values is needed.")
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        header = type(image.header).from_fileobj(file, check=False)  # As it is, before nibabel's repairs.
+    room = path.stat().st_size * _PACKED.get(path.suffix.lower(), math.inf)
+    if min(shape) < 1 or float(header["vox_offset"]) + math.prod(map(int, shape)) * dtype.itemsize > room:
+        told = " x ".join(map(str, shape))
+        raise _damaged(path, f"its header tells of {told} voxels, which it does not hold")
+    if np.isinf(header["scl_slope"]):
+        raise _damaged(path, "its header scales the values by infinity")
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        raise InputError(
+            f"{path.name} does not state how it lies in the patient (its sform and qform codes are 0); set one of them."
+        )
+    by_pixdim = not image.header["sform_code"] and not (header["pixdim"][1:4] > 0).all()
+    affine = image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        by_pixdim
+        or not np.isfinite(affine).all()
+        or not (spacing > FINEST_MM).all()
+        or (spacing * shape[:3] > LONGEST_MM).any()
+        or (np.abs(affine[:3, 3]) > FARTHEST_MM).any()
+        or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1
+    ):
+        size = " x ".join(f"{s:.3g}" for s in (header["pixdim"][1:4] if by_pixdim else spacing))
+        first = ", ".join(f"{x:.3g}" for x in affine[:3, 3])
+        raise InputError(
+            f"{path.name} has an affine that places no body (voxels of {size} mm, the first at {first}); correct it."
+        )
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path.name} is cut short or damaged ({reason}); fetch or copy it again.")
+
+
+def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, name: str) -> None:
+    """Raises InputError unless a mask's labels are vertebrae that stand head to tail.
+
+    Args:
+        values: (X, Y, Z) of the file, canonical.
+        labels: (X, Y, Z) uint8, what they are by the convention.
+        convention: a key of `levels.CONVENTIONS`.
+        name: of the file.
+    """
+    heights = _heights(labels)
+    wrong, pairs = _wrong_way(heights), len(heights) - 1
+    if 3 * len(wrong) <= pairs and len(heights) > 2:
+        return
+    # One or two vertebrae may be all there is. Other numbers have to be far better before they count against these.
+    least = 1 if not heights else 2 if wrong else len(heights) + 3
+    others = ((other, _heights(levels.to_verse(values, other))) for other in levels.CONVENTIONS if other != convention)
+    better = [other for other, found in others if len(found) >= least and not _wrong_way(found)]
+    if heights and not wrong and not better:
+        return
+    by = f"by the '{convention}' label numbers (it holds {_some(np.unique(values))})"
+    if wrong:
+        said = f"{levels.name(wrong[0][1])} above {levels.name(wrong[0][0])}"
+    else:
+        said = " and ".join(map(levels.name, heights)) or "no vertebra"
+    if better:
+        hint = f"it seems to have those of '{better[0]}', which its data manifest has to state as its convention"
+    elif wrong:
+        hint = "it has other numbers, or stands on its head: renumber its labels or correct its affine"
+    else:
+        hint = f"leave it out, or let its data manifest state another convention of {', '.join(levels.CONVENTIONS)}"
+    raise InputError(f"The mask {name} has {said} {by}; {hint}.")
+
+
+def _heights(labels: np.ndarray) -> dict[int, float]:
+    """Where the middle of each vertebra of a mask lies along z, in voxels, from head to tail by its name."""
+    found, sizes = {}, {}
+    for level, box in enumerate(ndimage.find_objects(labels), 1):
+        if box is not None and level in levels.VERTEBRAE:
+            slices = (labels[box] == level).sum((0, 1))
+            sizes[level] = int(slices.sum())
+            found[level] = box[2].start + float(slices @ np.arange(len(slices))) / sizes[level]
+    kept = [level for level in found if sizes[level] >= _CRUMB * max(sizes.values())]
+    return {level: found[level] for level in levels.in_order(kept)}
+
+
+def _wrong_way(heights: dict[int, float]) -> list[tuple[int, int]]:
+    """Pairs of levels, one after the other, of which the upper one by its name does not lie higher."""
+    return [(upper, lower) for upper, lower in itertools.pairwise(heights) if heights[upper] <= heights[lower]]
+
+
+def _index_box(mapping: np.ndarray, size: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The block of voxels a cube touches, with a margin of two, clipped to the volume."""
+    ends = np.array([0.0, size - 1.0])
+    corners = np.stack(np.meshgrid(ends, ends, ends, indexing="ij"), axis=-1).reshape(8, 3)
+    corners = corners @ mapping[:3, :3].T + mapping[:3, 3]
+    low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, shape)
+    high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, 0, shape)
+    return low, high
+
+
+def _grid(volume: Volume) -> str:
+    return (
+        " x ".join(map(str, volume.data.shape))
+        + " voxels of "
+        + " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+        + " mm"
+    )
+
+
+def _some(values: np.ndarray) -> str:
+    text = ", ".join(f"{v:g}" for v in values[:8])
+    return text + (", ..." if len(values) > 8 else "")

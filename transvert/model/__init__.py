@@ -1,0 +1,1 @@
+"""Networks, training, prediction, metrics and calibration."""

@@ -1,0 +1,118 @@
+"""The optimiser: steps of equal size in every direction of a weight matrix.
+
+AdamW scales each weight by itself. Muon (Jordan and others, 2024; https://kellerjordan.github.io/posts/muon) takes a
+layer's averaged gradient as one matrix, outputs by inputs, and sets all of its singular values to about one, so that
+the directions which few samples ask for are learned as fast as the common ones. On this task 300 such steps learn what
+1,200 of AdamW do, for a tenth more time a step.
+
+torch has a `Muon`, too, for parameters that are matrices; this one takes convolutions and orthogonalises all layers of
+one shape together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transvert.io import InputError
+
+OPTIMISERS = ("muon", "adamw")
+"""This companion's choice, and the usual one."""
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's; after five rounds all singular values lie between 0.7 and 1.2.
+_ROUNDS = 5
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for weight matrices and convolutions; AdamW for biases, gains and normalisation.
+
+    A matrix's step is scaled to the size that one of AdamW usually has (Liu and others, 2025, arXiv 2502.16982), so
+    that both share one learning rate and one weight decay.
+
+    Args:
+        parameters: of the network.
+        learning_rate: as AdamW's.
+        weight_decay: decoupled, as AdamW's.
+        momentum: of the averaged gradient, Nesterov's.
+        dtype: the orthogonalisation's; bfloat16 is enough, where the processor computes in it.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ):
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for parameter in parameters:
+            (matrices if min(_rows(parameter).shape) > 1 else others).append(parameter)
+        super().__init__([{"params": matrices}, {"params": others}], learning_rate, weight_decay=weight_decay)
+        self.momentum, self.dtype = momentum, dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Moves all parameters that have a gradient."""
+        group = self.param_groups[0]
+        gradients = [(p, p.grad) for p in group["params"] if p.grad is not None]
+        for parameter, _ in gradients:
+            parameter.grad = None  # Out of AdamW's sight.
+        result = super().step(closure)
+        same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+            state = self.state[parameter]
+            if not state:
+                state |= {"step": torch.zeros(()), "average": torch.zeros_like(parameter)}
+            state["step"] += 1
+            state["average"].lerp_(gradient, 1 - self.momentum)
+            rows = _rows(gradient.lerp(state["average"], self.momentum))
+            same_shape.setdefault(rows.shape, []).append((parameter, rows))
+        for shape, pairs in same_shape.items():
+            steps = orthogonal(torch.stack([rows for _, rows in pairs]).to(self.dtype)).float()
+            for (parameter, _), step in zip(pairs, steps, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(_like(step, parameter), alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
+        return result
+
+
+def optimiser(
+    name: str, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    """An optimiser by its name in `OPTIMISERS`; `dtype` as in `Muon`.
+
+    Raises:
+        InputError: no such optimiser.
+    """
+    if name == "muon":
+        return Muon(parameters, learning_rate, weight_decay, dtype=dtype)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
+    raise InputError(f"'{name}' is not an optimiser; use {' or '.join(OPTIMISERS)}.")
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The orthogonal matrices nearest to some (B, M, N), roughly: singular values near 1, by Newton-Schulz's iteration."""
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_ROUNDS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """A weight as (outputs, everything else); without a copy for a convolution that is stored channels last."""
+    return weight.movedim(1, -1).flatten(1) if weight.dim() > 1 else weight[None]
+
+
+def _like(rows: Tensor, weight: Tensor) -> Tensor:
+    """`_rows` undone."""
+    return rows.reshape(weight.movedim(1, -1).shape).movedim(-1, 1)

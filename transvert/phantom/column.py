@@ -1,0 +1,345 @@
+"""The column of vertebrae that a phantom is built around: those of a mask, and copies where it has none.
+
+A radiograph never shows a vertebra by itself. What a mask lacks above, below and between its vertebrae is filled with
+the nearest one, moved along the column by its height and a disc's, and scaled to the level it stands for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from transvert import levels
+from transvert.imaging import masks
+from transvert.imaging.volume import Volume
+from transvert.io import InputError
+
+SACRUM = 26
+USUAL = tuple(level for level in levels.NAMES if level not in levels.RARE)
+"""The levels that most people have, from head to tail: without T13 and L6."""
+
+HALF_DEPTH_MM = np.interp(np.arange(25), [0, 6, 7, 8, 10, 14, 18, 21, 24], [8, 8.5, 9, 10.5, 12.5, 14.5, 16, 17.5, 18])
+"""Half the depth of each usual level's body in an adult, after common anatomy; C1 first."""
+
+DISC_MM = {"C": (4.0, 6.0), "T": (3.0, 6.0), "L": (7.0, 11.0), "S": (1.0, 3.0)}
+"""Height of the disc below a vertebra of each region, from which a copy's place is drawn."""
+
+REACH_MM = 75.0
+"""How far beyond the first and the last vertebra of the mask copies go on: past the rim of a stored patch."""
+SIZE_JITTER = 0.03
+TURN_JITTER_DEG = 3.0
+"""Standard deviations of a copy's size, relative, and of its turn about each axis."""
+LEAST_PITCH_MM = 3.0
+"""From one vertebra's middle to the next one's, downward: a column that falls less is none."""
+ATLAS_HALF_MM = (22.0, 8.0, 8.0)
+"""Half the size of what stands for the first vertebra's body, which it has not."""
+SACRAL_TURN_DEG = 35.0
+"""How far the column turns back where the sacrum begins."""
+
+
+@dataclass(frozen=True)
+class Bone:
+    """A vertebra of the column.
+
+    Attributes:
+        level: VerSe number.
+        part: its voxels, bool, in a block of their own with a rim of one.
+        centre: (3,) RAS mm, the middle of its body.
+        half_mm: (3,) half its body's size along the three axes of `part`.
+        copied: it stands in for a vertebra that the mask lacks.
+    """
+
+    level: int
+    part: Volume
+    centre: np.ndarray
+    half_mm: np.ndarray
+    copied: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """Vertebrae from head to tail, and the curve through their bodies.
+
+    Attributes:
+        bones: in order from head to tail.
+        scale: this person's size, 1 for an adult of the tables' size.
+    """
+
+    bones: tuple[Bone, ...]
+    scale: float
+
+    def place(self, z: np.ndarray) -> np.ndarray:
+        """Which level stands at a height: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum, and anything between.
+
+        Args:
+            z: (N,) RAS mm; beyond the column it goes on with its last step.
+        """
+        return _between(z, np.array([bone.centre[2] for bone in self.bones]), self._places())
+
+    def height(self, place: float) -> float:
+        """RAS mm, the inverse of `place`."""
+        heights = np.array([bone.centre[2] for bone in self.bones])
+        return float(_between(np.array([place]), self._places(), heights)[0])
+
+    def middle(self, z: np.ndarray) -> np.ndarray:
+        """(N, 2) RAS mm, x and y of the bodies' middles at heights z (N,), RAS mm; beyond the column those of its ends."""
+        centres = np.array([bone.centre for bone in self.bones])[::-1]
+        return np.stack([np.interp(z, centres[:, 2], centres[:, axis]) for axis in (0, 1)], axis=1)
+
+    def _places(self) -> np.ndarray:
+        places = np.array([place_of(bone.level) for bone in self.bones])
+        # The parts of a sacrum follow each other by half a step.
+        return places + 0.5 * np.cumsum(np.diff(places, prepend=-1) == 0)
+
+
+def place_of(level: int) -> float:
+    """The place of a level in the column: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum; T13 and L6 come between."""
+    if level in USUAL:
+        return float(USUAL.index(level))
+    return 18.5 if level == 28 else 23.5
+
+
+def build_column(mask: Volume, random: np.random.Generator) -> Column:
+    """The column of a mask: its whole vertebrae and its sacrum, copies between them and for `REACH_MM` beyond.
+
+    Args:
+        mask: VerSe levels.
+        random: the source of chance for the copies.
+
+    Raises:
+        InputError: no whole vertebra in the mask, or they don't stand one above the other.
+    """
+    found = masks.clean_mask(mask)
+    if not found.parts:
+        raise InputError("The mask has no whole vertebra: " + " ".join(found.notes or ["it is empty."]))
+    bones = [measure_bone(level, *part, mask) for level, part in found.parts.items()]
+    sizes = [bone.half_mm[1] / HALF_DEPTH_MM[int(place_of(bone.level))] for bone in bones if bone.level > 2]
+    # A trunk differs less between people than a vertebra, and the measure is rough.
+    scale = float(np.clip(np.sqrt(np.median(sizes or [1.0])), 0.75, 1.2))
+    bones += _sacrum(mask)
+    if any(upper.centre[2] - lower.centre[2] < LEAST_PITCH_MM for upper, lower in itertools.pairwise(bones)):
+        raise InputError(
+            "The vertebrae of the mask don't stand one above the other in their order; check its levels and its affine."
+        )
+    bones = _filled(bones, random)
+    top, bottom = bones[0].centre[2] + REACH_MM, bones[-1].centre[2] - REACH_MM
+    upward = bones[0].centre - bones[1].centre if len(bones) > 1 else _lean(bones[0])
+    downward = bones[-1].centre - bones[-2].centre if len(bones) > 1 else -upward
+    while bones[0].centre[2] < top and place_of(bones[0].level) > 1:
+        bones.insert(0, _next(bones[0], upward, random))
+    while bones[-1].centre[2] > bottom and (bones[-1].level != SACRUM or bones[-1].copied):
+        bones.append(_next(bones[-1], downward, random))
+    return Column(tuple(bones), scale)
+
+
+def measure_bone(level: int, part: np.ndarray, box: tuple[slice, ...], mask: Volume) -> Bone:
+    """A vertebra with the middle and the size of its body.
+
+    Args:
+        level: VerSe number.
+        part: bool, the vertebra's voxels, and `box`: the block of the mask that they fill.
+        mask: whose grid that is.
+    """
+    voxels = np.pad(part, 1)
+    affine = mask.affine.copy()
+    affine[:3, 3] = mask.world(np.array([side.start - 1 for side in box]))
+    own = Volume(voxels, affine)
+    spacing = own.spacing_mm
+    # The body is the thickest part of a vertebra, which shows on every other voxel of a fine grid too.
+    steps = np.maximum(np.rint(0.8 / spacing), 1).astype(int)
+    depth = ndimage.distance_transform_edt(voxels[tuple(slice(None, None, s) for s in steps)], sampling=spacing * steps)
+    if level == 1:
+        # Two thick parts, one on each side, and neither is the middle.
+        where = np.argwhere(depth)
+        weights = depth[tuple(where.T)]
+        return Bone(level, own, own.world(weights @ where / weights.sum() * steps), np.array(ATLAS_HALF_MM))
+    middle = np.argwhere(depth > 0.8 * depth.max()).mean(0) * steps
+    half = np.full(3, depth.max())
+    at = np.rint(middle).astype(int)
+    for axis in range(3):
+        line = np.moveaxis(voxels, axis, 0)[(slice(None), *np.delete(at, axis))]
+        if line[at[axis]]:
+            start, stop = at[axis] - np.argmin(line[at[axis] :: -1]), at[axis] + np.argmin(line[at[axis] :])
+            half[axis] = (stop - start - 1) / 2 * spacing[axis]
+            middle[axis] = (start + stop) / 2
+    return Bone(level, own, own.world(middle), half)
+
+
+def _sacrum(mask: Volume) -> list[Bone]:
+    """The largest piece of the mask's sacrum, if it has one: cut or not, it is no sample but throws its shadow."""
+    pieces, _ = ndimage.label(mask.data == SACRUM)
+    sizes = np.bincount(pieces.ravel())[1:]
+    if sizes.max(initial=0) * mask.spacing_mm.prod() < masks.SMALLEST_MM3:
+        return []
+    number = int(sizes.argmax()) + 1
+    box = ndimage.find_objects(pieces, number)[number - 1]
+    return [measure_bone(SACRUM, pieces[box] == number, box, mask)]
+
+
+def _filled(bones: list[Bone], random: np.random.Generator) -> list[Bone]:
+    """The bones with copies of the nearest one in the gaps between them."""
+    filled = bones[:1]
+    for bone in bones[1:]:
+        start = filled[-1]
+        missing = [level for level in USUAL if place_of(start.level) < place_of(level) < place_of(bone.level)]
+        for step, level in enumerate(missing, 1):
+            share = step / (len(missing) + 1)
+            source = start if share <= 0.5 else bone
+            filled.append(_copy(source, level, start.centre + share * (bone.centre - start.centre), random))
+        filled.append(bone)
+    return filled
+
+
+def _lean(bone: Bone) -> np.ndarray:
+    """(3,) the way up from a vertebra that stands alone: its own tilt says half of it."""
+    pose = find_pose(bone.part)
+    up = np.array([0.0, 0.0, 1.0])
+    return up if pose is None else up + pose.canal * np.sign(pose.canal[2])
+
+
+def _next(bone: Bone, along: np.ndarray, random: np.random.Generator) -> Bone:
+    """A copy of the column's first or last bone, one level further, on the way `along` (3,), up or down."""
+    place = place_of(bone.level)
+    up = along[2] > 0
+    level = USUAL[int(np.ceil(place)) - 1] if up else USUAL[min(int(place) + 1, len(USUAL) - 1)]
+    if level == SACRUM:
+        turn = np.deg2rad(SACRAL_TURN_DEG)
+        along = np.array([0.0, -np.sin(turn), -np.cos(turn)])
+    disc = random.uniform(*DISC_MM[levels.region(level if up else bone.level)])
+    pitch = bone.half_mm[2] * (1 + _ratio(bone.level, level)) + disc
+    return _copy(bone, level, bone.centre + along / np.linalg.norm(along) * pitch, random)
+
+
+def _ratio(source: int, level: int) -> float:
+    """How much larger a level is than the one it is copied from."""
+    if level == SACRUM:
+        return 0.85
+    sizes = [HALF_DEPTH_MM[int(place_of(n))] for n in (level, source)]
+    return float(np.clip(sizes[0] / sizes[1], 0.9, 1.1))
+
+
+def _copy(bone: Bone, level: int, centre: np.ndarray, random: np.random.Generator) -> Bone:
+    """A bone moved to another place of the column, a little larger or smaller and turned."""
+    size = _ratio(bone.level, level) * (1 + SIZE_JITTER * float(np.clip(random.standard_normal(), -2, 2)))
+    turn = Rotation.from_rotvec(TURN_JITTER_DEG * np.clip(random.standard_normal(3), -2, 2), degrees=True)
+    motion = np.eye(4)
+    motion[:3, :3] = size * turn.as_matrix()
+    motion[:3, 3] = centre - motion[:3, :3] @ bone.centre
+    part = Volume(bone.part.data, motion @ bone.part.affine)
+    return replace(bone, level=level, part=part, centre=centre, half_mm=bone.half_mm * size, copied=True)
+
+
+def _between(at: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values on straight lines between known places, which go on beyond the first and the last."""
+    if known[0] > known[-1]:
+        known, values = known[::-1], values[::-1]
+    found = np.interp(at, known, values)
+    first, last = ((values[b] - values[a]) / (known[b] - known[a]) for a, b in ((0, 1), (-2, -1)))
+    found = np.where(at < known[0], values[0] + (at - known[0]) * first, found)
+    return np.where(at > known[-1], values[-1] + (at - known[-1]) * last, found)
+
+
+FARTHEST_TURN_DEG = 40.0
+"""How far the body's axes may stray from a file's: as far as a first thoracic vertebra leans forward, and a little."""
+LEAST_CANAL_MM2 = 40.0
+LEAST_FRONT_MM = 2.5
+
+_GRID_MM = 1.5
+_PIXEL_MM = 2.0
+_DIRECTIONS = 240
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a vertebra stands in its file.
+
+    Attributes:
+        centre: (3,) mm, its centre of mass.
+        canal: (3,) unit vector along the canal, either way.
+        front: (3,) unit vector across the canal, towards the body.
+        up_mm: how much the shape says that `canal` points up; below 0, that it points down.
+    """
+
+    centre: np.ndarray
+    canal: np.ndarray
+    front: np.ndarray
+    up_mm: float
+
+
+def find_pose(bone: Volume) -> Pose | None:
+    """How one vertebra stands, by its canal and its thickness; None where it shows no canal with a body before it.
+
+    Args:
+        bone: 0 and 1.
+    """
+    points, depth = _pose_points(bone)
+    directions = _hemisphere(_DIRECTIONS)
+    areas = np.array([_hole(points, direction)[0] for direction in directions])
+    if areas.max() < LEAST_CANAL_MM2:
+        return None
+    # The middle of the cone of directions that see through the canal, each by how well it does.
+    seen = np.where(areas > areas.max() / 2, areas, 0.0) ** 2
+    canal = np.linalg.eigh((directions * seen[:, None]).T @ directions)[1][:, -1]
+    area, middle = _hole(points, canal)
+    if area < LEAST_CANAL_MM2:
+        return None
+    thick = (points * depth[:, None] ** 2).sum(0) / (depth**2).sum()
+    front = thick - middle
+    front -= front @ canal * canal
+    distance = float(np.linalg.norm(front))
+    if distance < LEAST_FRONT_MM:
+        return None
+    front /= distance
+    forward, height = (points - middle) @ front, points @ canal
+
+    def mean_height(part: np.ndarray) -> float:
+        return float(height[part].mean()) if part.any() else float(height.mean())
+
+    body = mean_height(forward > 0)
+    pedicles = mean_height((forward > -3) & (forward < 6)) - mean_height(forward > 8)
+    up = body - mean_height(forward < -8) + pedicles / 2
+    return Pose(points.mean(0), canal, front, up)
+
+
+def _pose_points(bone: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) mm, the voxels of a bone at about 1.5 mm, and (N,) how deep each lies in it."""
+    step = bone.spacing_mm / _GRID_MM
+    finer = np.maximum(np.rint(step), 1).astype(int)
+    data = np.pad(bone.data > 0, 1)
+    data = data.repeat(finer[0], 0).repeat(finer[1], 1).repeat(finer[2], 2)
+    depth = ndimage.distance_transform_edt(data, sampling=bone.spacing_mm / finer)
+    index = np.argwhere(data)
+    # Voxels much finer than needed are thinned out to one in each cell of the grid.
+    points = bone.world((index + 0.5) / finer - 1.5)
+    _, first = np.unique(np.floor(points / _GRID_MM).astype(int), axis=0, return_index=True)
+    return points[first], depth[tuple(index[first].T)]
+
+
+def _hemisphere(count: int) -> np.ndarray:
+    """(count, 3) unit vectors spread evenly over half the sphere."""
+    steps = np.arange(count) + 0.5
+    z, turn = steps / count, np.pi * (1 + 5**0.5) * steps
+    return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], axis=1)
+
+
+def _hole(points: np.ndarray, direction: np.ndarray) -> tuple[float, np.ndarray]:
+    """The largest hole in the shadow that points throw: mm², and (3,) mm its middle, in the plane across `direction`."""
+    first = np.cross(direction, np.eye(3)[np.abs(direction).argmin()])
+    first /= np.linalg.norm(first)
+    plane = np.stack([first, np.cross(direction, first)], axis=1)
+    flat = points @ plane / _PIXEL_MM
+    low = flat.min(0) - 2
+    pixels = (flat - low).astype(int)
+    shadow = np.zeros(pixels.max(0) + 3, bool)
+    shadow[tuple(pixels.T)] = True
+    shadow = ndimage.binary_closing(shadow)
+    holes, count = ndimage.label(ndimage.binary_fill_holes(shadow) & ~shadow)
+    if not count:
+        return 0.0, np.zeros(3)
+    sizes = np.bincount(holes.ravel())[1:]
+    middle = np.argwhere(holes == sizes.argmax() + 1).mean(0) + 0.5 + low
+    return float(sizes.max()) * _PIXEL_MM**2, plane @ (middle * _PIXEL_MM)

@@ -1,0 +1,1 @@
+"""Figures and the 3D viewer."""
