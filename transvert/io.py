@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
-"""The installed package's folder, which holds `tables`, `weights` and `static`."""
+"""Folder of the installed package, which holds `tables`, `weights` and `static`."""
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence that names the input and what to do."""
+    """Bad input, described in one sentence that names the input and what to do."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that replaces it once the block has succeeded.
+    """Yields a temporary path beside `path` that replaces it when the block succeeds.
 
-    The temporary file keeps the ending of `path` (writers such as nibabel choose a format by it) and is
-    removed when the block raises, so that a reader never meets a half-written file.
+    The temporary file keeps the suffix of `path` (writers such as nibabel choose a format by it) and is removed when
+    the block raises, so that no reader sees a half-written file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # `tempfile` would make it for its owner's eyes alone, and the umask can't be asked without setting it for all threads.
+    # Not `tempfile`: its files are readable by their owner alone, whatever the umask says.
     temporary = path.parent / f".writing-{secrets.token_hex(8)}{''.join(path.suffixes[-2:])}"
     temporary.touch(exist_ok=False)
     try:
@@ -42,7 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Writes `content` as indented JSON, atomically. NaN and infinity are refused: JSON has neither."""
+    """Writes indented JSON atomically; NaN and infinity raise ValueError, since JSON has neither."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -50,7 +50,11 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file; `what` names it in the sentence a user gets when it can't be read.
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+        what: its name in an error message, such as "landmark file".
 
     Raises:
         InputError: the file is absent or not JSON.
@@ -64,7 +68,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV table that comes with this package, by its columns' names."""
+    """Reads one of the package's CSV tables: one dictionary per row, column name to text."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -76,10 +80,9 @@ def sha256(path: str | Path) -> str:
 
 
 def share_folder(kind: str) -> Path:
-    """The folder of a checkout such as "data_manifests", "params" or "notebooks", or the copy inside a wheel."""
-    package = PACKAGE
-    # The wheel's own copy first: site-packages may hold somebody else's folder named "notebooks".
-    for folder in (package / "_share" / kind, package.parent / kind):
+    """The folder "data_manifests", "params" or "notebooks" of a checkout, or its copy in an installed wheel."""
+    # The wheel's copy first: site-packages may hold another project's folder named "notebooks".
+    for folder in (PACKAGE / "_share" / kind, PACKAGE.parent / kind):
         if folder.is_dir():
             return folder
     raise InputError(f"This installation of transvert has no folder '{kind}'; install it again.")

@@ -1,4 +1,4 @@
-"""Vertebral levels: VerSe numbers are the only ones used inside; names and other label maps end here.
+"""Vertebral levels: the package uses VerSe numbers inside and names such as "L3" outside.
 
 VerSe (Sekuboyina et al. 2021) numbers C1-C7 as 1-7, T1-T12 as 8-19, L1-L6 as 20-25, the sacrum 26 and a
 thirteenth thoracic vertebra 28. TotalSegmentator v2 counts upward from the sacrum.
@@ -19,15 +19,15 @@ NAMES: dict[int, str] = {
     **{19 + i: f"L{i}" for i in range(1, 7)},
     26: "sacrum",
 }
-"""Number to name, from head to tail: T13 (28) stands between T12 and L1."""
+"""Number to name, from head to tail; T13 (28) lies between T12 and L1."""
 
 NUMBERS: dict[str, int] = {name: number for number, name in NAMES.items()}
 VERTEBRAE: tuple[int, ...] = tuple(number for number in NAMES if number != 26)
-"""The levels that can be reconstructed, from C1 down; the sacrum is not one of them."""
+"""Levels that can be reconstructed, from C1 down; the sacrum is not one of them."""
 WITHOUT_BODY: tuple[int, ...] = (1, 2)
 """C1 and C2, which have no ordinary vertebral body between two endplates."""
 RARE: tuple[int, ...] = (28, 25)
-"""T13 and L6, which most people do not have: never missed, never proposed."""
+"""T13 and L6, which most people do not have: never reported as missing, never proposed."""
 
 TOTALSEGMENTATOR: dict[int, int] = {
     25: 26,
@@ -42,7 +42,7 @@ CONVENTIONS: dict[str, dict[int, int]] = {"verse": {n: n for n in NAMES}, "total
 
 
 def name(level: int) -> str:
-    """The name of a VerSe level number, such as 20 -> "L1"."""
+    """The name of a VerSe level number: 20 is "L1"."""
     try:
         return NAMES[int(level)]
     except KeyError:
@@ -50,7 +50,7 @@ def name(level: int) -> str:
 
 
 def number(level: str) -> int:
-    """The VerSe number of a level name, such as "L1" -> 20; case and surrounding blanks don't matter."""
+    """The VerSe number of a level name: "L1" is 20. Case and surrounding blanks do not matter."""
     text = level.strip()
     key = "sacrum" if text.lower() in ("sacrum", "s", "s1") else text.upper()
     try:
@@ -60,28 +60,28 @@ def number(level: str) -> int:
 
 
 def region(level: int) -> str:
-    """ "C", "T", "L" or "S" of a VerSe level number."""
+    """The region "C", "T", "L" or "S" of a VerSe level number."""
     return name(level)[0].upper()
 
 
 def in_order(levels: list[int] | set[int]) -> list[int]:
-    """Levels from head to tail, which is not the order of their numbers (T13 is 28)."""
+    """Sorts levels from head to tail, which is not the order of their numbers (T13 is 28)."""
     order = list(NAMES)
     return sorted(levels, key=order.index)
 
 
 def between(given: Collection[int]) -> list[int]:
-    """The vertebrae from the uppermost to the lowermost of some given ones, head to tail; `RARE` ones only if given."""
+    """All vertebrae from the uppermost to the lowermost given one, head to tail; `RARE` ones only if given."""
     order = [n for n in VERTEBRAE if n in given or n not in RARE]
     places = [order.index(n) for n in given]
     return order[min(places) : max(places) + 1] if places else []
 
 
 def to_verse(labels: np.ndarray, convention: str) -> np.ndarray:
-    """Maps a label array of the named convention to VerSe levels.
+    """Maps a label array to VerSe levels.
 
     Args:
-        labels: any shape, integers.
+        labels: integers of any shape.
         convention: "verse" or "totalsegmentator"; labels of other structures become 0.
 
     Returns:

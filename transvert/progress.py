@@ -1,4 +1,4 @@
-"""Bars and notices for long work, and the question whether a person watches."""
+"""Progress bars and notices for long work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def is_interactive() -> bool:
-    """Whether a person sits in front of this kernel: TRANSVERT_VIEWER=k3d or none decides, else the front end does.
+    """Whether a person uses this kernel, so that widgets and 3D viewers are of use.
 
-    A kernel may ask its user for input in JupyterLab, and may not under papermill, nbval or nbconvert. A plain terminal
-    has no kernel, and shows no 3D.
+    TRANSVERT_VIEWER=k3d or none decides if it is set. Otherwise the front end does: JupyterLab lets a kernel ask its
+    user for input; papermill, nbval and nbconvert do not. A terminal has no kernel and shows no 3D.
     """
     wish = os.environ.get("TRANSVERT_VIEWER", "")
     if wish:
@@ -23,26 +23,26 @@ def is_interactive() -> bool:
         from IPython.core.getipython import get_ipython
     except ImportError:
         return False
-    # Private, but the only sign there is; absent means nobody.
+    # A private attribute, because ipykernel has no public one.
     return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
 def progress_bar(items: Iterable[Any], what: str, *, quiet: bool = False) -> Any:
-    """A tqdm bar over `items`: a widget where a person watches a notebook, else text on stderr, which batches pass on."""
+    """A tqdm bar over `items`: a widget in an interactive notebook, text on stderr elsewhere."""
     if is_interactive():
         from tqdm.auto import tqdm
     else:
         from tqdm.std import tqdm
-    # In a batch each redraw is kept in the executed notebook, so it redraws seldom.
+    # An executed notebook keeps every redraw of a text bar, so bars redraw once a second at most.
     return tqdm(items, desc=what, leave=False, disable=quiet, mininterval=1.0)
 
 
 @contextlib.contextmanager
 def notice(text: str, after_s: float) -> Iterator[None]:
-    """Says on stderr why nothing seems to happen, should the block under this take longer than `after_s` seconds."""
+    """Writes `text` to stderr if the block takes longer than `after_s` seconds."""
     from tqdm.std import tqdm
 
-    # As tqdm writes it: above any bar, which then goes on below.
+    # tqdm.write keeps a running bar intact below the text.
     timer = threading.Timer(after_s, lambda: tqdm.write(text, file=sys.stderr))
     timer.daemon = True
     timer.start()

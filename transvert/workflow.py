@@ -1,278 +1,415 @@
-"""The four notebooks in a row, through papermill."""
+"""The four notebooks in a row through papermill, and a grid of such runs on Dask's workers.
+
+    transvert reproduce demo
+    transvert reproduce demo --sweep learning_rate=0.002,0.004 --sweep seed=0,1,2
+    transvert reproduce demo --from 04 --sweep landmark_sd_mm=0,1,2
+
+Each combination of a grid has a run folder of its own, such as `runs/demo/learning_rate=0.002,seed=0/`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
+import itertools
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 import yaml
 
-from transvert import execution, io, runs
-from transvert.io import InputError, atomic_path, write_json
+from transvert import io
+from transvert.io import InputError, atomic_path, read_json, write_json
+from transvert.runs import STAGES, portable, runs_folder, write_table
 
-tidy = execution.tidy
-MEASURES = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
+EXECUTED = "notebook.ipynb"
+"""File name of an executed notebook in its stage's folder."""
+FAILED = "notebook.failed.ipynb"
+"""File name of a notebook that failed or was interrupted."""
+METRICS = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
+
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": lambda text: {"true": True, "false": False, "1": True, "0": False}[text.lower()],
+}
 
 
 @dataclass
 class Summary:
-    """What a chain of notebooks came to.
+    """The outcome of a chain of notebooks, as written to `summary.json`.
 
     Attributes:
         run: the run's name.
-        folder: `runs/<run>`.
-        seconds: by notebook; also of earlier ones, from which this chain went on.
-        peak_memory_gib: likewise; `execution.Outcome` says of what.
-        table: the metrics of notebook 03, one row a vertebra and method; None if it has not run.
-        spine: the means of notebook 04's table of vertebrae, by column; empty if there is none.
-        files: everything below `folder` but a sweep's runs.
-        failed: one sentence about the notebook that stopped the chain, or None.
-        said: the last lines of the cell that failed.
-        again: the command that goes on from there.
+        parameters: the run's parameter set.
+        seconds: duration of each notebook that has run, earlier chains included.
+        peak_memory_gib: peak memory of each notebook's kernel.
+        results: mean metrics of notebook 03, one row per split and method.
+        spine: mean of each column of notebook 04's table of vertebrae.
+        failed: one sentence about the notebook that ended the chain, or "".
+        last_lines: the last lines that this notebook printed, and the line of code that failed.
+        resume: the command that continues the chain.
     """
 
     run: str
-    folder: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_gib: dict[str, float] = field(default_factory=dict)
-    table: pd.DataFrame | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
     spine: dict[str, float] = field(default_factory=dict)
-    files: list[Path] = field(default_factory=list)
-    failed: str | None = None
-    said: str = ""
-    again: str = ""
+    failed: str = ""
+    last_lines: list[str] = field(default_factory=list)
+    resume: str = ""
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """A parameter set: one flat YAML mapping that all notebooks share. What it says of a sweep is left out.
+    """Reads a parameter set: one flat YAML mapping for all notebooks, which names the `run`.
 
     Args:
-        path: a file, or the name of one of `params/` ("demo", "smoke", "paper").
+        path: a file, or the name of a set in `params/`, such as "demo", "smoke" or "paper".
 
     Raises:
-        InputError: no such file, or not a mapping with a `run`.
+        InputError: no such file, or not such a mapping.
     """
-    return {key: value for key, value in read_set(path).items() if key != "sweep"}
-
-
-def read_set(path: str | Path) -> dict[str, Any]:
-    """As `read_parameters`, with the `sweep`."""
     file = Path(path)
     if not file.exists():
         file = io.share_folder("params") / f"{file.stem}.yaml"
     if not file.exists():
         raise InputError(f"The parameter set {path} does not exist.")
     try:
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"The parameter set {file.name} is not valid YAML ({error}).") from None
-    if not isinstance(said, dict) or not said.get("run"):
+    if not isinstance(content, dict) or not content.get("run"):
         raise InputError(f"The parameter set {file.name} is not a mapping that names its 'run'.")
-    return said
+    if "sweep" in content:
+        raise InputError(f"The parameter set {file.name} holds a 'sweep': use the option --sweep name=value,value.")
+    return content
 
 
-def stages(start: str = "01", stop: str = "04") -> list[str]:
-    """The notebooks' names from one number to another.
-
-    Raises:
-        InputError: there are none of these numbers, or none between them.
-    """
-    numbers = [name[:2] for name in runs.STAGES]
-    for number in (start, stop):
-        if number not in numbers:
-            raise InputError(f"There is no notebook {number}; use 01, 02, 03 or 04.")
-    if stop < start:
-        raise InputError(f"Notebook {stop} comes before {start}: there is nothing to run.")
-    return list(runs.STAGES[numbers.index(start) : numbers.index(stop) + 1])
-
-
-def declared() -> dict[str, dict[str, Any]]:
-    """Of each notebook, the parameters that it declares, as papermill describes them."""
-    import papermill
-
-    return {name: papermill.inspect_notebook(str(source(name))) for name in runs.STAGES}
-
-
-def check_declared(parameters: Iterable[str], known: Mapping[str, Iterable[str]]) -> None:
-    """Raises InputError for parameters that none of the notebooks of `declared` has."""
-    unknown = set(parameters) - set().union(*known.values())
-    if unknown:
-        raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
-
-
-def source(name: str) -> Path:
+def notebook_path(name: str) -> Path:
     """The notebook of a stage."""
     return io.share_folder("notebooks") / f"{name}.ipynb"
 
 
+def declared_parameters() -> dict[str, dict[str, Any]]:
+    """Parameters of each notebook, as papermill describes them."""
+    import papermill
+
+    return {name: papermill.inspect_notebook(str(notebook_path(name))) for name in STAGES}
+
+
 def reproduce(
-    parameters: dict[str, Any],
+    parameters: Mapping[str, Any],
     *,
     start: str = "01",
-    stop: str = "04",
+    command: str = "transvert reproduce",
     say: Callable[[str], None] = print,
     progress: bool = True,
-    memory: int = 0,
-    cwd: str | None = None,
-    command: str = "transvert reproduce --from {}",
 ) -> Summary:
-    """Runs notebooks in a row with one parameter set and writes `summary.json` and `summary.md` into the run's folder.
+    """Runs the notebooks in a row and writes `summary.json` and `summary.md` into the run's folder.
 
     Args:
-        parameters: as `read_parameters` gives them; each notebook takes those it declares.
-        start: the first notebook's number; the earlier ones must have been run.
-        stop: the last one's.
-        say: where lines for the user go.
-        progress: whether to show bars, a cell's and an epoch's.
-        memory: as in `execution.execute`.
-        cwd: likewise.
-        command: what a user types to go on after a failure, with {} for the number of the notebook that failed.
+        parameters: a parameter set; each notebook takes those that it declares.
+        start: number of the first notebook; the earlier ones must have run.
+        command: the command that a failure's message repeats, with `--from`.
+        say: receives lines for the user.
+        progress: whether to show progress bars.
 
     Raises:
-        InputError: a parameter no notebook declares, no notebook of that number, or a run that another process works on.
-        KeyboardInterrupt: after the summary was written.
+        InputError: an unknown parameter or notebook, or a run that another process works on.
+        KeyboardInterrupt: after the summary has been written.
     """
-    names, known = stages(start, stop), declared()
-    check_declared(parameters, known)
-    summary = Summary(parameters["run"], runs.runs_folder() / parameters["run"])
-    with _alone(summary):
-        for name in runs.STAGES[: runs.STAGES.index(names[0])]:
-            if known_facts := execution.facts(summary.folder / name):
-                summary.seconds[name] = known_facts["seconds"]
-                summary.peak_memory_gib[name] = known_facts["peak_memory_gib"]
-        for file in ("summary.json", "summary.md"):
-            (summary.folder / file).unlink(missing_ok=True)
-        for name in names:
-            say(f"[{name[:2]} of {names[-1][:2]}] {name}")
-            out = summary.folder / name
-            own = {key: value for key, value in parameters.items() if key in known[name]}
-            try:
-                done = execution.execute_notebook(source(name), out, own, progress=progress, memory=memory, cwd=cwd)
-            except KeyboardInterrupt:
-                _stop(summary, name, f"{name} was stopped in cell {execution.stopped_in(out)}.", command, say)
-                raise
-            summary.seconds[name] = done.seconds
-            summary.peak_memory_gib[name] = done.peak_memory_gib
-            if done.failed:
-                summary.said = done.said
-                _stop(summary, name, done.failed, command, say)
-                return summary
-        _conclude(summary)
+    declared = declared_parameters()
+    if unknown := set(parameters) - set().union(*declared.values()):
+        raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
+    names = stages_from(start)
+    summary = Summary(parameters["run"], dict(parameters))
+    folder = runs_folder() / summary.run
+    with _locked(folder, summary.run):
+        (folder / "summary.json").unlink(missing_ok=True)
+        try:
+            for name in names:
+                say(f"[{name[:2]} of {names[-1][:2]}] {name}")
+                own = {key: value for key, value in parameters.items() if key in declared[name]}
+                summary.failed = execute_notebook(notebook_path(name), folder / name, own, progress=progress)
+                if summary.failed:
+                    break
+        except KeyboardInterrupt:
+            summary.failed = f"{name} was interrupted in cell {_last_cell(folder / name / FAILED)[0]}."
+            raise
+        finally:
+            if summary.failed:
+                summary.last_lines = _last_cell(folder / name / FAILED)[1]
+                summary.resume = f"{command} --from {name[:2]}"
+                say("\n".join([summary.failed, *(f"    {line}" for line in summary.last_lines)]))
+                say(f"The notebook so far: {folder / name / FAILED}\nTo go on: {summary.resume}")
+            _write_summary(summary, folder)
     return summary
 
 
-def results(summary: Summary) -> str:
-    """The table that a reader wants: Dice, HD95, ASSD and NSD by level, each method beside the nulls."""
-    if summary.table is None:
-        return "(there is no table of notebook 03)"
-    shown = summary.table[["split", "subject", "level", "method", *MEASURES]]
-    lines = means(summary.table).drop(columns=["vertebrae", "empty"]).assign(subject="", level="mean")
-    shown = pd.concat([shown, lines], ignore_index=True).fillna("")
-    heads = {"dice": "Dice", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm", "nsd_1p5mm": "NSD 1.5 mm"}
-    return shown.rename(columns=heads).to_string(index=False, float_format=lambda value: f"{value:.3f}")
+def stages_from(start: str) -> tuple[str, ...]:
+    """The stages from a notebook's number on."""
+    numbers = [name[:2] for name in STAGES]
+    if start not in numbers:
+        raise InputError(f"There is no notebook {start}; use 01, 02, 03 or 04.")
+    return STAGES[numbers.index(start) :]
 
 
-def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of notebook 03, the means by `split` and `method`, the notebook's first method first.
+def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, progress: bool = True) -> str:
+    """Runs one notebook and leaves it in the folder `out`, as `EXECUTED` or as `FAILED`.
 
-    `vertebrae` counts them, `empty` those with an empty prediction, whose distances are infinite and left out.
+    Returns:
+        "" or one sentence about the failure, with the number of the cell, such as the 3 of In [3].
     """
-    finite = table.assign(vertebrae=1, empty=np.isinf(table["assd_mm"]).astype(int)).replace(np.inf, np.nan)
-    groups = finite.groupby(["split", "method"], sort=False)
-    counts = groups[["vertebrae", "empty"]].sum()
-    return counts.join(groups[MEASURES].mean()).reset_index()
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    out.mkdir(parents=True, exist_ok=True)
+    for old in (EXECUTED, FAILED, "run.json"):
+        (out / old).unlink(missing_ok=True)
+    running = out / ".notebook-running.ipynb"
+    error = "interrupted"
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(running),
+            parameters,
+            progress_bar=progress,
+            stderr_file=sys.stderr if progress else None,
+            kernel_name="python3",
+            # The kernel's warnings about its connection break into the progress bars.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            # Widget state and every redraw of a progress bar would make the notebook large.
+            store_widget_state=False,
+            coalesce_streams=True,
+        )
+        error = ""
+    except KeyboardInterrupt:
+        # asyncio would report a task that nbclient left behind, with a traceback.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+    except PapermillExecutionError as failure:
+        error = " ".join(f"{failure.ename}: {failure.evalue}".split())
+    except Exception as failure:  # noqa: BLE001 a kernel that died, a full disk
+        error = " ".join(f"{type(failure).__name__}: {failure}".split())
+        if type(failure).__name__ == "DeadKernelError":
+            error = "its kernel ended (DeadKernelError), most likely because memory ran out."
+    finally:
+        if notebook := _read_notebook(running):
+            for key in ("input_path", "output_path"):  # A record holds no absolute path.
+                notebook.metadata.papermill[key] = Path(notebook.metadata.papermill[key]).name
+            nbformat.write(notebook, running)
+            running.replace(out / (FAILED if error else EXECUTED))
+    return f"{source.stem} failed in cell {_last_cell(out / FAILED)[0]}: {error}" if error else ""
+
+
+def _read_notebook(path: Path) -> Any:
+    """A notebook, or None if there is none that can be read."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.reader.NotJSONError):
+        return None
+
+
+def _last_cell(path: Path) -> tuple[int, list[str]]:
+    """Number of the last cell that began, its last lines of output, and the line of code that failed."""
+    notebook = _read_notebook(path)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"] if notebook else []
+    begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
+    if not begun:
+        return 0, []
+    printed = "".join(output.text for output in begun[-1].outputs if output.output_type == "stream")
+    lines = [line.rsplit("\r", 1)[-1] for line in printed.split("\n") if line.strip()][-6:]
+    for output in begun[-1].outputs:
+        if output.output_type == "error":
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
+            lines += [f"> {line}" for line in re.findall(r"^-+> *\d+ (.*)$", plain, re.MULTILINE)[:1]]
+    # A kernel that died has sent no count.
+    return begun[-1].execution_count or len(begun), lines
 
 
 @contextlib.contextmanager
-def _alone(summary: Summary) -> Iterator[None]:
-    """Lets no other process work on the run. It ends with the process, however that ends."""
-    from filelock import FileLock, Timeout
-
-    summary.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(summary.folder / ".busy", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(
-            f"Another process works on the run '{summary.run}': wait for it, or name another 'run'."
-        ) from None
+def _locked(folder: Path, run: str) -> Iterator[None]:
+    """Keeps other processes from working on the run; the lock ends with this process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".busy").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another process works on the run '{run}': wait, or choose another 'run'.") from None
+        yield
 
 
-def _stop(summary: Summary, name: str, failed: str, command: str, say: Callable[[str], None]) -> None:
-    """Tells why a chain ends at a notebook, and how to go on, and concludes."""
-    summary.failed = failed
-    summary.again = command.replace("{}", name[:2])
-    say(failed)
-    if summary.said:
-        say("\n".join(f"    {line}" for line in summary.said.splitlines()))
-    half = summary.folder / name / execution.HALF
-    if half.exists():
-        say(f"As far as it came: {half}")
-    say(f"To go on: {summary.again}")
-    _conclude(summary)
+def mean_metrics(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean metrics by split and method.
+
+    Args:
+        table: `metrics.csv` of notebook 03, one row per vertebra and method.
+
+    Returns:
+        One row per split and method, in the table's order, with the number of `vertebrae` and of `empty` predictions,
+        whose infinite distances are left out of the means.
+    """
+    finite = table.assign(vertebrae=1, empty=np.isinf(table["assd_mm"]).astype(int)).replace(np.inf, np.nan)
+    groups = finite.groupby(["split", "method"], sort=False)
+    return groups[["vertebrae", "empty"]].sum().join(groups[METRICS].mean()).reset_index()
 
 
-def _conclude(summary: Summary) -> None:
-    """Reads what the notebooks that ran found, and writes the summary."""
-    whole = [name for name in summary.seconds if (summary.folder / name / execution.EXECUTED).exists()]
-    tables = {name: summary.folder / name / "metrics.csv" for name in whole}
-    if (path := tables.get(runs.STAGES[2])) and path.exists():
-        summary.table = pd.read_csv(path)
-    if (path := tables.get(runs.STAGES[3])) and path.exists():
+def describe(summary: Summary) -> str:
+    """The results as text: mean metrics, the standing spine, and the time and memory of each notebook."""
+    spine = pd.Series(summary.spine, name="mean of vertebrae").to_frame()
+    costs = pd.DataFrame({"seconds": summary.seconds, "peak GiB": summary.peak_memory_gib})
+    tables = [pd.DataFrame(summary.results).to_string(index=False, na_rep="", float_format="{:.3f}".format)]
+    tables += [spine.to_string(float_format="{:.3f}".format), costs.to_string()]
+    return "\n\n".join(text for text, rows in zip(tables, (summary.results, spine, costs), strict=True) if len(rows))
+
+
+def _write_summary(summary: Summary, folder: Path) -> None:
+    """Collects what the notebooks found, and writes `summary.json` and `summary.md`."""
+    for name in STAGES:
+        if notebook := _read_notebook(folder / name / EXECUTED):
+            summary.seconds[name] = round(notebook.metadata.papermill.duration, 1)
+            if (record := folder / name / "run.json").exists():
+                summary.peak_memory_gib[name] = read_json(record, "record")["peak_memory_gib"]
+    tables = {name: folder / name / "metrics.csv" for name in summary.seconds}
+    if (path := tables.get(STAGES[2])) and path.exists():
+        means = mean_metrics(pd.read_csv(path)).round(6)
+        summary.results = means.astype(object).where(means.notna(), None).to_dict("records")
+    if (path := tables.get(STAGES[3])) and path.exists():
         numbers = pd.read_csv(path).replace(np.inf, np.nan).mean(numeric_only=True).dropna()
         summary.spine = {str(key): round(float(value), 6) for key, value in numbers.items()}
-    summary.files = sorted(
-        path
-        for path in summary.folder.rglob("*")
-        if path.is_file()
-        and not path.name.startswith((".", "summary.", "sweep."))
-        and "=" not in path.relative_to(summary.folder).parts[0]
-    )
-    table = None if summary.table is None else means(summary.table).round(6)
-    names = [path.relative_to(summary.folder).as_posix() for path in summary.files]
-    write_json(
-        summary.folder / "summary.json",
-        {
-            "schema": "transvert-summary/2",
-            "run": summary.run,
-            "seconds": summary.seconds,
-            "peak_memory_gib": summary.peak_memory_gib,
-            "processors": os.cpu_count(),
-            "results": [] if table is None else table.astype(object).where(table.notna(), None).to_dict("records"),
-            "spine": summary.spine,
-            "failed": summary.failed,
-            "said": summary.said,
-            "again": summary.again,
-            "files": names,
-        },
-    )
-    lines = [f"# Run {summary.run}", "", summary.failed or "All notebooks ran.", ""]
-    if summary.said:
-        lines += ["```", *summary.said.splitlines(), "```", ""]
-    if summary.again:
-        lines += [f"To go on: `{summary.again}`", ""]
-    rows = [
-        [name, f"{seconds:.0f}", f"{summary.peak_memory_gib[name]:.2f}"] for name, seconds in summary.seconds.items()
-    ]
-    lines += [*grid(["notebook", "s", "peak memory GiB"], rows), "", "```", results(summary), "```", ""]
-    if summary.spine:
-        lines += ["Means of the vertebrae in the standing spine:", ""]
-        lines += [*grid(["of", "mean"], [[key, f"{value:.3f}"] for key, value in summary.spine.items()]), ""]
-    lines += [f"- {name}" for name in names]
-    with atomic_path(summary.folder / "summary.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(folder / "summary.json", {"schema": "transvert-summary/3", **portable(asdict(summary))})
+    failure = [summary.failed, *summary.last_lines, f"To go on: {summary.resume}", ""] if summary.failed else []
+    with atomic_path(folder / "summary.md") as temporary:
+        lines = [f"# Run {summary.run}", "", "```", *failure, describe(summary), "```", ""]
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
-def grid(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table's lines; the first column is text, the others are figures."""
-    return [
-        f"| {' | '.join(heads)} |",
-        "|---" + "|---:" * (len(heads) - 1) + "|",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
-    ]
+def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
+    """Values of each swept parameter, in the type that the notebooks declare.
+
+    Args:
+        words: such as "seed=0,1,2".
+
+    Raises:
+        InputError: not of that form, an unknown parameter, or a value of another type.
+    """
+    known = {key: found["inferred_type_name"] for one in declared_parameters().values() for key, found in one.items()}
+    grid = {}
+    for word in words:
+        key, _, values = (part.strip() for part in word.partition("="))
+        texts = [value.strip() for value in values.split(",")]
+        if not all(texts):
+            raise InputError(f"'{word}' is not a sweep; write it as seed=0,1,2.")
+        if key not in known or key == "run":
+            raise InputError("'run' cannot be swept." if key == "run" else f"No notebook has the parameter {key}.")
+        try:
+            grid[key] = list(dict.fromkeys(_TYPES[known[key]](text) for text in texts))
+        except (ValueError, KeyError):
+            raise InputError(f"The parameter {key} is of type {known[key]}, which {values} is not.") from None
+    return grid
+
+
+def sweep(
+    parameters: Mapping[str, Any],
+    grid: Mapping[str, list[Any]],
+    *,
+    start: str = "",
+    scheduler: str = "",
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Runs the notebooks for every combination of parameter values, and writes `sweep.csv` into the run's folder.
+
+    A run that fails does not stop the others. Without `start`, a run that has succeeded with the same parameters is
+    not repeated, so that the same call continues an interrupted sweep.
+
+    Args:
+        parameters: a parameter set.
+        grid: values of each swept parameter.
+        start: number of the first notebook to run; all combinations share the earlier ones of `runs/<run>/`.
+        scheduler: address of a Dask scheduler whose workers see the same folders; "" uses this computer's cores.
+        say: receives lines for the user.
+
+    Returns:
+        One row per run: its parameters, the mean metrics, the seconds, and the failure.
+    """
+    from distributed import as_completed
+
+    from transvert.data.synthesis import open_client
+
+    folder = runs_folder() / parameters["run"]
+    shared = set(STAGES) - set(stages_from(start or "01"))
+    rows, jobs = {}, {}
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = _folder_name(chosen)
+        rows[name] = {"run": name, **chosen}
+        point = {**parameters, **chosen, "run": f"{parameters['run']}/{name}"}
+        for stage in shared:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if (folder / stage).exists() and not (folder / name / stage).exists():
+                (folder / name / stage).symlink_to(Path("..") / stage, target_is_directory=True)
+        if start or not _succeeded(folder / name, point):
+            jobs[name] = (point, start or "01", str(runs_folder().absolute()), os.getcwd())
+    failures = dict.fromkeys(jobs, "It has not run yet.")
+    say(f"{len(rows)} runs in {folder}; {len(rows) - len(jobs)} are done already.")
+    _write_sweep(folder, rows, failures)
+    if jobs:
+        with open_client(scheduler) as client:
+            futures = {client.submit(_run_point, *job, pure=False): name for name, job in jobs.items()}
+            for count, future in enumerate(as_completed(list(futures), raise_errors=False), 1):
+                name, error = futures[future], future.exception()
+                failures[name] = " ".join(str(error).split()) if error else future.result()
+                say(f"[{count} of {len(jobs)}] {name}: {failures[name] or 'done'}")
+                _write_sweep(folder, rows, failures)
+    return _write_sweep(folder, rows, failures)
+
+
+def _run_point(parameters: dict[str, Any], start: str, runs: str, folder: str) -> str:
+    """Runs one combination in a worker; returns its failure or ""."""
+    os.environ["TRANSVERT_RUNS"] = runs
+    with contextlib.chdir(folder):
+        return reproduce(parameters, start=start, say=lambda line: None, progress=False).failed
+
+
+def _succeeded(folder: Path, parameters: Mapping[str, Any]) -> bool:
+    """Whether the run's last summary has the same parameters and no failure."""
+    path = folder / "summary.json"
+    found = read_json(path, "summary") if path.exists() else {"failed": "absent"}
+    return not found["failed"] and found["parameters"] == portable(dict(parameters))
+
+
+def _folder_name(values: Mapping[str, Any]) -> str:
+    """A folder name for one combination, such as "learning_rate=0.002,seed=0"."""
+    plain = ",".join(f"{key}={value}" for key, value in values.items())
+    safe = re.sub(r"[^\w.,=+-]", "_", plain)[:120]
+    # The digest keeps names apart that differ only in what was replaced.
+    return safe if safe == plain else f"{safe}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+
+def _write_sweep(folder: Path, rows: Mapping[str, dict[str, Any]], failures: Mapping[str, str]) -> pd.DataFrame:
+    """Writes the table of all runs so far: the metrics of notebook 03's first method, the spine, and the time."""
+    table = []
+    for name, values in rows.items():
+        row, path = dict(values), folder / name / "summary.json"
+        found = read_json(path, "summary") if path.exists() and not failures.get(name) else {"results": [], "spine": {}}
+        for result in found["results"]:
+            if result["method"] == found["results"][0]["method"]:
+                row |= {f"{result['split']}_{key}": result[key] for key in ("vertebrae", "empty", *METRICS)}
+        row |= {f"spine_{key}": value for key, value in found["spine"].items()}
+        table.append(row | {"seconds": sum(found.get("seconds", {}).values()), "failed": failures.get(name, "")})
+    frame = pd.DataFrame(table)
+    frame = frame[[*frame.columns.drop(["seconds", "failed"]), "seconds", "failed"]]
+    write_table(folder / "sweep.csv", frame)
+    return frame

@@ -45,16 +45,6 @@ body[(x - 18) ** 2 + y**2 < 30] = 0.1
 table = turntable.prepare(Volume(body, cube_affine(np.zeros(3), 64, 4.0)))
 table.play()
 """
-LOOP = """
-import time
-from transvert.stopping import StopButton
-steps = 0
-with StopButton() as stop:
-    while not stop() and steps < 3000:
-        steps += 1
-        time.sleep(0.02)
-print("stopped" if stop.pressed else "ran out")
-"""
 PICK = """
 import numpy as np
 from transvert import explore
@@ -133,26 +123,6 @@ def test_the_radiograph_follows_the_slider(page: Any, lab: Lab) -> None:
     page.wait_for_function("(old) => document.querySelector('.jp-OutputArea-output img').src !== old", arg=at_first)
     wait_idle(page)
     assert page.locator(".widget-readout").first.inner_text() != "0"
-
-
-def test_a_click_ends_a_running_cell_and_the_next_one_runs(page: Any, lab: Lab) -> None:
-    open_notebook(page, lab, write_notebook(lab.folder, "stop.ipynb", [LOOP, "print('next cell')"]))
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.get_by_role("button", name="Stop and keep").click(timeout=WAIT_MS)
-    page.get_by_text("next cell", exact=True).wait_for(timeout=WAIT_MS / 3)
-    assert "stopped" in outputs(page, 0).all_inner_texts()[-1]
-
-
-def test_the_kernels_interrupt_ends_it_too(page: Any, lab: Lab) -> None:
-    open_notebook(page, lab, write_notebook(lab.folder, "interrupt.ipynb", [LOOP, "print('next cell')"]))
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.get_by_role("button", name="Stop and keep").wait_for(timeout=WAIT_MS)
-    page.get_by_role("menuitem", name="Kernel", exact=True).click()
-    page.get_by_role("menuitem", name="Interrupt Kernel").click()
-    page.get_by_text("next cell", exact=True).wait_for(timeout=WAIT_MS / 3)
-    assert "stopped" in outputs(page, 0).all_inner_texts()[-1]
 
 
 def test_a_vertebra_is_picked_and_its_error_seen(page: Any, lab: Lab) -> None:

@@ -1,1 +1,6 @@
-"""Digitally reconstructed radiographs: views, ray integrals and the physics of an exposure."""
+"""Digitally reconstructed radiographs: views, ray casting and X-ray physics."""
+
+from transvert.drr.geometry import View, covering_view, named_view
+from transvert.drr.projector import attenuation, cast, cast_batch, cast_parts
+
+__all__ = ["View", "attenuation", "cast", "cast_batch", "cast_parts", "covering_view", "named_view"]

@@ -1,5 +1,0 @@
-"""`python -m transvert`, which torchrun needs."""
-
-from transvert.cli import main
-
-main()
