@@ -122,7 +122,7 @@ def test_a_pair_that_cannot_be_ends_in_one_sentence(kind, pair, tmp_path):
 
 def test_reconstruct_prints_the_posture_with_its_spread_and_the_warnings(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "load_network", lambda weights: (Blob(), {"network": "blob", "levels": ["L1", "L2"]}))
-    words = ["--ap", str(pair / "ap.dcm"), "--lateral", str(pair / "lateral.dcm"), "--draws", "3", "--click-mm", "1"]
+    words = ["--ap", str(pair / "ap.dcm"), "--lateral", str(pair / "lateral.dcm"), "--draws", "3", "--landmark-sd", "1"]
     done = CliRunner().invoke(
         app, ["reconstruct", *words, "--landmarks", str(pair / "landmarks.json"), "--out", str(tmp_path)]
     )

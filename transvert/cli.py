@@ -191,16 +191,11 @@ def reconstruct(
     landmark_sd: Annotated[float, typer.Option(min=0, help="Landmarks' standard deviation, mm. 0: exact.")] = 2.0,
 ) -> None:
     """Reconstruct a standing spine from two radiographs: label volume, surfaces and posture. For research only."""
-    from transvert.clinical.landmarks import read_landmarks
-    from transvert.clinical.reconstruct import open_radiographs, posture_table, reconstruct, write_reconstruction
-    from transvert.clinical.report import write_report
-    from transvert.model.networks import load_network
+    from transvert.clinical.reconstruct import posture_table, reconstruct
+    from transvert.clinical.report import write_reconstruction
 
-    marks = read_landmarks(landmarks)
-    films = open_radiographs(ap, lateral, marks)
-    network, card = load_network(weights)
-    found = reconstruct(*films, marks, network, card=card, draws=draws, landmark_sd_mm=landmark_sd)
-    write_report(out / "report.html", found, films, write_reconstruction(found, out), card)
+    found = reconstruct(ap, lateral, landmarks, weights, draws=draws, landmark_sd_mm=landmark_sd)
+    write_reconstruction(found, out)
     table = posture_table(found)
     known = table["value"].notna()
     if known.any():

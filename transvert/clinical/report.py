@@ -1,172 +1,161 @@
-"""One page that tells a reconstruction to whoever opens it: pictures, a turning spine, its posture, warnings, versions.
+"""What a reconstruction writes: the label volume, surfaces, figures, the posture, and one page that shows them all.
 
-The page is a single file and asks nothing of any network: pictures lie in it as PNG, the 3D view with its own program.
-It names neither files nor patients.
+The page is a single file that works offline: pictures are embedded as PNG, the 3D view with its own program. It names
+neither files nor patients.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import matplotlib.pyplot as plt
+import numpy as np
 
-from transvert import runs
-from transvert.clinical.radiograph import Radiograph
-from transvert.clinical.reconstruct import Reconstruction, silhouettes
+from transvert import levels, runs
+from transvert.clinical.posture import definitions, write_posture
+from transvert.clinical.reconstruct import Reconstruction, silhouettes, surfaces
+from transvert.clinical.vertebra import missing_levels
 from transvert.drr.geometry import VIEWS
-from transvert.io import PACKAGE, atomic_path
+from transvert.imaging import mesh, volume
+from transvert.io import PACKAGE, atomic_path, write_json
 from transvert.plots import figures, viewer
 
 if TYPE_CHECKING:
     import trimesh
 
-NORMAL: dict[str, tuple[float | None, float | None, str]] = {
-    "thoracic_kyphosis": (20, 50, "White and Panjabi, Clinical Biomechanics of the Spine"),
-    "thoracic_kyphosis_t5_t12": (10, 40, "the normal modifier of Lenke et al., J Bone Joint Surg Am 2001;83:1169-1181"),
-    "lumbar_lordosis_l1_s1": (
-        40,
-        80,
-        "60 ± 10, two standard deviations; Vialle et al., J Bone Joint Surg Am 2005;87:260-267",
-    ),
-    "sacral_slope": (24, 58, "41 ± 8.4, two standard deviations; Vialle et al., J Bone Joint Surg Am 2005;87:260-267"),
-    "coronal_cobb": (None, 10, "no scoliosis below it: Scoliosis Research Society"),
-    "sagittal_vertical_axis": (None, 40, "the lowest modifier of Schwab et al., Spine 2012;37:1077-1082"),
-}
-"""Each measure's usual range in standing adults, with None for an end that it does not have, and who says so."""
-NAMES = {
-    "thoracic_kyphosis": "Thoracic kyphosis T4-T12",
-    "thoracic_kyphosis_t1_t12": "Thoracic kyphosis T1-T12",
-    "thoracic_kyphosis_t5_t12": "Thoracic kyphosis T5-T12",
-    "largest_kyphosis": "Largest kyphosis",
-    "lumbar_lordosis": "Lumbar lordosis L1-L5",
-    "lumbar_lordosis_l1_s1": "Lumbar lordosis L1-S1",
-    "sacral_slope": "Sacral slope",
-    "coronal_cobb": "Largest coronal Cobb angle",
-    "sagittal_vertical_axis": "Sagittal vertical axis (C7 plumb line)",
-    "coronal_balance": "Coronal balance",
-}
 _UNITS = {"deg": "°", "mm": " mm"}
-_ROW = {
-    "sagittal_tilt_deg": "sagittal tilt (°)",
-    "coronal_tilt_deg": "coronal tilt (°)",
-    "axial_rotation_deg": "axial rotation (°)",
-    "wedge_deg": "wedge (°)",
-    "anterior_mm": "anterior height (mm)",
-    "middle_mm": "middle height (mm)",
-    "posterior_mm": "posterior height (mm)",
-    "disc_below_mm": "disc below (mm)",
-}
 
 
-def posture_rows(posture: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A posture's measures as a page shows them: what has no value comes with the reason.
+def write_reconstruction(
+    found: Reconstruction, out: str | Path, *, simulated: bool = False
+) -> dict[int, trimesh.Trimesh]:
+    """Writes a reconstruction into a folder.
 
-    Returns:
-        Rows of strings: name, value, spread, normal, place ("inside", "outside" or ""), source, definition, reason.
-    """
-    found = []
-    for name, entry in posture["measures"].items():
-        low, high, source = NORMAL.get(name, (None, None, ""))
-        value, unit = entry["value"], _UNITS[entry["unit"]]
-        place = ""
-        if value is not None and source:
-            below, above = low is not None and value < low, high is not None and value > high
-            place = "outside" if below or above else "inside"
-        ends = f" ({entry['upper']} to {entry['lower']})" if entry.get("upper") else ""
-        sd = entry.get("sd")
-        spread = (
-            "" if value is None or sd is None else f"{sd:.1f}{unit}, 95 %: {entry['low']:.1f} to {entry['high']:.1f}"
-        )
-        found.append(
-            {
-                "name": NAMES[name],
-                "value": "" if value is None else f"{value:.1f}{unit}{ends}",
-                "spread": spread,
-                "normal": _range(low, high, unit),
-                "place": place,
-                "source": source,
-                "definition": f"{entry['definition']} ({entry['source']})",
-                "reason": entry["reason"] or "",
-            }
-        )
-    return found
-
-
-def write_report(
-    path: str | Path,
-    found: Reconstruction,
-    films: Sequence[Radiograph],
-    meshes: Mapping[int, trimesh.Trimesh],
-    card: Mapping[str, Any] | None = None,
-    *,
-    simulated: bool = False,
-) -> Path:
-    """Writes the page, and beside it its pictures of the films and of the spine, `overlay.png` and `spine.png`.
+    `spine.nii.gz`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
+    `overlay.png`, `spine.png` and `surface_sd.png`; `posture.json`, `posture.csv` and `posture_measures.csv`;
+    `report.json`; and the page `report.html`.
 
     Args:
-        path: of the page, `report.html`, in the folder that `clinical.write` has written.
         found: the reconstruction.
-        films: the AP and the lateral film.
-        meshes: its surfaces, as `clinical.write` gives them.
-        card: of the network's weights.
-        simulated: the films are, and the page says so.
+        out: the folder.
+        simulated: whether the films are; the page says so.
+
+    Returns:
+        Level to the surface that was written.
     """
-    path = Path(path)
+    out = Path(out)
+    volume.write_volume(found.labels, out / "spine.nii.gz")
+    meshes = surfaces(found)
+    named = {levels.name(level): surface for level, surface in meshes.items()}
+    for name, surface in named.items():
+        for ending in mesh.WRITABLE:
+            mesh.write_surface(out / "surfaces" / f"{name}{ending}", surface)
+    mesh.write_surface(out / "spine.stl", mesh.join_surfaces(list(meshes.values())))
+    mesh.write_scene(out / "spine.glb", named)
     titles = [f"{name} film" + (" (simulated)" if simulated else "") for name in ("AP", "lateral")]
-    pictures = [f.pixels for f in films]
-    overlay = figures.radiographs(pictures, found.views, titles, overlays=silhouettes(found), unit="grey value")
-    for name, figure in (("overlay", overlay), ("spine", figures.spine_views(found.labels))):
-        plt.close(figures.save_figure(figure, path.parent / f"{name}.png"))
-    columns = {
-        key: title for key, title in _ROW.items() if any(row[key] is not None for row in found.posture["vertebrae"])
+    pixels, overlays = [film.pixels for film in found.films], silhouettes(found)
+    pictures = {
+        "overlay": figures.radiographs(pixels, found.views, titles, overlays=overlays, unit="grey value"),
+        "spine": figures.spine_views(found.labels),
+        "surface_sd": figures.surface_sd_views(found.labels, meshes, found.calibration is not None),
     }
-    page = _template().render(
-        overlay=_embed(path.parent / "overlay.png"),
-        spine=_embed(path.parent / "spine.png"),
-        sure=_embed(path.parent / "surface_sd.png"),
-        turning=viewer.k3d_plot(meshes).get_snapshot(9),
+    for name, figure in pictures.items():
+        plt.close(figures.save_figure(figure, out / f"{name}.png"))
+    write_posture(out / "posture.json", found.posture)
+    sd = {name: np.asarray(surface.vertex_attributes[figures.SD_MM]) for name, surface in named.items()}
+    report = {
+        "schema": "transvert-reconstruction/1",
+        "use": "for research only, not for diagnosis",
+        "frame": "RAS mm; surfaces too",
+        "views": [view.to_dict() for view in found.views],
+        "films": [film.acquisition.to_dict() for film in found.films],
+        "residuals_mm": {levels.name(n): round(r, 3) for n, r in found.residuals_mm.items()},
+        "cube_axes_ras": {v.name: v.axes.round(6).tolist() for v in found.vertebrae},
+        "surface_sd_mm": {name: round(float(np.median(values)), 3) for name, values in sd.items()},
+        "surface_sd_calibrated": found.calibration is not None,
+        "missing_levels": missing_levels(found.vertebrae),
+        "warnings": found.warnings,
+    }
+    write_json(out / "report.json", report)
+    snapshot = viewer.k3d_plot(meshes).get_snapshot(9)
+    embedded = {name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in pictures}
+    with atomic_path(out / "report.html") as temporary:
+        temporary.write_text(render_page(found, embedded, snapshot, simulated=simulated), encoding="utf-8")
+    return meshes
+
+
+def render_page(found: Reconstruction, pictures: Mapping[str, str], snapshot: str, *, simulated: bool) -> str:
+    """The report's HTML; every value put into it is escaped.
+
+    Args:
+        found: the reconstruction.
+        pictures: "overlay", "spine" and "surface_sd" to base64 PNG.
+        snapshot: HTML of the 3D view.
+        simulated: whether the films are.
+    """
+    rows = found.posture["vertebrae"]
+    titles = {
+        name: row["title"]
+        for name, row in definitions("columns").items()
+        if row["title"] and any(vertebra[name] is not None for vertebra in rows)
+    }
+    text = (PACKAGE / "static" / "report.html").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
+    return page.render(
+        pictures=pictures,
+        snapshot=snapshot,
         measures=posture_rows(found.posture),
         uncertainty=found.posture.get("uncertainty"),
         endplates=found.posture["endplates"],
-        columns=list(columns.values()),
-        vertebrae=[
-            {"name": row["level"], "cells": [_cell(row, key) for key in columns]} for row in found.posture["vertebrae"]
-        ],
+        columns=list(titles.values()),
+        vertebrae=[{"name": row["level"], "cells": [_cell(row, name) for name in titles]} for row in rows],
         warnings=found.warnings,
         views=dict(zip(VIEWS, found.views, strict=True)),
         residual=max(found.residuals_mm.values(), default=0.0),
         calibrated=found.calibration,
-        network=(card or {}).get("network", "not told"),
-        learned=(card or {}).get("subjects", []),
+        network=found.card.get("network", "unknown"),
+        learned=found.card.get("subjects", []),
         versions=runs.versions(),
         simulated=simulated,
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
 
 
-def _template() -> jinja2.Template:
-    """The page; everything put into it is escaped."""
-    text = (PACKAGE / "static" / "report.html").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
+def posture_rows(posture: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A posture's measures as the page shows them.
+
+    Returns:
+        Rows of strings: title, value, spread, range, place ("inside", "outside" or ""), range_source, definition, reason.
+    """
+    rows = []
+    for name, entry in posture["measures"].items():
+        row = definitions("measures")[name]
+        value, sd, unit = entry["value"], entry.get("sd"), _UNITS[entry["unit"]]
+        low, high = row["range_low"], row["range_high"]
+        normal = f"{low} to {high}{unit}" if low else f"below {high}{unit}" if high else ""
+        place = ""
+        if normal and value is not None:
+            place = "inside" if float(low or -np.inf) <= value <= float(high) else "outside"
+        ends = f" ({entry['upper']} to {entry['lower']})" if entry.get("upper") else ""
+        interval = "" if sd is None else f"{sd:.1f}{unit}, 95 %: {entry['low']:.1f} to {entry['high']:.1f}"
+        rows.append(
+            {
+                "title": row["title"],
+                "value": "" if value is None else f"{value:.1f}{unit}{ends}",
+                "spread": interval,
+                "range": normal,
+                "place": place,
+                "range_source": row["range_source"],
+                "definition": f"{entry['definition']} ({entry['source']})",
+                "reason": entry["reason"] or "",
+            }
+        )
+    return rows
 
 
-def _embed(picture: Path) -> str:
-    """A PNG file as the address of an image that lies in the page."""
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-
-
-def _cell(row: Mapping[str, Any], key: str) -> str:
-    value, sd = row[key], row.get(f"{key}_sd")
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value, sd = row[name], row.get(f"{name}_sd")
     return "" if value is None else f"{value:.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
-
-
-def _range(low: float | None, high: float | None, unit: str) -> str:
-    if low is None:
-        return "" if high is None else f"below {high:g}{unit}"
-    return f"{low:g} to {high:g}{unit}"

@@ -1,17 +1,4 @@
-"""Vertebrae placed into one standing spine.
-
-A vertebra's plane of symmetry, and how far it is turned about the body's long axis.
-
-The plane is that in which the vertebra, mirrored, comes closest to itself. Its normal, which points to the patient's
-right, tells the axial rotation: the angle by which the normal leaves the frontal plane, seen from the head, right-handed
-about the axis to the head. It is positive where the vertebra's front is turned to the patient's left. How far a vertebra
-leans to the front or back does not change it. This is the axial rotation of the Scoliosis Research Society's
-three-dimensional terminology (Stokes, Spine 1994;19:236-248) in the axes of the body; finding it by mirroring is this
-companion's choice.
-
-
-One reconstructed vertebra in space, and the order and the gaps of several.
-"""
+"""One reconstructed vertebra in space, its symmetry plane, and several of them assembled into a spine."""
 
 from __future__ import annotations
 
@@ -26,19 +13,25 @@ from transvert.imaging.volume import Volume, cube_affine
 from transvert.io import InputError
 
 THRESHOLD = 0.5
-"""The vertebra is where its probability is not below this."""
+"""A voxel is part of the vertebra if its probability is at least this."""
+
+# Search for the symmetry plane: this companion's choice.
+_SMOOTH_MM = 1.5
+_POINTS = 2000
+_LARGEST_TURN_DEG = 45.0
+_TURN_STEP_DEG = 7.5
 
 
 @dataclass(frozen=True)
 class Vertebra:
-    """One reconstructed vertebra and where it stands.
+    """One reconstructed vertebra and its place in the patient.
 
     Attributes:
         level: VerSe number.
         centroid_ras: (3,) RAS mm, the centre of the cube.
-        probability: (S, S, S) float32 in 0..1, [x, y, z] in the cube's own axes.
-        spacing_mm: of the cube.
-        axes: (3, 3) its columns are the cube's x, y and z in RAS, right-handed unit vectors not far from RAS's own.
+        probability: (S, S, S) float32 in 0..1, [x, y, z] along the cube's axes.
+        spacing_mm: voxel size of the cube.
+        axes: (3, 3), columns are the cube's x, y and z as right-handed unit vectors in RAS, each close to RAS's own axis.
     """
 
     level: int
@@ -57,12 +50,16 @@ class Vertebra:
 
     @property
     def name(self) -> str:
-        """Such as "L1"."""
+        """The level's name, such as "L1"."""
         return levels.name(self.level)
 
 
-def in_order(vertebrae: Sequence[Vertebra]) -> list[Vertebra]:
-    """From head to tail, once each level is known to be a vertebra's and to occur once."""
+def sort_vertebrae(vertebrae: Sequence[Vertebra]) -> list[Vertebra]:
+    """Sorts vertebrae from head to tail.
+
+    Raises:
+        InputError: a level is not a vertebra or occurs twice.
+    """
     given = [v.level for v in vertebrae]
     for level in given:
         if level not in levels.VERTEBRAE or given.count(level) > 1:
@@ -70,37 +67,34 @@ def in_order(vertebrae: Sequence[Vertebra]) -> list[Vertebra]:
     return sorted(vertebrae, key=lambda v: levels.VERTEBRAE.index(v.level))
 
 
-def gaps(vertebrae: Sequence[Vertebra]) -> list[str]:
-    """Names of the levels that the spine lacks between its top and its bottom: absent, or reconstructed as nothing.
-
-    Those of `levels.RARE` are never missed.
-    """
-    given = [v.level for v in in_order(vertebrae)]
-    there = {v.level for v in vertebrae if (v.probability >= THRESHOLD).any()}
-    return [levels.name(n) for n in levels.between(given) if n not in there]
+def missing_levels(vertebrae: Sequence[Vertebra]) -> list[str]:
+    """Names of the levels between the top and the bottom vertebra that are absent or empty; never those of `levels.RARE`."""
+    given = [v.level for v in sort_vertebrae(vertebrae)]
+    present = {v.level for v in vertebrae if (v.probability >= THRESHOLD).any()}
+    return [levels.name(n) for n in levels.between(given) if n not in present]
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask (face neighbours); an empty one stays empty."""
+    """The largest connected part of a mask (face neighbours), bool; an empty mask stays empty."""
     parts, count = ndimage.label(mask)
     return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
 def assemble_spine(vertebrae: Sequence[Vertebra], spacing_mm: float = 1.0) -> Volume:
-    """The standing spine as one label volume.
+    """Assembles vertebrae into one label volume.
 
     Args:
-        vertebrae: any order, each level once; their cubes may stand askew.
-        spacing_mm: of the volume.
+        vertebrae: any order, each level once; their cubes may be oblique.
+        spacing_mm: voxel size of the volume.
 
     Returns:
-        uint8, VerSe numbers, an axis-aligned grid over all cubes. A voxel belongs to the vertebra with the highest
-        probability there, if that is at least 0.5; of each level the largest connected part is kept.
+        uint8 VerSe numbers on an axis-aligned grid around all cubes. A voxel gets the level with the highest probability
+        there, if that is at least 0.5; only the largest connected part of each level is kept.
 
     Raises:
         InputError: no vertebra, or a level twice.
     """
-    vertebrae = in_order(vertebrae)
+    vertebrae = sort_vertebrae(vertebrae)
     if not vertebrae:
         raise InputError("There is no vertebra to assemble: reconstruct at least one level.")
     cubes = [Volume(v.probability.astype(np.float32), v.affine) for v in vertebrae]
@@ -116,61 +110,69 @@ def assemble_spine(vertebrae: Sequence[Vertebra], spacing_mm: float = 1.0) -> Vo
         mapping = np.linalg.inv(cube.affine) @ grid
         offset = mapping[:3, :3] @ first + mapping[:3, 3]
         here = ndimage.affine_transform(cube.data, mapping[:3, :3], offset, best[block].shape, order=1)
-        wins = here > best[block]
-        best[block][wins] = here[wins]
-        labels[block][wins] = vertebra.level
+        higher = here > best[block]
+        best[block][higher] = here[higher]
+        labels[block][higher] = vertebra.level
     for vertebra in vertebrae:
-        mine = labels == vertebra.level
-        labels[mine & ~largest_part(mine)] = 0
+        own = labels == vertebra.level
+        labels[own & ~largest_part(own)] = 0
     return Volume(labels, grid)
 
 
-_SMOOTH_MM = 1.5  # Of the vertebra that its mirrored points are compared with, so that they need not meet exactly.
-_POINTS = 2000
-_FARTHEST_DEG = 45.0
-_STEP_DEG = 7.5
-
-
 def axial_rotation_deg(vertebra: Vertebra, near_deg: float | None = None) -> float:
-    """The angle of the symmetry plane's normal, degrees.
+    """Measures the axial rotation, degrees: positive if the vertebra's front is turned to the patient's left.
+
+    It is the angle between the normal of the symmetry plane and the frontal plane, seen from the head (Scoliosis Research
+    Society's terminology: Stokes, Spine 1994;19:236-248). How far the vertebra leans forward or back does not change it.
 
     Args:
-        vertebra: of any level. It is found within 45 degrees.
-        near_deg: a rotation to start from, known from a vertebra that is nearly the same; by default the best of several.
+        vertebra: any level, turned by at most 45 degrees.
+        near_deg: start value of the search, from a nearly equal vertebra; by default several are tried.
 
     Raises:
-        InputError: an empty vertebra.
+        InputError: the vertebra is empty.
     """
     right = symmetry_normal(vertebra, near_deg)
     return float(np.degrees(np.arctan2(right[1], right[0])))
 
 
 def symmetry_normal(vertebra: Vertebra, near_deg: float | None = None) -> np.ndarray:
-    """(3,) RAS unit normal of the symmetry plane, to the patient's right; arguments as in `axial_rotation_deg`."""
+    """Finds the plane in which the mirrored vertebra overlaps itself best (this companion's choice).
+
+    Args:
+        vertebra, near_deg: as in `axial_rotation_deg`.
+
+    Returns:
+        (3,) unit normal in RAS, to the patient's right.
+
+    Raises:
+        InputError: the vertebra is empty.
+    """
     mask = vertebra.probability >= THRESHOLD
     if not mask.any():
         raise InputError(f"The reconstruction of {vertebra.name} is empty, so it has no rotation.")
     mask = largest_part(mask)
     points = Volume(mask, vertebra.affine).world(np.argwhere(mask))
-    soft = ndimage.gaussian_filter(mask.astype(np.float32), _SMOOTH_MM / vertebra.spacing_mm)
-    field = Volume(soft, vertebra.affine)
+    # Smoothed, so that mirrored points need not match to the voxel.
+    smooth = ndimage.gaussian_filter(mask.astype(np.float32), _SMOOTH_MM / vertebra.spacing_mm)
+    field = Volume(smooth, vertebra.affine)
     centre = points.mean(0)
     points = points[:: max(1, len(points) // _POINTS)] - centre
 
-    def apart(guess: np.ndarray) -> float:
-        """How little the mirrored vertebra is where the vertebra is; the plane by turn and lean (degrees) and mm."""
-        normal = _normal(guess)
-        mirrored = points - 2 * np.outer(points @ normal - guess[2], normal)
-        where = field.index(mirrored + centre).T
-        return -float(ndimage.map_coordinates(soft, where, order=1).mean())
+    def mismatch(plane: np.ndarray) -> float:
+        """Minus the mean of the smoothed vertebra at its mirrored points; plane: turn, lean (degrees) and offset (mm)."""
+        normal = _plane_normal(plane)
+        mirrored = points - 2 * np.outer(points @ normal - plane[2], normal)
+        index = field.index(mirrored + centre).T
+        return -float(ndimage.map_coordinates(smooth, index, order=1).mean())
 
-    turns = np.arange(-_FARTHEST_DEG, _FARTHEST_DEG + 1, _STEP_DEG) if near_deg is None else [near_deg]
-    start = min((np.array([turn, 0.0, 0.0]) for turn in turns), key=apart)
+    turns = np.arange(-_LARGEST_TURN_DEG, _LARGEST_TURN_DEG + 1, _TURN_STEP_DEG) if near_deg is None else [near_deg]
+    start = min((np.array([turn, 0.0, 0.0]) for turn in turns), key=mismatch)
     simplex = start + np.array([[0, 0, 0], [5, 0, 0], [0, 5, 0], [0, 0, 2]])
     options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-6, "maxiter": 150}
-    return _normal(optimize.minimize(apart, start, method="Nelder-Mead", options=options).x)
+    return _plane_normal(optimize.minimize(mismatch, start, method="Nelder-Mead", options=options).x)
 
 
-def _normal(guess: np.ndarray) -> np.ndarray:
-    turn, lean = np.radians(guess[:2])
+def _plane_normal(plane: np.ndarray) -> np.ndarray:
+    turn, lean = np.radians(plane[:2])
     return np.array([np.cos(turn) * np.cos(lean), np.sin(turn) * np.cos(lean), np.sin(lean)])
