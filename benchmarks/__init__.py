@@ -1,1 +1,1 @@
-"""Speed and accuracy beside the peers; README.md says how to run what."""
+"""Benchmarks and studies of transvert."""

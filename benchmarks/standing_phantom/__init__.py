@@ -1,1 +1,1 @@
-"""A standing person with known truth, for the posture benchmark."""
+"""Standing people with known posture, to measure reconstructions against."""

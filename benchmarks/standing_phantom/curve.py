@@ -1,4 +1,4 @@
-"""A standing person's posture, stated in numbers, and drawn from published ranges."""
+"""A standing posture in numbers, drawn from published ranges."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 import numpy as np
 
 KYPHOSIS_DEG = (20.0, 50.0)
-"""T4 to T12. White and Panjabi, Clinical Biomechanics of the Spine: what is normal."""
+"""T4 to T12, the normal range of White and Panjabi, Clinical Biomechanics of the Spine."""
 LORDOSIS_DEG = (30.0, 70.0)
 """L1 to S1. Standing, 627 healthy volunteers had 49.8 ± 11.2 from T12 to S1 (Asian Spine Journal 2019, PMC6680033), 100 over
 forty 64 ± 10 (Gelb et al., Spine 20, 1995, 1351)."""
 SACRAL_SHARE = (0.2, 0.3)
-"""What of the lordosis the disc below L5 has: this companion's choice."""
+"""Share of the lordosis in the disc below L5: this companion's choice."""
 PLUMB_MM = (-30.0, 35.0)
 """C7 in front of the posterior edge of S1: 3.2 ± 3.2 cm behind the front of the sacrum (Gelb et al.), of some 33 mm depth."""
 STRAIGHT_SHARE, STRAIGHT_DEG, SCOLIOSIS_DEG = 0.4, (0.0, 9.0), (10.0, 45.0)
-"""Of the postures so many have less than the 10 degrees that make a scoliosis; the others up to where surgery begins."""
+"""Share of postures without scoliosis (below 10 degrees), and the ranges without and with."""
 ROTATION_SHARE = (0.2, 0.45)
-"""The apex's axial rotation over the Cobb angle. Upright, 62 patients had 22 degrees at 68 thoracic and 11 at 44 lumbar
+"""Axial rotation at the apex divided by the Cobb angle. Upright, 62 patients had 22 degrees at 68 thoracic and 11 at 44 lumbar
 (Brink et al., 2017, PMC5320720); bodies turn to the convex side."""
 CURVES = {"thoracic": ((12, 13), (18, 19), 0.8), "lumbar": ((18, 19), (22, 23), 0.2)}
-"""Upper and lower end levels, and how often the curve is convex to the right, which thoracic ones mostly are."""
+"""Upper and lower end levels, and the share of curves convex to the right."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A stated posture.
+    """A posture.
 
     Attributes:
         kyphosis_deg: superior T4 to inferior T12 endplate.
         lordosis_deg: superior L1 to inferior L5 endplate.
-        sacral_disc_deg: what the disc below L5 adds to it, down to S1.
+        sacral_disc_deg: lordosis of the disc below L5, down to S1.
         plumb_mm: the middle of C7's body in front of the posterior edge of S1's endplate.
         cobb_deg: superior endplate of `upper` to inferior one of `lower`, in the coronal plane.
         upper: VerSe number of the curve's upper end level, and `lower`: of its lower one.
@@ -51,11 +51,11 @@ class Curve:
 
 
 def draw_curve(seed: int, *, lumbar: bool = True) -> Curve:
-    """Draws a posture, each value uniform in its published range, which this module's constants state.
+    """Draws a posture; each value is uniform in its range above.
 
     Args:
-        seed: equal ones give equal curves.
-        lumbar: a coronal curve of the lumbar spine may be drawn, which needs L4.
+        seed: equal seeds give equal curves.
+        lumbar: allow lumbar coronal curves, which need L4.
     """
     random = np.random.default_rng(seed)
     total, share = random.uniform(*LORDOSIS_DEG), random.uniform(*SACRAL_SHARE)

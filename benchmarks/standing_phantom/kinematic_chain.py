@@ -1,8 +1,8 @@
-"""Bones put on one another, from the lowest up, such that a stated posture comes out.
+"""Stacks bones from the lowest up into a given posture.
 
-Between neighbours the distance of the endplates' centres is that at rest. Levels that a run lacks between C7 and L5 are
-thought in, of common height and without bone, so that the plumb line runs through the whole curve. Where a posture pushes
-two bones into each other, the upper one goes up and aside by the least that frees it.
+The distance between the endplate centres of neighbours is that of the reference pose. Levels missing between C7 and L5 are
+replaced by virtual bodies of typical height, so that the sagittal vertical axis is defined. Where a posture pushes two bones
+into each other, the upper one is moved by the smallest shift that frees it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from transvert.phantom import column
 C3, C7, T4, T12, L1, L5 = 3, 7, 11, 19, 20, 24
 
 GAZE_DEG = 8.0
-"""How far C3 leans forward."""
+"""Forward tilt of C3."""
 VIRTUAL_BODY_MM = {"C": 14.0, "T": 20.0, "L": 27.0}
-"""Height of a body that is thought in, by region."""
+"""Height of a virtual body, by region."""
 HALF_CLOSED_MM = 1.0
-"""A disc is no lower than this at its rim."""
+"""Least height of a disc at its rim."""
 TOUCH_MM = 1.0
-"""Bones that touch at rest, in a CT's mask, seem to stand so deep in each other at most: a voxel of the phantom."""
+"""Bones that touch in a CT's mask overlap by this at most: one voxel of the phantom."""
 FARTHEST_SHIFT_MM = 6.0
-"""How far a bone may be moved off the next one."""
-_MISSED_DEG, _ROUNDS = 1e-6, 30  # A stated angle is sought until this near, and at most so often.
+"""Largest shift of a bone away from the next one."""
+_MISSED_DEG, _ROUNDS = 1e-6, 30  # Tolerance of the angles, and most rounds to reach it.
 _LEANS_DEG = (-55.0, 15.0)
-"""Between these L1's superior endplate leans, forward where positive."""
+"""Range of the tilt of L1's superior endplate; positive is forward."""
 
 
 def _shifts() -> np.ndarray:
-    """(N, 3) mm right, forward and up, the shortest first: up to two to a side, and never down."""
+    """(N, 3) mm right, forward and up, shortest first: at most 2 mm sideways, never down."""
     steps = np.arange(-FARTHEST_SHIFT_MM, FARTHEST_SHIFT_MM + 1)
     shifts = np.array(list(itertools.product(steps[np.abs(steps) <= 2], steps, steps[steps >= 0])))
     lengths = np.linalg.norm(shifts, axis=1)
@@ -53,14 +53,14 @@ _SHIFTS = _shifts()
 
 @dataclass(frozen=True)
 class Stance:
-    """Where bones stand.
+    """Where the bones stand.
 
     Attributes:
-        motions: level to (4, 4), rigid, from rest into the room, RAS mm.
-        plates: level to its endplates there; not of C1 and C2.
-        rotations_deg: level to its axial rotation, as `symmetry.axial_rotation_deg` has it: positive to the left.
-        s1: "anterior", "posterior", "right" and "left" end of S1's upper endplate, which is thought in: (3,) RAS mm.
-        shifts_mm: level to (3,) how far right, forward and up it was moved off the bone below.
+        motions: level to (4, 4), rigid, from the reference pose to the standing one, RAS mm.
+        plates: level to its standing endplates; not for C1 and C2.
+        rotations_deg: level to its axial rotation, positive to the left, as `clinical.vertebra` defines it.
+        s1: "anterior", "posterior", "right" and "left" end of the virtual upper endplate of S1: (3,) RAS mm.
+        shifts_mm: level to (3,) the shift right, forward and up away from the bone below.
     """
 
     motions: dict[int, np.ndarray]
@@ -73,19 +73,18 @@ class Stance:
 def stand(bones: Sequence[Bone], curve: Curve) -> Stance:
     """Moves bones into a posture.
 
-    The sagittal tilts change from rest to standing by what is smooth along the spine, so that each disc keeps its own
-    wedge but for a smooth part; coronal tilts and axial rotations become those of a smooth curve themselves. The stated angles
-    come out exactly.
+    Sagittal tilts change by a smooth function of the level, so each disc keeps its own wedge up to a smooth part. Coronal
+    tilts and axial rotations follow smooth curves. The angles of the posture are reached exactly.
 
     Args:
-        bones: at rest, each level once; C1 and C2 go with C3.
+        bones: in the reference pose, each level once; C1 and C2 move with C3.
         curve: the posture.
 
     Raises:
-        InputError: no bone with endplates, or a posture that these bones can't take without standing in each other.
+        InputError: no bone with endplates, or the bones overlap in this posture.
     """
     chain = _Chain(bones, curve)
-    # Bones are pushed apart before the plumb line is found for good; it turns all of them alike, so little changes.
+    # Separating bones changes the sagittal vertical axis a little, so both steps are repeated.
     for _ in range(2):
         chain.lean(curve.plumb_mm)
         chain.part()
@@ -94,7 +93,7 @@ def stand(bones: Sequence[Bone], curve: Curve) -> Stance:
 
 
 class _Link:
-    """One level of the chain: its endplates as its own axes see them, from the middle of its body."""
+    """One level of the chain, with its endplates in its own axes, relative to the middle of its body."""
 
     def __init__(self, level: int, bone: Bone | None):
         self.level, self.bone = level, bone
@@ -115,27 +114,27 @@ class _Link:
         self.place = np.zeros(3)
 
     def plates_there(self) -> Endplates:
-        """The endplates where the link stands now."""
+        """The endplates in the present pose."""
         motion = np.eye(4)
         motion[:3, :3], motion[:3, 3] = self.turn, self.place
         return reference_pose.move_plates(self.plates, motion)
 
 
 class _Chain:
-    """The links from head to tail, which `lean` and `part` bring to where they shall stand."""
+    """The links from head to tail. `lean` and `part` move them into the posture."""
 
     def __init__(self, bones: Sequence[Bone], curve: Curve):
         known = {bone.level: bone for bone in bones if bone.plates is not None}
         self.curve, self.bones = curve, bones
         if not known:
-            raise InputError("No vertebra with endplates is there to stand: give some below C2.")
+            raise InputError("There is no vertebra with endplates: include vertebrae below C2.")
         if len(known) + sum(bone.plates is None for bone in bones) != len(bones):
-            raise InputError("A vertebra is there twice; give each level once.")
+            raise InputError("A level occurs twice; include each level once.")
         whole = [n for n in column.USUAL if column.place_of(C7) <= column.place_of(n) <= column.place_of(L5)]
         self.links = [_Link(n, known.get(n)) for n in levels.in_order({*whole, *known})]
         self.at = {link.level: i for i, link in enumerate(self.links)}
         held = [i for i, link in enumerate(self.links) if link.bone]
-        # A level that is thought in leans at rest as between its neighbours.
+        # The reference tilt of a virtual level is interpolated between its neighbours.
         tilts = np.interp(range(len(self.links)), held, [self.links[i].tilt for i in held])
         for link, tilt in zip(self.links, tilts, strict=True):
             link.tilt = float(tilt)
@@ -143,7 +142,7 @@ class _Chain:
         self.shifts = np.zeros((len(self.gaps), 3))
 
     def lean(self, plumb_mm: float) -> None:
-        """Turns and places all links such that C7 stands over S1 as stated."""
+        """Turns and places all links so that the sagittal vertical axis is as given."""
 
         def beyond(lean_deg: float) -> float:
             self._turn(lean_deg)
@@ -153,12 +152,12 @@ class _Chain:
         try:
             lean_deg = brentq(beyond, *_LEANS_DEG, xtol=1e-6)
         except ValueError:
-            raise InputError(f"However these bones lean, C7 does not stand {plumb_mm:.0f} mm before S1.") from None
+            raise InputError(f"C7 cannot stand {plumb_mm:.0f} mm in front of S1 with these bones.") from None
         self._turn(lean_deg)
         self._place()
 
     def part(self) -> None:
-        """Moves each bone, from the lowest up, off the one below wherever it stands in it."""
+        """Separates overlapping bones, from the lowest up."""
         for i in reversed(range(len(self.gaps))):
             upper, lower = self.links[i], self.links[i + 1]
             if upper.bone and lower.bone:
@@ -166,7 +165,7 @@ class _Chain:
         self._place()
 
     def stance(self) -> Stance:
-        """Where all bones are now."""
+        """The present pose of all bones."""
         motions, plates, rotations = {}, {}, {}
         for link in self.links:
             if link.bone is not None:
@@ -180,14 +179,14 @@ class _Chain:
         return Stance({n: motions[n] for n in levels.in_order(set(motions))}, plates, rotations, self._s1(), moved)
 
     def _turn(self, lean_deg: float) -> None:
-        """Gives each link its attitude; `lean_deg` is the tilt of L1's superior endplate."""
+        """Sets the orientation of each link; `lean_deg` is the tilt of L1's superior endplate."""
         curve, last = self.curve, len(self.links) - 1
         to_right = 1.0 if curve.convexity == "right" else -1.0
         apex = (self.at[curve.upper] + self.at[curve.lower]) // 2
         known = {0, self.at[curve.upper], apex, self.at[curve.lower], last}
         rotation = _smooth({i: -to_right * curve.rotation_deg * (i == apex) for i in known}, last)
-        # Tilts of endplates that are stated: place in the chain, axis, whether the superior one, degrees. Above its apex
-        # a curve leans away from the side to which it is convex.
+        # Given tilts of endplates: place in the chain, axis, superior or not, degrees. Above its apex a curve tilts away
+        # from its convex side.
         lowest = lean_deg + curve.lordosis_deg
         stated = [
             (self.at[L1], 1, True, lean_deg),
@@ -198,7 +197,7 @@ class _Chain:
         coronal = dict.fromkeys((0, self.at[curve.upper], self.at[curve.lower], last), 0.0)
         change = dict.fromkeys((self.at[n] for n in (C3, C7, T4, T12, L1, L5) if n in self.at), 0.0)
         for _ in range(_ROUNDS):
-            # The disc below T12 keeps its wedge; T4 stands as stated to where T12 then is; the neck goes with it.
+            # The disc below T12 keeps its wedge, T4 follows from T12, and the neck moves with T4.
             change[self.at[T12]] = change[self.at[L1]]
             change[self.at[C7]] = change[self.at[T4]]
             if C3 in self.at:
@@ -221,13 +220,13 @@ class _Chain:
         )
 
     def _place(self) -> None:
-        """Puts link on link, from the lowest up."""
+        """Stacks the links from the lowest up."""
         self.links[-1].place = np.zeros(3)
         for i in reversed(range(len(self.gaps))):
             self.links[i].place = self._above(i, self.shifts[i])
 
     def _above(self, i: int, shift: np.ndarray) -> np.ndarray:
-        """(3,) where the body of link `i` stands, with its distance from the next and a shift (3,) in the disc's axes."""
+        """(3,) the place of the body of link `i`, from its gap to the next and a shift (3,) in the disc's axes."""
         upper, lower = self.links[i], self.links[i + 1]
         below, disc = lower.plates_there(), _disc_axes(upper, lower)
         gap = self.gaps[i] + shift
@@ -237,7 +236,7 @@ class _Chain:
         return np.asarray(below.superior_centre + disc @ gap - upper.turn @ upper.plates.inferior_centre)
 
     def _least_shift(self, i: int) -> np.ndarray:
-        """(3,) mm right, forward and up, the least that frees bone `i` from the next one."""
+        """(3,) mm right, forward and up, the smallest shift that frees bone `i` from the next one."""
         upper, lower = self.links[i], self.links[i + 1]
         assert upper.bone and lower.bone
         away = np.linalg.inv(_motion_of(lower))
@@ -246,11 +245,11 @@ class _Chain:
             if reference_pose.penetration_mm(upper.bone, lower.bone, away @ _motion_of(upper)) <= TOUCH_MM:
                 return np.asarray(shift)
         raise InputError(
-            f"{levels.name(upper.level)} stands in {levels.name(lower.level)} in this posture, whatever is tried; draw another."
+            f"{levels.name(upper.level)} overlaps {levels.name(lower.level)} in this posture; draw another curve."
         )
 
     def _s1(self) -> dict[str, np.ndarray]:
-        """The ends of S1's endplate, which has the size of the lowest body's."""
+        """The ends of S1's endplate, of the size of the lowest body's."""
         lowest = self.links[-1]
         plates, wedge = lowest.plates_there(), self.curve.sacral_disc_deg
         coronal, sagittal = tilts_deg(plates.inferior_normal)
@@ -263,12 +262,12 @@ class _Chain:
 
 
 def attitude(coronal_deg: float, sagittal_deg: float, rotation_deg: float) -> np.ndarray:
-    """(3, 3) the axes right, front and up of a vertebra that leans and turns so; a rotation.
+    """(3, 3) rotation: the axes right, front and up of a vertebra with these tilts.
 
     Args:
-        coronal_deg: how far its up leans to the patient's right in the coronal plane.
-        sagittal_deg: how far to the front in the sagittal plane.
-        rotation_deg: how far its right is turned to the front in the horizontal plane, and so its front to the left.
+        coronal_deg: tilt of its up axis to the patient's right.
+        sagittal_deg: tilt of its up axis to the front.
+        rotation_deg: axial rotation, positive from right to front.
     """
     coronal, sagittal, rotation = np.radians([coronal_deg, sagittal_deg, rotation_deg])
     up = unit(np.array([np.tan(coronal), np.tan(sagittal), 1.0]))
@@ -278,7 +277,7 @@ def attitude(coronal_deg: float, sagittal_deg: float, rotation_deg: float) -> np
 
 
 def _gap(upper: _Link, lower: _Link) -> np.ndarray:
-    """(3,) mm right, front and up, from the lower link's superior endplate to the upper one's inferior one, at rest."""
+    """(3,) mm right, front and up, from the lower link's superior to the upper link's inferior endplate, in the reference pose."""
     region = levels.region(upper.level)
     if upper.bone is None or lower.bone is None:
         return np.array([0.0, 0.0, np.mean(column.DISC_MM[region])])
@@ -301,7 +300,7 @@ def _axes(up: np.ndarray, ahead: np.ndarray) -> np.ndarray:
 
 
 def _motion_of(link: _Link) -> np.ndarray:
-    """(4, 4) from rest to where the link's bone stands."""
+    """(4, 4) motion of the link's bone from the reference pose."""
     bone = link.bone
     assert bone and bone.plates and bone.axes is not None
     motion = np.eye(4)
@@ -311,12 +310,12 @@ def _motion_of(link: _Link) -> np.ndarray:
 
 
 def tilts_deg(normal: np.ndarray) -> np.ndarray:
-    """(2,) degrees by which a normal leans to the right in the coronal and to the front in the sagittal plane."""
+    """(2,) tilt of a normal to the right (coronal) and to the front (sagittal), degrees."""
     return np.degrees(np.arctan2(normal[:2], normal[2]))
 
 
 def _smooth(known: Mapping[int, float], last: int) -> np.ndarray:
-    """Values at places 0 to `last` on a smooth curve through the known ones, no higher and no lower; level beyond."""
+    """Monotone interpolation of known values at places 0 to `last`, constant beyond the outermost."""
     places = sorted(known)
     curve = PchipInterpolator(places, [known[i] for i in places])
     return np.asarray(curve(np.clip(np.arange(last + 1), places[0], places[-1])))

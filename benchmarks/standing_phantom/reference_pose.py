@@ -1,7 +1,6 @@
-"""Vertebrae at rest, as a CT or a surface has them: each with the endplates and the axes that it carries when it moves.
+"""Vertebrae in their reference pose, with endplates and axes that move with them.
 
-They are found once, on the bone itself and as finely as it is known. Wherever a rigid motion takes the bone, they are
-known from then on as exactly as the motion.
+Both are found once, on the finest available data, so that a rigid motion of the bone moves them without another search.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ if TYPE_CHECKING:
     import trimesh
 
 FINE_MM = 0.75
-"""Voxels on which endplates are found; the reconstruction's have twice that."""
+"""Voxel size for the search for endplates; reconstructions have twice that."""
 POINTS = 2000
-"""On a bone's surface."""
+"""Points sampled on a bone's surface."""
 HU_MARGIN_MM = 3.0
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Bone:
-    """A vertebra at rest, RAS mm.
+    """A vertebra in its reference pose, RAS mm.
 
     Attributes:
         level: VerSe number.
         surface: of the whole vertebra.
-        centroid: (3,) its centre of mass, which a landmark marks.
+        centroid: (3,) its centre of mass, the landmark.
         plates: its endplates; None for C1 and C2.
-        axes: (3, 3), the columns its right, its front and its up; None without endplates. Right is the normal of its plane
-            of symmetry; up, in that plane, is where the endplates' mean normal points.
+        axes: (3, 3), columns right, front and up; None without endplates. Right is the normal of the plane of symmetry;
+            up is the mean normal of the endplates within that plane.
         points: (N, 3) spread over the surface.
-        depth: float32 mm, how deep a voxel lies in the bone; negative outside.
+        depth: float32 mm, depth of each voxel in the bone; negative outside.
         hu: the CT around it, HU; None where there is none.
     """
 
@@ -61,39 +60,39 @@ class Bone:
 
 
 def open_bones(subject: manifest.Subject) -> list[Bone]:
-    """The whole vertebrae of a subject, head to tail, with the HU of its CT if it has one.
+    """Measures the whole vertebrae of a subject, head to tail, with the HU of its CT if it has one.
 
     Args:
-        subject: with surfaces, or with a mask whose voxels have a side of 1 mm at most.
+        subject: has surfaces, or a mask with a voxel side of at most 1 mm.
 
     Raises:
-        InputError: it has no such vertebra; as `measure`.
+        InputError: it has no such vertebra; or as `measure`.
     """
     ct = None if subject.ct is None else read_ct(subject.ct)
     found = {level: measure(level, surface, ct) for level, _, surface in voxelisation.solids(subject)}
     if not found:
         raise InputError(
-            f"The subject {subject.name} has no whole vertebra that is known to 1 mm; take one with surfaces or a finer mask."
+            f"The subject {subject.name} has no whole vertebra known to 1 mm; use one with surfaces or a finer mask."
         )
     return [found[level] for level in levels.in_order(set(found))]
 
 
 def measure(level: int, surface: trimesh.Trimesh, ct: Volume | None = None) -> Bone:
-    """A bone from its surface: where its endplates are and where it looks.
+    """Measures endplates and axes of a bone.
 
     Args:
         level: VerSe number.
-        surface: RAS mm; standing upright and looking ahead within some 40 degrees.
-        ct: HU, in which the bone lies.
+        surface: RAS mm; upright and facing forward within about 40 degrees.
+        ct: HU, the CT of the bone.
 
     Raises:
-        InputError: as `endplates.fit`, but for C1 and C2.
+        InputError: as `endplates.fit_endplates`, except for C1 and C2.
     """
     import trimesh
 
     solid = mesh.voxelise(surface, FINE_MM)
     inside, outside = (ndimage.distance_transform_edt(part, sampling=FINE_MM) for part in (solid.data, solid.data == 0))
-    # Either distance runs to a voxel's centre, half a voxel beyond the surface.
+    # Both distances end at a voxel's centre, half a voxel beyond the surface.
     depth = Volume((inside - outside - np.sign(inside - outside) * FINE_MM / 2).astype(np.float32), solid.affine)
     centroid = solid.world(np.argwhere(solid.data).mean(0))
     points = np.asarray(trimesh.sample.sample_surface(surface, POINTS, seed=0)[0])
@@ -102,7 +101,7 @@ def measure(level: int, surface: trimesh.Trimesh, ct: Volume | None = None) -> B
         size = max(solid.data.shape) + 16
         axes = np.eye(3)
         for _ in range(_ROUNDS):
-            # In its own axes a bone stands upright, however it lay: then the search finds the same plates in each pose.
+            # Search in the bone's own axes, so that the endplates do not depend on its pose.
             upright = surface.copy().apply_transform(_about(centroid, axes.T))
             cube = cut_cube(mesh.voxelise(upright, FINE_MM), centroid, size, FINE_MM, order=0, fill=0)
             fine = Vertebra(level, centroid, cube.data.astype(np.float32), FINE_MM)
@@ -114,10 +113,9 @@ def measure(level: int, surface: trimesh.Trimesh, ct: Volume | None = None) -> B
 
 
 def join(upper: Sequence[Bone], lower: Sequence[Bone]) -> list[Bone]:
-    """One run of two people's bones: those of `upper`, and below them those of `lower`.
+    """Joins the bones of two people: those of `upper`, and below them those of `lower`.
 
-    The lower bones are brought to the size, the place and the attitude in which their own vertebra of the lowest shared
-    level coincides with the upper person's.
+    The lower bones are scaled, turned and moved so that both people's vertebrae of the lowest shared level coincide.
 
     Raises:
         InputError: no shared level with endplates.
@@ -125,9 +123,7 @@ def join(upper: Sequence[Bone], lower: Sequence[Bone]) -> list[Bone]:
     mine, theirs = {bone.level: bone for bone in upper}, {bone.level: bone for bone in lower}
     shared = [n for n in levels.in_order(set(mine) & set(theirs)) if mine[n].plates and theirs[n].plates]
     if not shared:
-        raise InputError(
-            "Two runs of vertebrae can be joined at a level that both have, and these share none below C2."
-        )
+        raise InputError("These two sets of bones share no level below C2, so they cannot be joined.")
     one, other = mine[shared[-1]], theirs[shared[-1]]
     assert one.plates and other.plates and one.axes is not None and other.axes is not None
     size = (one.plates.depth_mm + one.plates.width_mm) / (other.plates.depth_mm + other.plates.width_mm)
@@ -156,14 +152,15 @@ def move_plates(plates: Endplates, motion: np.ndarray) -> Endplates:
 
 
 def penetration_mm(upper: Bone, lower: Bone, motion: np.ndarray) -> float:
-    """How deep one of two bones stands in the other.
+    """Penetration depth of two bones.
 
     Args:
-        upper: at rest, and `lower`: at rest.
-        motion: (4, 4), how the upper bone moves as seen by the lower one, which stays.
+        upper: in the reference pose.
+        lower: in the reference pose.
+        motion: (4, 4), of the upper bone relative to the lower one.
 
     Returns:
-        mm, the largest depth of a surface point of either in the other; 0 where they are apart.
+        mm, the largest depth of a surface point of either bone in the other; 0 if they are apart.
     """
     there = upper.points @ motion[:3, :3].T + motion[:3, 3]
     back = (lower.points - motion[:3, 3]) @ motion[:3, :3]
@@ -182,7 +179,7 @@ def _sample(depth: Volume, points: np.ndarray) -> np.ndarray:
 
 
 def _around(ct: Volume, surface: trimesh.Trimesh) -> Volume:
-    """The block of a CT that a surface and a margin fill."""
+    """The block of a CT around a surface."""
     low, high = surface.bounds + [[-HU_MARGIN_MM], [HU_MARGIN_MM]]
     ends = ct.index(np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(3, -1).T)
     first = np.clip(np.floor(ends.min(0)).astype(int), 0, ct.data.shape)

@@ -1,14 +1,14 @@
-"""A standing person with known truth: the vertebrae of a CT or of surfaces, moved as rigid bodies along a stated curve.
+"""A standing person with known posture: vertebrae of a CT or of surfaces, moved as rigid bodies along a curve.
 
 No licensed pair of standing films has a 3D truth, so this makes one:
 
-    bones = standing.open_bones(subject)
-    curve = standing.draw_curve(seed)
-    person = standing.build(bones, standing.stand(bones, curve), seed)
+    bones = reference_pose.open_bones(subject)
+    stance = kinematic_chain.stand(bones, curve.draw_curve(seed))
+    person = standing.build_standing(bones, stance, seed)
 
-Of `person.hu` films are cast as of any CT, and `truth` says what its posture is. Angles are those that `posture` measures:
-of endplates, as a lateral or an AP film shows them, and of planes of symmetry. A bone's endplates and plane are found once,
-at rest, and moved with it, so that no search limits the truth. The person looks to the room's +y and stands along +z.
+Films are cast from `person.hu` as from any CT; `truth` returns the posture, with the definitions of `clinical.posture`.
+Endplates and planes of symmetry are found once, in the reference pose, and moved with the bones. The person faces +y and
+stands along +z.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 SPACING_MM = 1.0
-_RIM = 3  # Voxels of nothing around the labels, so that no bone touches their border.
+_RIM = 3  # Empty voxels around the labels, so that no bone touches their border.
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Standing:
 
     Attributes:
         hu: the whole trunk, float32, HU.
-        labels: uint8, VerSe levels, the bones alone.
-        surfaces: level to the bone's surface where it stands, RAS mm.
-        centroids: level to (3,) RAS mm, what a landmark marks.
-        stance: where each bone stands, and its endplates.
-        contested: voxels that two bones would fill; they are the lower one's.
+        labels: uint8, VerSe levels.
+        surfaces: level to the surface of the standing bone, RAS mm.
+        centroids: level to (3,) RAS mm, the landmarks.
+        stance: pose and endplates of each bone.
+        contested: number of voxels claimed by two bones; the lower bone gets them.
     """
 
     hu: Volume
@@ -62,23 +62,23 @@ class Standing:
 
 
 def build_standing(bones: Sequence[Bone], stance: Stance, seed: int) -> Standing:
-    """Fills a trunk around standing bones: soft tissue, discs, ribs and other bones, as `phantom.paint` has them.
+    """Paints a trunk around standing bones: soft tissue, discs, ribs and other bones, as `phantom.paint` does.
 
-    A bone that came with a CT keeps that CT's HU; any other gets a shell and a core.
+    A bone with a CT keeps its HU; any other gets a shell and a core.
 
     Args:
-        bones: at rest.
-        stance: theirs.
-        seed: of everything that is painted.
+        bones: in the reference pose.
+        stance: their standing poses.
+        seed: of the painted tissue.
 
     Raises:
-        InputError: as `phantom.paint`, or a bone that nobody would take for a whole vertebra.
+        InputError: as `phantom.paint.paint_phantom`, or a bone that is not a whole vertebra.
     """
     there = {bone.level: bone.surface.copy().apply_transform(stance.motions[bone.level]) for bone in bones}
     labels, contested = _label(there)
     whole = masks.clean_mask(labels)
     if set(whole.parts) != set(there):
-        raise InputError("The standing bones don't all make whole vertebrae: " + " ".join(whole.notes))
+        raise InputError("Not all standing bones are whole vertebrae: " + " ".join(whole.notes))
     hu = paint.paint_phantom(labels, seed, SPACING_MM)
     for bone in bones:
         if bone.hu is not None:
@@ -88,11 +88,11 @@ def build_standing(bones: Sequence[Bone], stance: Stance, seed: int) -> Standing
 
 
 def truth(stance: Stance) -> dict[str, float]:
-    """The posture of bones where they stand, degrees and mm; what needs a bone that is not there is left out.
+    """The true posture, degrees and mm. Measures whose bones are missing are left out.
 
-    `kyphosis_deg`, `lordosis_deg` and `plumb_mm` are as in `Curve`; `lordosis_s1_deg` is down to S1. `cobb_deg` is the
-    largest from T1 down, from a superior to a further down inferior endplate, `upper` and `lower` are its levels; it is
-    positive where it is convex to the right.
+    `kyphosis_deg`, `lordosis_deg` and `plumb_mm` are as in `Curve`; `lordosis_s1_deg` ends at S1. `cobb_deg` is the largest
+    angle from T1 down between a superior and a lower inferior endplate, positive if convex to the right; `upper` and `lower`
+    are its levels.
     """
     plates, found = stance.plates, {}
     if T4 in plates and T12 in plates:
@@ -115,13 +115,13 @@ def truth(stance: Stance) -> dict[str, float]:
 
 
 def mark(person: Standing, views: tuple[View, View], isocentre: np.ndarray, cornered: Sequence[int] = ()) -> Landmarks:
-    """The exact landmarks of a standing person on the AP and the lateral film: all centroids, and S1's endplate.
+    """The exact landmarks of a standing person on both films: all centroids and S1's endplate.
 
     Args:
-        person: who stands.
+        person: the person.
         views: AP and lateral.
         isocentre: (3,) RAS mm.
-        cornered: levels of whose bodies the corners are marked too: where an endplate's plane ends on a film.
+        cornered: levels whose corners are marked too, where an endplate's plane ends on a film.
     """
     marks = landmarks.project_landmarks(*views, isocentre, person.centroids)
     by_view = list(zip(VIEWS, views, strict=True))
@@ -138,15 +138,15 @@ def mark(person: Standing, views: tuple[View, View], isocentre: np.ndarray, corn
 
 
 def mark_bodies(person: Standing, views: tuple[View, View], isocentre: np.ndarray) -> Landmarks:
-    """As `mark`, but the middles of the bodies, as a reader sees them; of C1 and C2 the centroids."""
+    """As `mark`, with the middles of the bodies instead of the centroids, except for C1 and C2."""
     marks, plates = mark(person, views, isocentre), person.stance.plates
     middles = {n: plates[n].body_centre if n in plates else at for n, at in person.centroids.items()}
     bodies = landmarks.project_landmarks(*views, isocentre, middles)
-    return replace(marks, centroids=bodies.centroids, of=landmarks.BODY)
+    return replace(marks, centroids=bodies.centroids, centroids_of=landmarks.BODY)
 
 
 def _corners(plates: endplates.Endplates, which: str) -> dict[str, np.ndarray]:
-    """Of one view, each corner of a body to (3,) RAS mm."""
+    """Names of a body's corners in one view, and their places (3,) in RAS mm."""
     found: dict[str, np.ndarray] = {}
     for end, centre, normal in (
         ("superior", plates.superior_centre, plates.superior_normal),
@@ -162,10 +162,10 @@ def _corners(plates: endplates.Endplates, which: str) -> dict[str, np.ndarray]:
 
 
 def _label(surfaces: Mapping[int, trimesh.Trimesh]) -> tuple[Volume, int]:
-    """The labels of bones where they stand, and how many voxels two of them would fill."""
+    """The labels of the standing bones, and the number of voxels claimed by two bones."""
     solids = {level: mesh.voxelise(surface, SPACING_MM) for level, surface in surfaces.items()}
     corners = np.concatenate([solid.corners() for solid in solids.values()])
-    # `voxelise` puts voxel centres on whole multiples of the spacing, and so does this.
+    # Voxel centres are multiples of the spacing, as in `voxelise`.
     low = np.floor(corners.min(0) / SPACING_MM) - _RIM
     shape = (np.ceil(corners.max(0) / SPACING_MM) + _RIM - low).astype(int)
     affine = np.diag([SPACING_MM] * 3 + [1.0])
@@ -179,7 +179,7 @@ def _label(surfaces: Mapping[int, trimesh.Trimesh]) -> tuple[Volume, int]:
 
 
 def _lay(hu: Volume, labels: Volume, bone: Bone, motion: np.ndarray) -> None:
-    """Lays a bone's own HU where its label stands in a trunk."""
+    """Blends a bone's own HU into the trunk where its label is."""
     assert bone.hu is not None
     ends = np.array(np.meshgrid(*bone.surface.bounds.T)).reshape(3, -1).T
     corners = _moved(ends, motion)

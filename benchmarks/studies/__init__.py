@@ -1,1 +1,1 @@
-"""Studies: ablation, comparison networks, robustness and resolution."""
+"""Studies of the network: ablation, comparison, robustness, resolution, held-out people."""

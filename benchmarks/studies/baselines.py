@@ -1,4 +1,4 @@
-"""What one gets for nothing: predictions that no network makes, fold by fold beside those that one does."""
+"""Baselines without a network: mean shape, visual hull, another person's vertebra."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from transvert.data.samples import Samples, StoredSamples
 from transvert.model import evaluate, metrics
 
 BASELINES = ("mean_shape", "visual_hull", "other_person")
-"""The mean of the learned vertebrae at the landmark; everything that two perfect outlines allow; and the same vertebra of
-somebody else, laid onto the true one as well as a rigid motion can. The last two know the answer: its outlines, its pose."""
+"""The mean of the training shapes at the landmark; the intersection of two perfect silhouettes; the same vertebra of another
+person, aligned rigidly to the true one. The last two use the truth: its silhouettes, its pose."""
 
 MOST_OTHERS = 5
+"""Most people averaged in "other_person"."""
 _COARSE = 2
 _ARM = 10.0
-"""Voxels: a turn is tried in steps that move a point this far from the middle as far as a shift's."""
+"""Voxels: scales rotations, so that a unit step moves a point this far from the middle by one voxel."""
 
 
 def score_baselines(
     subjects: Iterable[Samples], learned: Iterable[Samples | StoredSamples], wanted: Iterable[str] = BASELINES
 ) -> pd.DataFrame:
-    """The metrics of nulls.
+    """Scores the baselines.
 
     Args:
-        subjects: the truth.
-        learned: what a network would have learned from.
-        wanted: of `NULLS`.
+        subjects: the test subjects.
+        learned: the training subjects.
+        wanted: names of `BASELINES`.
 
     Returns:
-        The columns of `stages.score` and `variant`. For "other_person", the mean over up to `MOST_OTHERS` people who have
-        the level; no row where nobody has it.
+        The columns of `evaluate.score_samples` and `variant`. "other_person" is the mean over at most `MOST_OTHERS` training
+        subjects with the level; levels without one have no row.
     """
     known = [(s.levels, (s if isinstance(s, Samples) else s.load()).targets()) for s in learned]
     mean = metrics.mean_shape(np.concatenate([targets for _, targets in known]).astype(np.uint8))
@@ -48,7 +49,7 @@ def score_baselines(
             else:
                 table = _others(subject, known)
             tables.append(table.assign(variant=name))
-    # A table without rows has columns without a kind, which the others would take over.
+    # An empty table has no dtypes, and concat would spread that.
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
@@ -57,25 +58,24 @@ def _others(subject: Samples, known: list[tuple[np.ndarray, np.ndarray]]) -> pd.
     for level, truth in zip(subject.levels, subject.targets(), strict=True):
         same = [targets[found == level][0] for found, targets in known if level in found][:MOST_OTHERS]
         one = subject.chosen([int(level)])
-        tables += [evaluate.score_samples(one, lay(bone, truth)[None]) for bone in same]
+        tables += [evaluate.score_samples(one, align(bone, truth)[None]) for bone in same]
     if not tables:
         return pd.DataFrame(columns=list(evaluate.COLUMNS))
     table = pd.concat(tables, ignore_index=True)
     return table.groupby(["subject", "level", "source"], sort=False).mean().reset_index()[list(evaluate.COLUMNS)]
 
 
-def lay(bone: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Turns and shifts a bone until it covers another as well as it can.
+def align(bone: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Aligns a bone rigidly to another one.
 
-    Both are blurred, so that what is near pulls too, and the mean squared difference is lowered from where the centres of
-    mass lie on each other, without a turn.
+    Minimises the mean squared difference of the blurred masks, starting from coinciding centres of mass.
 
     Args:
         bone: (S, S, S) bool.
         truth: (S, S, S) bool.
 
     Returns:
-        (S, S, S) float32, the bone laid onto the other; above 0.5 it is bone.
+        (S, S, S) float32, the aligned bone; bone where above 0.5.
     """
     here, there = (np.array(ndimage.center_of_mass(mask)) for mask in (bone, truth))
     soft, aim = (ndimage.gaussian_filter(mask.astype(np.float32), _COARSE) for mask in (bone, truth))

@@ -1,8 +1,8 @@
-"""Networks to compare with, written anew from their descriptions, with the interface of this companion's own.
+"""Comparison networks, written from their descriptions, with the interface of `transvert.model.networks`.
 
-They are what a public benchmark of X-ray to 3D networks measures at 64³ (see the README of `benchmarks`); what is known
-of each stands in its docstring. Images are (B, 2, 2, 64, 64), logits (B, 1, 64, 64, 64) in RAS order. Where a network
-was published for one picture a view, `maps=False` builds just that: the centroid map is no input at all.
+A public benchmark of X-ray to 3D networks measures them at 64³ (Shakya and Khanal, arXiv 2309.13587). Images are
+(B, 2, 2, 64, 64), logits (B, 1, 64, 64, 64) in RAS order. `maps=False` leaves out the centroid maps, as published.
+Importing this module registers the networks.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ def _inputs(images: Tensor, maps: bool) -> tuple[Tensor, Tensor]:
 
 
 def _layer(layer: nn.Module, channels: int, dims: int, dropout: float) -> nn.Sequential:
-    """A convolution with what follows each of them in `TwoDPermuteConcat`."""
+    """A convolution with normalisation, dropout and ReLU, as in `TwoDPermuteConcat`."""
     norm = nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
     return nn.Sequential(layer, norm, nn.Dropout(dropout), nn.ReLU(inplace=True))
 
 
 def _transposed(inputs: int, outputs: int, stride: tuple[int, int, int], dropout: float) -> nn.Sequential:
-    """A transposed convolution of kernel 3 that makes an axis as many times longer as its stride says."""
+    """A transposed convolution of kernel 3 that lengthens each axis by its stride."""
     surplus = (stride[0] - 1, stride[1] - 1, stride[2] - 1)
     return _layer(nn.ConvTranspose3d(inputs, outputs, 3, stride, 1, surplus), outputs, 3, dropout)
 
 
 class TwoDPermuteConcat(nn.Module):
-    """The one public port of the paper's network: unshared encoders, anisotropic growth, concatenation, a decoder.
+    """The public port of the paper's network: separate encoders, axis expansion, concatenation, decoder.
 
-    Two encoders of six 7 x 7 convolutions with strides 2-2-1-1-1-1; a singleton axis grown by transposed convolutions,
+    Two encoders of six 7 x 7 convolutions with strides 2-2-1-1-1-1; a singleton axis expanded by transposed convolutions,
     log2(N) - 2 times; a decoder of four convolutions, two transposed ones, and one of kernel 7. 1,194,049 parameters
     with `maps=False`, as published; the centroid maps add 1,568.
 
     Args:
         width: channels of the first layer; the published 16.
-        maps: whether the centroid maps are a second input channel.
+        maps: use the centroid maps as a second input channel.
         size: pixels a side of the pictures and voxels a side of the volume, a power of two.
         dropout: after each normalisation.
     """
@@ -77,7 +77,7 @@ class TwoDPermuteConcat(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 2, 2, N, N) to logits (B, 1, N, N, N), RAS order."""
-        # The axes of [z, y, x] that the AP and the lateral picture do not see, behind batch and channels.
+        # The axes of (batch, channel, z, y, x) that the AP and the lateral picture do not see.
         grown = [
             grow(encode(picture).unsqueeze(axis))
             for grow, encode, picture, axis in zip(
@@ -88,14 +88,14 @@ class TwoDPermuteConcat(nn.Module):
 
 
 class OneDConcat(nn.Module):
-    """Each picture to one vector; both vectors, end to end, to a volume.
+    """One vector per picture; both vectors, concatenated, become a volume.
 
     Published are the idea and the size, 40.6 million parameters. The layers are this companion's, chosen for that size:
     nothing but the vectors connects pictures and volume, so it can keep no place of what it sees.
 
     Args:
-        width: channels of the first layer; a picture's vector has 16 times as many numbers.
-        maps: whether the centroid maps are a second input channel.
+        width: channels of the first layer; the vector of a picture is 16 times as long.
+        maps: use the centroid maps as a second input channel.
     """
 
     def __init__(self, width: int = 32, maps: bool = True):
@@ -127,9 +127,9 @@ class OneDConcat(nn.Module):
 
 
 class AttentionUnet(nn.Module):
-    """MONAI's AttentionUnet on both pictures, each repeated along the axis that it does not see: a 3D network on a volume.
+    """MONAI's AttentionUnet, a 3D network, on both pictures, each repeated along the axis that it does not see.
 
-    The benchmark's size is 1.5 million parameters, which is what these five scales come to.
+    Five scales give the published 1.5 million parameters.
 
     Args:
         width: channels at 64³, doubled at each of four coarser scales.

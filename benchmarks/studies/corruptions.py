@@ -1,10 +1,8 @@
-"""What goes wrong with a pair of films, done to stored samples: one fault at a time, of a stated size.
+"""Corrupted film pairs from stored samples: one corruption of a given size at a time.
 
-A vertebra's pictures are cast anew from its stored cube of 126 mm by parallel rays, as a training draw casts them, and
-what else threw a shadow onto its films is laid over. So a turned view is turned: what lies in front moves one way, what
-lies behind the other. Without a fault the same path gives the stored pictures back.
-
-What the films show of the body beyond the cube, and of detail finer than its voxels, moves in the picture's plane alone.
+The pictures are projected again from the stored cube of 126 mm with parallel rays, as in training, and the stored background
+is added. So a turned view is truly turned. Without a corruption, the stored pictures come back. The background, and detail
+finer than the voxels, only moves within the picture plane.
 """
 
 from __future__ import annotations
@@ -25,34 +23,34 @@ from transvert.model.augment import WATER_PER_MM, bone_contrast, warp_background
 from transvert.model.intensity import Random
 
 PER_VOXEL = SPACING_MM * WATER_PER_MM
-"""Attenuation × mm of a voxel of water."""
+"""Line integral through one voxel of water."""
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is wrong with a pair of films; the defaults are right.
+    """A corruption of a film pair. The defaults change nothing.
 
     Attributes:
-        turn_deg: of the lateral view, about the patient's long axis; above 0 what lies to the right moves to the front.
-        ap_size: of the AP film relative to what it is taken for, about the vertebra.
-        lateral_size: of the lateral film.
-        click_mm: how far off the centroid is marked in each view, in a random direction in each. Patches are cut and
-            the vertebra is placed where the two marks meet, as notebook 04 does.
-        noise: as `augment.Strength.noise`, of both films.
-        coarse: pixels a side that become one, of both films.
+        turn_deg: rotation of the lateral view about the patient's long axis; positive moves the right side to the front.
+        ap_size: magnification of the AP film about the vertebra.
+        lateral_size: magnification of the lateral film.
+        landmark_mm: error of the landmark in each view, in a random direction. The patch is cut, and the vertebra placed,
+            where the two landmarks meet.
+        noise: as `AugmentConfig.noise`, in both films.
+        coarse: pixels per side averaged into one, in both films.
     """
 
     turn_deg: float = 0.0
     ap_size: float = 1.0
     lateral_size: float = 1.0
-    click_mm: float = 0.0
+    landmark_mm: float = 0.0
     noise: float = 0.0
     coarse: int = 1
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: its unit, the amounts that are tried, and what an amount means."""
+    """A kind of corruption: unit, tested amounts, and the corruption of an amount."""
 
     unit: str
     amounts: tuple[float, ...]
@@ -62,7 +60,7 @@ class Kind:
 KINDS = {
     "none": Kind("", (0.0,), lambda _: Corruption()),
     "lateral turned": Kind("deg", (-10.0, -5.0, -2.0, -1.0, 1.0, 2.0, 5.0, 10.0), lambda deg: Corruption(turn_deg=deg)),
-    "click off": Kind("mm", (2.0, 5.0, 8.0), lambda mm: Corruption(click_mm=mm)),
+    "landmark off": Kind("mm", (2.0, 5.0, 8.0), lambda mm: Corruption(landmark_mm=mm)),
     "AP too large": Kind("%", (5.0, 10.0), lambda part: Corruption(ap_size=1 + part / 100)),
     "lateral too large": Kind("%", (5.0, 10.0), lambda part: Corruption(lateral_size=1 + part / 100)),
     "both too large": Kind(
@@ -74,27 +72,26 @@ KINDS = {
 """For the embedded CT, noise of 0.03 is a usual dose, 0.08 a tenth and 0.25 a hundredth of it."""
 
 
-def corrupted_images(
-    subject: Samples, fault: Corruption | None = None, *, alone: bool = False, seed: int = 0
+def corrupt_images(
+    subject: Samples, corruption: Corruption | None = None, *, crop: bool = False, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A subject's vertebrae on films with a fault.
+    """Projects a subject's vertebrae with a corruption.
 
     Args:
         subject: the samples.
-        fault: none by default.
-        alone: nothing but the cube of 96 mm is on the films, as the public benchmark has it. So it is anyway for samples
-            whose surroundings are "cube".
-        seed: of the clicks' directions and the noise; a vertebra's own are equal for all faults.
+        corruption: none by default.
+        crop: show the cube of 96 mm alone, as in the public benchmark. Always on for samples of that field of view.
+        seed: of landmark errors and noise; a vertebra's own are equal for all corruptions.
 
     Returns:
-        images (N, 2, 2, 64, 64) float32, a network's input; and (N, 3) mm, how far from the sample's the centre lies
-        around which the patches were cut: give it to `put_back` with the prediction.
+        Images (N, 2, 2, 64, 64) float32, and the shift (N, 3) of the patch centres from those of the samples, mm. Pass the
+        shift to `shift_back` with the predictions.
     """
-    fault = fault or Corruption()
-    alone = alone or subject.surroundings == "cube"
+    corruption = corruption or Corruption()
+    crop = crop or subject.field_of_view == "crop"
     cube = torch.from_numpy(subject.hu).float().div(1000).add(1).clamp(min=0)
-    views, right = _views(fault, len(cube)), _views(Corruption(), len(cube))
-    if alone:
+    views, right = _views(corruption, len(cube)), _views(Corruption(), len(cube))
+    if crop:
         within = torch.zeros_like(cube)
         within[:, MIDDLE, MIDDLE, MIDDLE] = cube[:, MIDDLE, MIDDLE, MIDDLE]
         cube, outside = within, torch.zeros(subject.pictures.shape)
@@ -102,45 +99,45 @@ def corrupted_images(
         outside = torch.from_numpy(subject.pictures) - warp.project_parallel(cube, right) * PER_VOXEL
     shadows = warp.project_parallel(cube, views) * PER_VOXEL
     seeds = [zlib.crc32(f"{subject.subject}/{level}/{seed}".encode()) for level in subject.levels]
-    clicks = fault.click_mm * np.stack([_directions(own) for own in seeds])
+    clicks = corruption.landmark_mm * np.stack([_directions(own) for own in seeds])
     moved = np.stack([-clicks[:, 0, 1], -clicks[:, 1, 1], -clicks[:, :, 0].mean(1)], axis=1)
     shift, upright = torch.from_numpy(moved).float(), torch.eye(3).repeat(len(cube), 1, 1)
     patches = warp_background(shadows, upright, shift, right)[0]
     beyond, seen = warp_background(outside, upright, shift, views)
     patches = patches + torch.where(seen, beyond, 0.0)
-    if fault.noise:
-        patches = _noisy(patches, subject, fault.noise, seeds)
-    if fault.coarse > 1:
-        patches = functional.avg_pool2d(patches, fault.coarse)
-        patches = functional.interpolate(patches, scale_factor=fault.coarse, mode="bilinear")
+    if corruption.noise:
+        patches = _noisy(patches, subject, corruption.noise, seeds)
+    if corruption.coarse > 1:
+        patches = functional.avg_pool2d(patches, corruption.coarse)
+        patches = functional.interpolate(patches, scale_factor=corruption.coarse, mode="bilinear")
     offsets = np.zeros((len(cube), 2, 2))
-    offsets[:, :, 0] = clicks[:, :, 0] + moved[:, 2:]  # The two marks' heights differ; the patches' don't.
+    offsets[:, :, 0] = clicks[:, :, 0] + moved[:, 2:]  # The landmarks' heights differ, the patches' do not.
     parts = zip(patches.numpy(), seen.numpy(), offsets, strict=True)
     return np.stack([network_input(*part) for part in parts]), moved
 
 
-def put_back(predictions: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Predictions (N, 64, 64, 64) in the cubes that they were made in, brought to the samples' own; 0 beyond."""
-    if not moved.any():
+def shift_back(predictions: np.ndarray, shifts_mm: np.ndarray) -> np.ndarray:
+    """Shifts predictions (N, 64, 64, 64) by (N, 3) mm into the cubes of their samples; 0 outside."""
+    if not shifts_mm.any():
         return predictions
-    pairs = zip(predictions, moved / SPACING_MM, strict=True)
+    pairs = zip(predictions, shifts_mm / SPACING_MM, strict=True)
     return np.stack([ndimage.shift(volume, voxels, order=1) for volume, voxels in pairs])
 
 
-def _views(fault: Corruption, count: int) -> torch.Tensor:
-    """(N, 2, 3) as `warp.project` wants them."""
-    lateral = [np.deg2rad(fault.turn_deg), 0.0, fault.lateral_size]
-    return torch.tensor([[0.0, 0.0, fault.ap_size], lateral], dtype=torch.float32).repeat(count, 1, 1)
+def _views(corruption: Corruption, count: int) -> torch.Tensor:
+    """(N, 2, 3) views for `warp.project_parallel`."""
+    lateral = [np.deg2rad(corruption.turn_deg), 0.0, corruption.lateral_size]
+    return torch.tensor([[0.0, 0.0, corruption.ap_size], lateral], dtype=torch.float32).repeat(count, 1, 1)
 
 
 def _directions(seed: int) -> np.ndarray:
-    """(2, 2) unit vectors, one a view, down and across."""
+    """(2, 2) unit vectors, one per view: row and column."""
     angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, 2)
     return np.stack([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def _noisy(patches: torch.Tensor, subject: Samples, noise: float, seeds: list[int]) -> torch.Tensor:
-    """The patches with the noise of a film's dose, each vertebra's by its own seed."""
+    """Adds film noise to the patches, each with its own seed."""
     targets = torch.from_numpy(subject.targets())
     thickness = torch.stack([targets.sum(2), targets.sum(1)], dim=1) * SPACING_MM
     level = noise * bone_contrast(thickness)

@@ -1,7 +1,7 @@
-"""Trainings that differ in one thing: what a recipe is made of, and whose network it trains.
+"""Studies that train: ablation of the recipe, and comparison of networks.
 
-What each leaves lies in `<out>/<variant>/<fold>/`, so that a study that was stopped goes on when it is called again, and
-several processes, given different variants, fill one folder, from which a call for all then reads.
+Each training writes to `<out>/<variant>/<fold>/`. A stopped study continues when it is called again. Several processes with
+different variants may share the folder; a call for all variants then reads their results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.studies import baselines, comparison_networks, corruptions  # noqa: F401
+from benchmarks.studies import baselines, comparison_networks, corruptions  # noqa: F401 registers the networks
 from transvert import runs
 from transvert.data import splits, store
 from transvert.data.samples import Samples, StoredSamples
@@ -28,19 +28,19 @@ from transvert.model.train import Recipe, train_network
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study works on, and how long.
+    """Inputs and settings of a study.
 
     Attributes:
-        store: of samples; of the whole body, if a study asks how much easier the cube alone is.
-        out: the folder for trainings.
-        recipe: of every training, but for what a variant changes.
-        minutes: of each training in the peers' second half, on this machine; 0 leaves that half out.
-        variants: the wanted ones, with commas between; "" for all.
-        folds: a split as `stages.folds` has them; whom it holds out is tested.
-        weights: whose robustness: a file, "shipped", or a folder with the weights of a fold in each of its folders.
-        data: the manifests whose bones the study of resolution takes, with commas between.
-        seed: of clicks, noise and grids; that of trainings is the recipe's.
-        say: hears how it goes.
+        store: samples.
+        out: folder of the trainings.
+        recipe: of every training; a variant changes parts of it.
+        minutes: comparison: also train each network for so many minutes on this machine; 0 for equal steps alone.
+        variants: names separated by commas; "" for all.
+        folds: a split of `splits.iterate_folds`; the held-out people are tested.
+        weights: robustness: a file, "shipped", or a folder with one folder of weights per fold.
+        data: resolution: names of manifests separated by commas.
+        seed: of landmark errors, noise and grids; the recipe has the seed of trainings.
+        log: called with progress messages.
     """
 
     store: str | Path = ""
@@ -52,20 +52,20 @@ class Plan:
     weights: str | Path = "shipped"
     data: str = "embedded,public_samples"
     seed: int = 0
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One training of a study.
+    """One variant of a study.
 
     Attributes:
-        changes: of the plan's recipe; another network has none of its options.
+        changes: to the plan's recipe; another network does not inherit the options.
         options: of the network.
-        strength: of the augmentation.
-        source: learn from "phantom" subjects alone.
-        shown: what the tested vertebrae are shown on; keys of `_SHOWN`.
-        longer: times the plan's steps.
+        strength: changes to the augmentation.
+        source: train on subjects of this source alone, such as "phantom".
+        shown: inputs of the test; keys of `TEST_INPUTS`.
+        longer: factor on the plan's steps.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -89,87 +89,87 @@ def _one_view(subject: Samples, gone: int) -> np.ndarray:
     return images
 
 
-_SHOWN: dict[str, Callable[[Samples], np.ndarray]] = {
+TEST_INPUTS: dict[str, Callable[[Samples], np.ndarray]] = {
     "own": lambda subject: subject.images(),
-    "cube": lambda subject: corruptions.corrupted_images(subject, alone=True)[0],
+    "crop": lambda subject: corruptions.corrupt_images(subject, crop=True)[0],
     "AP alone": lambda subject: _one_view(subject, 1),
     "lateral alone": lambda subject: _one_view(subject, 0),
 }
 
 ABLATION = {
-    "full": Variant(shown=("own", "cube")),
+    "complete": Variant(shown=("own", "crop")),
     "without_maps": Variant(options={"maps": False}),
     "without_attention": Variant(options={"attention": False}),
-    # Each sample shows one view, either; in twice the steps each view is seen as often as by the others.
+    # Each sample shows one of the views. With twice the steps, each view is seen as often as in the other variants.
     "one_view": Variant({"one_view": 1.0}, shown=("AP alone", "lateral alone"), longer=2),
     "phantoms_only": Variant(source="phantom"),
-    "cube": Variant(strength={"bare": 1.0, "clutter": 0.0, "collimate": 0.0}, shown=("own", "cube")),
+    "crop": Variant(strength={"bare": 1.0, "clutter": 0.0, "collimate": 0.0}, shown=("own", "crop")),
     "paper": Variant({"network": "transvert"}),
     "paper_critic": Variant({"network": "transvert", "critic_weight": 0.01}),
 }
-"""What of the recipe matters. "full" and "cube" are tested on whole bodies and on the cube alone."""
+"""Variants of the ablation. "complete" and "crop" are tested on both fields of view."""
 
-# In bfloat16 the gradients of transposed 3D convolutions are not always numbers on a CPU.
-_THEIRS = {
+# On a CPU, bfloat16 gradients of transposed 3D convolutions can be NaN.
+_COMPARED = {
     name: {"network": name, "precision": "32"} for name in ("twod_permute_concat", "oned_concat", "attention_unet")
 }
 _PUBLISHED = {"optimiser": "adamw", "learning_rate": 2e-4, "weight_decay": 0.0, "loss": "dice"}
-PEERS = {
+COMPARISON = {
     **{name: Variant({"network": name}) for name in ("transvert_hull", "transvert")},
-    **{name: Variant(changes) for name, changes in _THEIRS.items()},
-    **{f"{name}_published": Variant(changes | _PUBLISHED) for name, changes in _THEIRS.items()},
+    **{name: Variant(changes) for name, changes in _COMPARED.items()},
+    **{f"{name}_published": Variant(changes | _PUBLISHED) for name, changes in _COMPARED.items()},
 }
-"""The peers, trained as ours are, and with soft Dice and Adam at 2e-4 as they were published."""
+"""Networks of the comparison, trained with this companion's recipe, or "published": soft Dice and Adam at 2e-4."""
 
 
 def ablation(plan: Plan) -> pd.DataFrame:
-    """What of the recipe matters: the same training without one thing at a time.
+    """Trains the recipe without one of its parts at a time.
 
     Raises:
-        InputError: no such variant, or one that this store can't tell.
+        InputError: unknown variant, or a variant that this store cannot test.
     """
     index = store.read_index(plan.store)
     lacks = {}
-    if "body" not in set(index["surroundings"]):
-        lacks["cube"] = "needs a store of whole bodies, and this one shows cubes alone"
+    if "full" not in set(index["field_of_view"]):
+        lacks["crop"] = "needs a store with the full field of view"
     if len(set(index["source"])) < 2:
         lacks["phantoms_only"] = "needs phantoms and CTs in one store"
     tables = []
-    for name in wanted(plan, ABLATION):
+    for name in chosen_variants(plan, ABLATION):
         if name in lacks:
             if plan.variants:
                 raise InputError(f"The variant '{name}' {lacks[name]}; leave it out.")
-            plan.say(f"{name}: left out, for it {lacks[name]}.")
+            plan.log(f"{name}: left out, because it {lacks[name]}.")
             continue
         tables.append(_train(plan, name, ABLATION[name], ABLATION[name].recipe(plan.recipe)).assign(variant=name))
     return pd.concat(tables, ignore_index=True)
 
 
-def peers(plan: Plan) -> pd.DataFrame:
-    """Networks on the same data with the same seed: after equal steps, after equal minutes, and beside three nulls.
+def comparison(plan: Plan) -> pd.DataFrame:
+    """Trains networks on the same data with the same seed, for equal steps and equal minutes, beside three baselines.
 
     Raises:
-        InputError: no such variant.
+        InputError: unknown variant.
     """
     tables = []
-    for name in wanted(plan, [*PEERS, *baselines.BASELINES]):
+    for name in chosen_variants(plan, [*COMPARISON, *baselines.BASELINES]):
         if name in baselines.BASELINES:
-            tables.append(_null(plan, name).assign(variant=name))
+            tables.append(_baseline(plan, name).assign(variant=name))
             continue
-        recipe = PEERS[name].recipe(plan.recipe)
-        tables.append(_train(plan, name, PEERS[name], recipe).assign(variant=name, budget="steps"))
+        recipe = COMPARISON[name].recipe(plan.recipe)
+        tables.append(_train(plan, name, COMPARISON[name], recipe).assign(variant=name, budget="steps"))
         if plan.minutes:
             budget, folder = f"{plan.minutes:g} min", f"{name}-{plan.minutes:g}min"
             steps = max(1, round(60 * plan.minutes / _pace(plan, folder, recipe)))
-            recipe = PEERS[name].recipe(replace(plan.recipe, steps=steps))
-            tables.append(_train(plan, folder, PEERS[name], recipe).assign(variant=name, budget=budget))
+            recipe = COMPARISON[name].recipe(replace(plan.recipe, steps=steps))
+            tables.append(_train(plan, folder, COMPARISON[name], recipe).assign(variant=name, budget=budget))
     return pd.concat(tables, ignore_index=True)
 
 
-def seconds_a_step(subjects: Sequence[Samples | StoredSamples], recipe: Recipe, steps: int = 10) -> float:
-    """What a training step takes on this machine, drawing its samples included: a longer training less a shorter one."""
+def seconds_per_step(subjects: Sequence[Samples | StoredSamples], recipe: Recipe, steps: int = 10) -> float:
+    """Seconds per training step on this machine, from the difference of a longer and a shorter training."""
     spent = []
-    for count in (3, 3, 3 + steps):  # The first makes kernels and memory ready.
+    for count in (3, 3, 3 + steps):  # The first warms up.
         short = replace(recipe, steps=count, epoch_steps=count, warmup=1)
         with tempfile.TemporaryDirectory() as folder:
             curve = train_network(subjects, [], short, folder, progress=False)
@@ -178,27 +178,25 @@ def seconds_a_step(subjects: Sequence[Samples | StoredSamples], recipe: Recipe, 
 
 
 def _folds(plan: Plan) -> Iterator[tuple[str, pd.DataFrame]]:
-    """`stages.folds`, each with somebody to test on."""
+    """`splits.iterate_folds`; every fold must hold people out."""
     for fold, rows in splits.iterate_folds(store.read_index(plan.store), plan.folds):
         if not (rows["split"] == "held_out_subject").any():
-            raise InputError(
-                f"The split '{plan.folds}' holds nobody out, so nobody can be tested; use folds:5 or loso."
-            )
+            raise InputError(f"The split '{plan.folds}' holds no person out for the test; use folds:5 or loso.")
         yield fold, rows
 
 
 def _pace(plan: Plan, folder: str, recipe: Recipe) -> float:
-    """`seconds_a_step`, measured once and kept, so that a training that goes on keeps its number of steps."""
+    """`seconds_per_step`, measured once and stored, so that a continued training keeps its number of steps."""
     path = plan.out / folder / "pace.json"
     if not path.exists():
         _, rows = next(_folds(plan))
         learned = splits.stream_samples(plan.store, rows[rows["split"] == "train"])
-        write_json(path, {"seconds_a_step": seconds_a_step(learned, recipe)})
-    return float(read_json(path, "pace")["seconds_a_step"])
+        write_json(path, {"seconds_per_step": seconds_per_step(learned, recipe)})
+    return float(read_json(path, "pace")["seconds_per_step"])
 
 
 def _train(plan: Plan, name: str, variant: Variant, recipe: Recipe) -> pd.DataFrame:
-    """Every fold's held-out vertebrae; trained, or read where that was done."""
+    """Scores of the held-out vertebrae of every fold, trained now or read from an earlier run."""
     tables = []
     for fold, rows in _folds(plan):
         learned, watched = splits.train_and_watched(rows, recipe.patience)
@@ -215,7 +213,7 @@ def _train(plan: Plan, name: str, variant: Variant, recipe: Recipe) -> pd.DataFr
 
             def report(curve: pd.DataFrame, who: str = f"{name} {fold}".strip()) -> None:
                 last = curve.iloc[-1]
-                plan.say(f"{who}: step {last.step:.0f} of {recipe.steps}, loss {last.loss:.3f}, {last.seconds:.0f} s")
+                plan.log(f"{who}: step {last.step:.0f} of {recipe.steps}, loss {last.loss:.3f}, {last.seconds:.0f} s")
 
             looked_at = splits.load_samples(plan.store, watched) if recipe.patience else []
             parts = splits.stream_samples(plan.store, learned)
@@ -237,14 +235,14 @@ def _score(plan: Plan, held: pd.DataFrame, variant: Variant, weights: Path) -> p
     tables = []
     for part in splits.stream_samples(plan.store, held):
         subject = part.load()
-        ways = {subject.surroundings if way == "own" else way: _SHOWN[way] for way in variant.shown}
+        ways = {subject.field_of_view if way == "own" else way: TEST_INPUTS[way] for way in variant.shown}
         for told, show in ways.items():
             made = predict(network, show(subject), mirror=True)
             tables.append(evaluate.score_samples(subject, made).assign(tested_on=told, parameters=count))
     return pd.concat(tables, ignore_index=True)
 
 
-def _null(plan: Plan, name: str) -> pd.DataFrame:
+def _baseline(plan: Plan, name: str) -> pd.DataFrame:
     tables = []
     for fold, rows in _folds(plan):
         sides = (rows[rows["split"] == side] for side in ("held_out_subject", "train"))
@@ -253,14 +251,14 @@ def _null(plan: Plan, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def wanted(plan: Plan, known: Iterable[str]) -> list[str]:
-    """The plan's variants of those that a study has, in the study's order.
+def chosen_variants(plan: Plan, known: Iterable[str]) -> list[str]:
+    """The plan's variants in the study's order.
 
     Raises:
-        InputError: one that the study does not have.
+        InputError: unknown variant.
     """
     all_, asked = list(known), [name.strip() for name in plan.variants.split(",") if name.strip()]
     for name in asked:
         if name not in all_:
-            raise InputError(f"'{name}' is no variant of this study; use some of {', '.join(all_)}.")
+            raise InputError(f"'{name}' is not a variant of this study; use {', '.join(all_)}.")
     return [name for name in all_ if name in asked or not asked]

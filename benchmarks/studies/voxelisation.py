@@ -1,4 +1,4 @@
-"""What voxels and millimetres cost in Dice, of bones whose surfaces are known: no network takes part."""
+"""Dice of perfect shapes on coarse voxels, and of shapes with an offset surface."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
     import trimesh
 
 FINE_MM = 0.25
-"""Voxels on which solids are compared whose own voxels are coarser,"""
+"""Voxels on which solids of coarser voxels are compared."""
 OFFSET_MM = 0.5
-"""and those on which surfaces are moved, by the distance at each voxel's centre."""
+"""Voxels on which a surface is offset."""
 COARSEST_MM = 1.0
-"""A mask's finest side: one with coarser voxels says nothing of what finer ones would cost."""
+"""Largest voxel side (the smallest of the three) of a mask that counts as finely known."""
 POINTS_PER_MM2 = 10
 
 
 def solids(subject: manifest.Subject) -> Iterator[tuple[int, str, trimesh.Trimesh]]:
-    """The whole vertebrae of a subject as finely as they are known.
+    """The surfaces of a subject's whole vertebrae.
 
     Args:
-        subject: with surfaces, or with a mask.
+        subject: with surfaces or a mask.
 
     Yields:
-        Level; what is known of it, "surface" or the mask's voxel size; and its surface, RAS mm. A mask's is smoothed, for
-        its steps are the scanner's. Nothing for a mask of voxels wider than `COARSEST_MM` on every side.
+        Level, source ("surface", or the mask's voxel size), and surface, RAS mm. Surfaces from masks are smoothed. A mask
+        with a voxel side above `COARSEST_MM` yields nothing.
     """
     if subject.mask is not None:
         mask = volume.read_mask(subject.mask, subject.convention)
         if mask.spacing_mm.min() > COARSEST_MM:
             return
-        told = "mask of " + " x ".join(f"{side:.2f}" for side in mask.spacing_mm) + " mm"
+        source = "mask of " + " x ".join(f"{side:.2f}" for side in mask.spacing_mm) + " mm"
         for level, (part, box) in masks.clean_mask(mask).parts.items():
             affine = mask.affine.copy()
             affine[:3, 3] = mask.world(np.array([side.start for side in box]))
-            yield level, told, mesh.extract_surface(part, affine)
+            yield level, source, mesh.extract_surface(part, affine)
     elif subject.surfaces:
         found = orient.read_surfaces({n: _file(subject, path) for n, path in subject.surfaces.items()})
         bones = levels.in_order(set(found) & set(levels.VERTEBRAE))
@@ -54,7 +54,7 @@ def solids(subject: manifest.Subject) -> Iterator[tuple[int, str, trimesh.Trimes
 
 
 def _file(subject: manifest.Subject, path: Path) -> orient.Surface:
-    """A surface with what its manifest states of it."""
+    """A surface with the unit and frame of its manifest."""
     file = subject.files.get(path)
     return orient.Surface(path, (file and file.unit) or orient.UNSTATED, (file and file.frame) or orient.UNSTATED)
 
@@ -62,16 +62,15 @@ def _file(subject: manifest.Subject, path: Path) -> orient.Surface:
 def voxel_cost(
     surface: trimesh.Trimesh, spacings_mm: tuple[float, ...], random: np.random.Generator
 ) -> list[tuple[float, float]]:
-    """Dice between perfect answers that differ only in their voxels.
+    """Dice between perfect shapes on different voxels.
 
     Args:
         surface: RAS mm.
-        spacings_mm: of the voxels; a voxel is bone where its centre is.
-        random: where the voxels lie: two grids anywhere, for each spacing.
+        spacings_mm: voxel sides; a voxel is bone if its centre is.
+        random: draws the offsets of two grids per spacing.
 
     Returns:
-        For each spacing, Dice of the solid with its own voxels (the mean of both grids), and of both grids' voxels with
-        each other.
+        Per spacing: Dice of the solid with its voxels (mean of both grids), and Dice between the two grids.
     """
     solid = mesh.voxelise(surface, FINE_MM)
     truth, found = solid.data > 0, []
@@ -83,7 +82,7 @@ def voxel_cost(
 
 
 def voxelise_at(surface: trimesh.Trimesh, spacing_mm: float, offset_mm: np.ndarray) -> Volume:
-    """As `mesh.voxelise`, with a voxel's centre at `offset_mm` (3,) RAS mm."""
+    """As `mesh.voxelise`, with one voxel centre at `offset_mm` (3,) RAS mm."""
     moved = surface.copy()
     moved.apply_translation(-np.asarray(offset_mm))
     made = mesh.voxelise(moved, spacing_mm)
@@ -93,10 +92,7 @@ def voxelise_at(surface: trimesh.Trimesh, spacing_mm: float, offset_mm: np.ndarr
 
 
 def onto(solid: Volume, grid: Volume) -> np.ndarray:
-    """A solid's voxels as boxes, read at the centres of another axis-aligned grid: bool of its shape.
-
-    The solid has a rim of empty voxels, which goes on beyond it.
-    """
+    """Resamples a solid to another axis-aligned grid: bool, by nearest voxel. The solid has an empty border."""
     places = []
     for axis, (mm, count) in enumerate(zip(shapes.axes_mm(grid), solid.data.shape, strict=True)):
         index = np.rint((mm - solid.affine[axis, 3]) / solid.affine[axis, axis]).astype(int)
@@ -105,14 +101,14 @@ def onto(solid: Volume, grid: Volume) -> np.ndarray:
 
 
 def offset_cost(surface: trimesh.Trimesh, offsets_mm: tuple[float, ...]) -> list[float]:
-    """Dice between a solid and itself with its whole surface moved outwards, or inwards where an offset is negative.
+    """Dice between a solid and itself with its whole surface offset.
 
     Args:
         surface: RAS mm, closed.
-        offsets_mm: how far.
+        offsets_mm: positive outwards, negative inwards.
     """
     solid = mesh.voxelise(surface, OFFSET_MM)
-    rim = int(np.ceil(max(map(abs, offsets_mm)) / OFFSET_MM)) + 1  # Voxels in which the surface may come to lie.
+    rim = int(np.ceil(max(map(abs, offsets_mm)) / OFFSET_MM)) + 1  # Voxels that the surface may reach.
     affine = solid.affine.copy()
     affine[:3, 3] -= rim * OFFSET_MM
     solid = Volume(np.pad(solid.data, rim) > 0, affine)
@@ -124,9 +120,9 @@ def offset_cost(surface: trimesh.Trimesh, offsets_mm: tuple[float, ...]) -> list
 
 
 def distances(surface: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
-    """(N,) mm from points (N, 3) to a surface: to the nearest of `POINTS_PER_MM2` points on it, along that one's normal.
+    """(N,) distances in mm from points (N, 3) to a surface, sampled with `POINTS_PER_MM2`.
 
-    The points' own distance from each other counts for none.
+    Within the spacing of the samples only the distance along the normal counts.
     """
     import trimesh
 
@@ -138,5 +134,5 @@ def distances(surface: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two masks on one grid."""
+    """Dice of two masks on one grid."""
     return 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
