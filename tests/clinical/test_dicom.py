@@ -1,4 +1,4 @@
-"""DICOM films: every way to store the same grey values, how the picture lies, how it was taken, and what is refused."""
+"""DICOM films: every way to store the same grey values, orientation, acquisition metadata, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from transvert.clinical import dicom, radiograph
-from transvert.clinical.acquisition import ImageOrientation, orientation_from_letters
+from transvert.clinical.dicom import ImageOrientation, orientation_from_letters
 from transvert.drr.geometry import named_view
 from transvert.io import InputError
 
@@ -33,7 +33,7 @@ GREY12 = np.minimum(SMOOTH + RNG.integers(0, 60, SHAPE), 4095).astype(np.uint16)
 
 
 def stored(path: Path, pixels: np.ndarray = GREY12, bits: int = 12, **changes: Any) -> Path:
-    """A film whose file holds these pixels; a change to None takes a tag away."""
+    """A film whose file holds these pixels; a change to None removes a tag."""
     view = named_view("ap", np.zeros(3), pixels.shape, (0.7, 0.143))
     unsigned = pixels.view(np.uint16 if pixels.dtype.itemsize == 2 else np.uint8)
     radiograph.write_dicom(path, np.zeros(pixels.shape, unsigned.dtype), view, bits=bits)
@@ -53,7 +53,7 @@ def stored(path: Path, pixels: np.ndarray = GREY12, bits: int = 12, **changes: A
 # Grey values
 
 
-def test_the_bits_beyond_the_picture_s_are_left_out(tmp_path: Path) -> None:
+def test_bits_beyond_the_stored_ones_are_ignored(tmp_path: Path) -> None:
     overlaid = GREY12 | (RNG.integers(0, 16, SHAPE).astype(np.uint16) << 12)
     assert_array_equal(radiograph.read_radiograph(stored(tmp_path / "f.dcm", overlaid)).pixels, GREY12)
     # As old files have them: the picture in the upper bits, something else in the lower ones.
@@ -82,7 +82,7 @@ def test_a_modality_lut(tmp_path: Path) -> None:
     assert_array_equal(radiograph.read_radiograph(path).pixels, values[GREY12])
 
 
-def test_the_window_and_the_voi_lut_are_a_viewer_s_business(tmp_path: Path) -> None:
+def test_the_window_and_the_voi_lut_are_ignored(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
     table.add_new("LUTData", "OW", np.full(4096, 7, np.uint16).tobytes())
@@ -95,7 +95,7 @@ RAW = {"PresentationIntentType": "FOR PROCESSING", "PresentationLUTShape": None}
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_raw_film_becomes_attenuation_by_what_its_detector_says(tmp_path: Path, kind: str, sign: int) -> None:
+def test_a_raw_film_becomes_attenuation_by_its_detector_s_sign(tmp_path: Path, kind: str, sign: int) -> None:
     integral = np.linspace(0.01, 5, 37 * 52).reshape(SHAPE)
     photons = np.rint(65535 * np.exp(-integral))
     values = (photons if sign == 1 else 65535 - photons).astype(np.uint16)
@@ -104,7 +104,7 @@ def test_a_raw_film_becomes_attenuation_by_what_its_detector_says(tmp_path: Path
         stored(tmp_path / "f.dcm", values, 16, PhotometricInterpretation=kind, **changes, **RAW)
     )
     assert_allclose(read.pixels, integral, atol=2e-3)
-    assert read.facts.notes == ("The film is a raw one, linear in the exposure: its logarithm was taken.",)
+    assert read.acquisition.notes == ("The film is a raw one, linear in the exposure: its logarithm was taken.",)
     # A logarithmic one has its white bone turned only.
     changes["PixelIntensityRelationship"] = "LOG"
     read = radiograph.read_radiograph(
@@ -117,13 +117,14 @@ def test_a_file_that_contradicts_itself_on_white_is_noted(tmp_path: Path) -> Non
     for changes in ({"PresentationLUTShape": "INVERSE"}, {"PixelIntensityRelationshipSign": 1}):
         read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes))
         assert_array_equal(read.pixels, GREY12)  # What viewers show.
-        assert "make sure that bone is white" in read.facts.notes[0]
+        assert "make sure that bone is white" in read.acquisition.notes[0]
     inverse = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}
     read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **inverse, PixelIntensityRelationshipSign=1))
-    assert_array_equal(read.pixels, 4095 - GREY12) and not read.facts.notes
+    assert_array_equal(read.pixels, 4095 - GREY12)
+    assert not read.acquisition.notes
 
 
-def test_what_the_detector_did_not_see_is_nan(tmp_path: Path) -> None:
+def test_unexposed_pixels_are_nan(tmp_path: Path) -> None:
     values = GREY12.copy()
     values[:, :5], values[:, 5:8] = 4095, 4090
     read = radiograph.read_radiograph(
@@ -172,7 +173,7 @@ LOSSLESS = {
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_what_was_compressed_comes_back(tmp_path: Path, kind: str, bits: int) -> None:
+def test_compressed_films_come_back(tmp_path: Path, kind: str, bits: int) -> None:
     code, uid = LOSSLESS[kind]
     values = (GREY12 >> 4).astype(np.uint8) if bits == 8 else GREY12 if bits == 12 else GREY12 * np.uint16(16)
     path = _recoded(stored(tmp_path / "f.dcm", values, bits), code)
@@ -232,7 +233,7 @@ def test_baseline_jpeg(tmp_path: Path) -> None:
         ("1.2.840.10008.1.2.5", "can't be decoded; it is damaged or cut short"),
     ],
 )
-def test_a_syntax_that_is_not_read_and_a_code_that_is_none(
+def test_unreadable_compressions_are_refused_silently(
     tmp_path: Path, uid: str, sentence: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _encapsulated(tmp_path / "f.dcm", b"\xff\xd8not what it says\xff\xd9", uid)
@@ -242,14 +243,16 @@ def test_a_syntax_that_is_not_read_and_a_code_that_is_none(
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-# How the picture lies
+# Orientation
 
 OPPOSITE = dict(zip("RLAPHF", "LRPAFH", strict=True))
 TURNS = [ImageOrientation(*flags) for flags in itertools.product((False, True), repeat=3)]
 
 
-def laid(picture: np.ndarray, letters: tuple[str, str], turn: ImageOrientation) -> tuple[np.ndarray, list[str]]:
-    """A picture as a file would hold it that asks for `turn`, and the letters that file must have."""
+def stored_picture(
+    picture: np.ndarray, letters: tuple[str, str], turn: ImageOrientation
+) -> tuple[np.ndarray, list[str]]:
+    """An upright picture as a file stores it that `turn` turns upright, and that file's orientation letters."""
     across, down = letters
     if turn.mirrored:
         picture, across = np.fliplr(picture), OPPOSITE[across]
@@ -259,55 +262,53 @@ def laid(picture: np.ndarray, letters: tuple[str, str], turn: ImageOrientation) 
 
 
 @pytest.mark.parametrize("name", ["ap", "pa", "left_lateral", "right_lateral"])
-@pytest.mark.parametrize("turn", TURNS, ids=lambda turn: turn.words or "as it should be")
-def test_a_film_that_lies_any_way_is_turned_right(tmp_path: Path, name: str, turn: ImageOrientation) -> None:
+@pytest.mark.parametrize("turn", TURNS, ids=lambda turn: turn.words or "upright")
+def test_a_film_stored_in_any_orientation_is_turned_upright(tmp_path: Path, name: str, turn: ImageOrientation) -> None:
     view = named_view(name, np.zeros(3), SHAPE, (0.7, 0.143), cone=True)
-    # A marker on the patient's right, in front, near the head: a viewer of the project's pictures knows where.
+    # A marker on the patient's right, in front, near the head: at the top left of an upright picture.
     marker = view.project(np.array([2.0, 1.5, 6.0]))
     assert marker[0] < 18 and marker[1] < 25
     truth = np.zeros(SHAPE, np.uint16)
     truth[tuple(np.rint(marker).astype(int))] = 900
     truth[-1, -1] = 333
     letters = ("L", "F") if name in ("ap", "pa") else ("P", "F")
-    picture, said = laid(truth, letters, turn)
+    picture, letters_of_file = stored_picture(truth, letters, turn)
     spacing = [0.7, 0.143][:: -1 if turn.transposed else 1]
     path = stored(
-        tmp_path / "f.dcm", np.ascontiguousarray(picture), PatientOrientation=said, ImagerPixelSpacing=spacing,
+        tmp_path / "f.dcm", np.ascontiguousarray(picture), PatientOrientation=letters_of_file, ImagerPixelSpacing=spacing,
         ViewPosition=None,
     )  # fmt: skip
     read = radiograph.read_radiograph(path, view="ap" if name in ("ap", "pa") else "lateral")
     assert_array_equal(read.pixels, truth)
     assert read.pixels.flags["C_CONTIGUOUS"] and read.pixel_mm == pytest.approx((0.7, 0.143))
-    assert read.facts.turn == turn
-    assert read.facts.notes == (
-        (f"The picture was {turn.words}, as its recorded orientation asks.",) * bool(turn.words)
+    assert read.acquisition.orientation == turn
+    assert read.acquisition.notes == (
+        (f"The picture was {turn.words}, by its recorded orientation.",) * bool(turn.words)
     )
-    # A landmark is a pixel of the stored picture, as a viewer shows it; here it lies on the marker again.
     clicked = np.argwhere(picture == 900)[0]
-    assert_allclose(read.from_stored(clicked), np.rint(marker))
-    assert_allclose(read.to_stored(read.from_stored([[3.25, 7.5], [0, 0]])), [[3.25, 7.5], [0, 0]])
-    # The same by hand, for a file without tags.
+    assert_allclose(turn.upright_pixel(clicked, SHAPE), np.rint(marker))
+    # The same stated by hand, for a file without tags; the pixel size counts on the upright picture.
     Image.fromarray(picture).save(tmp_path / "f.png")
-    by_hand = radiograph.read_radiograph(tmp_path / "f.png", tuple(spacing), orientation=said)  # type: ignore[arg-type]
+    by_hand = radiograph.read_radiograph(tmp_path / "f.png", (0.7, 0.143), orientation=letters_of_file)
     assert_array_equal(by_hand.pixels, truth)
-    assert by_hand.pixel_mm == (0.7, 0.143) and by_hand.facts.turn == turn
+    assert by_hand.pixel_mm == (0.7, 0.143) and by_hand.acquisition.orientation == turn
 
 
-def test_what_is_stated_by_hand_goes_before_the_file(tmp_path: Path) -> None:
+def test_a_stated_orientation_replaces_the_file_s(tmp_path: Path) -> None:
     path = stored(tmp_path / "f.dcm", PatientOrientation=["R", "F"], ViewPosition="LL")
     read = radiograph.read_radiograph(path, view="ap", orientation=["L", "F"])
     assert_array_equal(read.pixels, GREY12)
-    assert read.facts.view is None
+    assert read.acquisition.view is None
     mirrored = stored(tmp_path / "f.dcm", PatientOrientation=["R", "F"])
     assert_array_equal(radiograph.read_radiograph(mirrored).pixels, GREY12[:, ::-1])
 
 
-def test_the_words_for_a_turn() -> None:
+def test_the_words_for_an_orientation() -> None:
     picture = np.arange(6).reshape(2, 3)
-    assert_array_equal(ImageOrientation(True, False, True).picture(picture), np.rot90(picture, -1))
+    assert_array_equal(ImageOrientation(True, False, True).upright_picture(picture), np.rot90(picture, -1))
     assert ImageOrientation(True, False, True).words == "turned by 90 degrees clockwise"
-    assert_array_equal(ImageOrientation(True, True, False).picture(picture), np.rot90(picture))
-    assert_array_equal(ImageOrientation(False, True, True).picture(picture), np.rot90(picture, 2))
+    assert_array_equal(ImageOrientation(True, True, False).upright_picture(picture), np.rot90(picture))
+    assert_array_equal(ImageOrientation(False, True, True).upright_picture(picture), np.rot90(picture, 2))
     assert (
         orientation_from_letters(["LP", "FA"], "ap", "f") == ImageOrientation()
     )  # Oblique: the strongest letter counts.
@@ -328,7 +329,9 @@ def test_the_words_for_a_turn() -> None:
         ({"PatientOrientation": ["CR", "V"], "ViewPosition": None}, None, "orientation of the film f.dcm is not under"),
     ],
 )
-def test_a_film_of_another_view_than_is_said(tmp_path: Path, changes: dict, view: str | None, sentence: str) -> None:
+def test_a_film_of_another_view_than_expected_is_refused(
+    tmp_path: Path, changes: dict, view: str | None, sentence: str
+) -> None:
     with pytest.raises(InputError, match=sentence):
         radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes), view=view)
 
@@ -349,32 +352,32 @@ def test_a_film_of_another_view_than_is_said(tmp_path: Path, changes: dict, view
 )
 def test_the_view_that_a_file_names(tmp_path: Path, position: str | None, laterality: str, view: str | None) -> None:
     changes = {"ViewPosition": position, "ImageLaterality": laterality, "PatientOrientation": None}
-    assert radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes)).facts.view == view
+    assert radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes)).acquisition.view == view
 
 
-# How it was taken
+# Acquisition metadata
 
 
 def test_the_distances(tmp_path: Path) -> None:
     def known(**changes: Any) -> tuple[float | None, float | None, float | None]:
-        facts = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes)).facts
-        return facts.source_to_detector_mm, facts.source_to_patient_mm, facts.magnification
+        acquisition = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes)).acquisition
+        return acquisition.source_to_detector_mm, acquisition.source_to_patient_mm, acquisition.magnification
 
     assert known() == (None, None, None)
     assert known(DistanceSourceToDetector=1800, DistanceSourceToPatient=1500) == (1800, 1500, pytest.approx(1.2))
     given = {"DistanceSourceToDetector": 1800, "EstimatedRadiographicMagnificationFactor": 1.25}
     assert known(**given) == (1800, pytest.approx(1440), 1.25)
     assert known(**given, DistanceSourceToPatient=1500) == (1800, 1500, 1.25)
-    # What scanners write where they know nothing, and what cannot be.
+    # Scanners write 0 for what they don't know; impossible values are ignored too.
     nothing = {"DistanceSourceToDetector": 0, "EstimatedRadiographicMagnificationFactor": 1}
     assert known(**nothing, DistanceSourceToPatient=0) == (None, None, None)
     assert known(DistanceSourceToDetector=1500, DistanceSourceToPatient=1800) == (1500, None, None)
     assert known(DistanceSourceToDetector=1.8) == (None, None, None)
 
 
-def test_what_a_report_says_of_a_film(tmp_path: Path) -> None:
+def test_the_report_s_entry_for_a_film(tmp_path: Path) -> None:
     path = stored(tmp_path / "f.dcm", DistanceSourceToDetector=1800, PatientOrientation=["R", "F"])
-    said = radiograph.read_radiograph(path).facts.to_dict()
+    said = radiograph.read_radiograph(path).acquisition.to_dict()
     assert json.loads(json.dumps(said)) == {
         "view": "ap",
         "source_to_detector_mm": 1800.0,
@@ -383,7 +386,7 @@ def test_what_a_report_says_of_a_film(tmp_path: Path) -> None:
         "pixel_plane": "detector",
         "pixel_mm_from": "the file's Imager Pixel Spacing, on the detector",
         "turned": "mirrored left to right",
-        "notes": ["The picture was mirrored left to right, as its recorded orientation asks."],
+        "notes": ["The picture was mirrored left to right, by its recorded orientation."],
     }
 
 
@@ -411,27 +414,27 @@ def test_where_the_pixel_pitch_comes_from(
 ) -> None:
     read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes))
     assert read.pixel_mm == pytest.approx(pitch)
-    assert read.facts.plane == plane and words in read.facts.pitch_from
+    assert read.acquisition.pixel_plane == plane and words in read.acquisition.pixel_mm_from
     by_hand = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes), 0.3)
     assert by_hand.pixel_mm == (0.3, 0.3)
-    assert by_hand.facts.plane == "detector" and by_hand.facts.pitch_from == "stated by hand"
+    assert by_hand.acquisition.pixel_plane == "detector" and by_hand.acquisition.pixel_mm_from == "stated by hand"
 
 
 @pytest.mark.parametrize("spacing", [[0, 0], [143, 143], [-0.7, 0.7], [1e-9, 0.5], ["nan", "nan"], 0.5])
-def test_a_pitch_that_cannot_be_is_not_believed(tmp_path: Path, spacing: Any) -> None:
+def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> None:
     with pydicom.config.disable_value_validation():
         path = stored(tmp_path / "f.dcm", ImagerPixelSpacing=spacing, PixelSpacing=spacing)
-    with pytest.raises(InputError, match=r"f\.dcm does not say how large its pixels are, or not what they can be"):
+    with pytest.raises(InputError, match=r"f\.dcm does not say how large its pixels are, or states an impossible size"):
         radiograph.read_radiograph(path)
-    assert radiograph.read_radiograph(path, sized=False).pixel_mm is None
-    assert radiograph.read_radiograph(path, sized=False).facts.pitch_from == ""
+    assert radiograph.read_radiograph(path, require_pixel_mm=False).pixel_mm is None
+    assert radiograph.read_radiograph(path, require_pixel_mm=False).acquisition.pixel_mm_from == ""
     assert radiograph.read_radiograph(path, 0.2).pixel_mm == (0.2, 0.2)
     for wrong in (143.0, float("nan"), 0.0, 1e-3):
         with pytest.raises(InputError, match=r"^Pixels of .* mm make no film"):
             radiograph.read_radiograph(path, wrong)
 
 
-# What is no film
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,7 @@ def test_a_pitch_that_cannot_be_is_not_believed(tmp_path: Path, spacing: Any) ->
         ({"BitsStored": None}, "can't be decoded; it is damaged"),
     ],
 )
-def test_what_is_no_film_gets_one_sentence(tmp_path: Path, changes: dict, sentence: str) -> None:
+def test_files_that_are_no_film_get_one_sentence(tmp_path: Path, changes: dict, sentence: str) -> None:
     with pydicom.config.disable_value_validation():
         path = stored(tmp_path / "f.dcm", **changes)
     with pytest.raises(InputError, match=sentence) as caught:
@@ -488,9 +491,9 @@ def test_a_file_cut_at_any_place(tmp_path: Path) -> None:
 
 _READS = """
 import sys, resource
-from transvert import film
+from transvert.clinical import radiograph
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-read = film.read(sys.argv[1], 0.1, orientation=["R", "H"])
+read = radiograph.read_radiograph(sys.argv[1], 0.1, orientation=["R", "H"])
 print(read.pixels.shape[0], int(read.pixels[0, -1]), before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -513,18 +516,7 @@ def test_a_large_film_is_held_about_once(tmp_path: Path, name: str) -> None:
     assert (peak - before) / 1024 < 150  # MiB; the stored and the float picture are 92.
 
 
-def test_the_reader_looks_at_nothing_that_names_a_patient() -> None:
-    names = (
-        "Name",
-        "Date",
-        "Time",
-        "UID",
-        "Institution",
-        "Accession",
-        "Physician",
-        "Comments",
-        "Description",
-        "Patient",
-    )
+def test_only_tags_that_identify_no_patient_are_read() -> None:
+    names = ("Name", "Date", "Time", "UID", "Institution", "Accession", "Physician", "Comments", "Description", "Patient")
     asked = {keyword for keyword in dicom._READ if any(part in keyword for part in names)}
     assert asked == {"PatientOrientation", "DistanceSourceToPatient"}

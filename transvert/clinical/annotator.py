@@ -1,12 +1,12 @@
-"""A notebook's tool to mark vertebrae on two films: click, drag, zoom, and see at once how well the two views agree.
+"""A notebook widget to mark vertebrae on two films.
 
     tool = annotator.Annotator(ap_film, lateral_film, path="landmarks.json")
-    tool               # in a cell of its own shows it
-    tool.landmarks     # what is marked, at any time
+    tool               # in a cell of its own: shows it
+    tool.landmarks     # the present landmarks, at any time
 
-A click marks the next level, dragging moves a mark, dragging beside the marks moves the picture, the wheel zooms. While
-one view is marked, the other's landmarks show in it as lines at their height: in cone geometry the picture of the ray.
-`static/annotator.js` is what runs in the browser; it fetches nothing from elsewhere, and all geometry stays here.
+A click marks the next level, a drag moves a mark or the picture, the wheel zooms. Each film shows the other one's landmarks
+as lines at their height: the projections of their rays. `static/annotator.js` runs in the browser and loads nothing from
+elsewhere; all geometry is computed here.
 """
 
 from __future__ import annotations
@@ -21,56 +21,66 @@ import traitlets
 from PIL import Image
 
 from transvert import levels
-from transvert.clinical import autofill, landmark_checks, landmarks, pixel_size, radiograph
-from transvert.clinical.landmarks import CORNERS, ENDS, Landmarks
+from transvert.clinical import autofill, landmark_checks, radiograph
+from transvert.clinical.landmarks import (
+    BODY,
+    CORNERS,
+    ENDS,
+    RESIDUAL_LIMIT_MM,
+    RESIDUAL_WARNING_MM,
+    VERTEBRA,
+    Landmarks,
+    empty_landmarks,
+    landmarks_from_dict,
+    read_landmarks,
+    write_landmarks,
+)
 from transvert.clinical.radiograph import Radiograph
-from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import PACKAGE, InputError
 
 LONGEST = 3000
-"""Pixels of a picture's longer side as it is sent to the browser; coordinates are those of the film all the same."""
+"""The longer side of a picture as the browser gets it, in pixels; coordinates stay those of the film."""
 FIRST_LEVEL = "T1"
 
-_STATIC = PACKAGE / "static"
 _TITLES = {"ap": "AP", "pa": "PA", "left_lateral": "left lateral", "right_lateral": "right lateral"}
 _SIDES = {"ap": ["R", "L"], "lateral": ["front", "back"]}
 _MARKS = ("centroids", "corners", "s1_endplate", "proposed")
-_WHAT = {
-    landmarks.BODY: "Mark the middle of each vertebral body.",
-    landmarks.VERTEBRA: "Mark the centre of mass of each whole vertebra, arch and processes included: on the lateral film "
-    "near the back of its body.",
+_INSTRUCTIONS = {
+    BODY: "Mark the middle of each vertebral body.",
+    VERTEBRA: "Mark the centre of mass of each whole vertebra, arch and processes included: on the lateral film near the "
+    "back of its body.",
 }
 
 
 class Annotator(anywidget.AnyWidget):
-    """Two films and the marks on them, in the browser and here at once.
+    """Two films and their landmarks, in the browser and in Python at once.
 
     Attributes:
-        path: of the landmark file that "save" writes and "load" reads.
-        message: what the tool last said to its user.
-        what: is to be marked, in words.
-        height: of the pictures in the browser, pixels.
+        path: the landmark file that "save" writes and "load" reads.
+        message: the widget's latest message to its user.
+        instruction: what is to be marked.
+        height: of the pictures in the browser, in screen pixels.
     """
 
-    _esm = _STATIC / "annotator.js"
-    _css = _STATIC / "annotator.css"
+    _esm = PACKAGE / "static" / "annotator.js"
+    _css = PACKAGE / "static" / "annotator.css"
 
     films: Any = traitlets.List().tag(sync=True)
     level_names = traitlets.List([levels.name(n) for n in levels.VERTEBRAE]).tag(sync=True)
-    limits_mm = traitlets.List([landmarks.RESIDUAL_WARNING_MM, landmarks.RESIDUAL_LIMIT_MM]).tag(sync=True)
+    limits_mm = traitlets.List([RESIDUAL_WARNING_MM, RESIDUAL_LIMIT_MM]).tag(sync=True)
     marks = traitlets.Dict().tag(sync=True)
-    told = traitlets.Dict().tag(sync=True)
+    feedback = traitlets.Dict().tag(sync=True)
     path = traitlets.Unicode().tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
-    what = traitlets.Unicode().tag(sync=True)
+    instruction = traitlets.Unicode().tag(sync=True)
     height = traitlets.Int(640).tag(sync=True)
 
     def __init__(
         self,
         ap: Radiograph,
         lateral: Radiograph,
-        marks: Landmarks | None = None,
+        landmarks: Landmarks | None = None,
         path: str | Path = "landmarks.json",
         **traits: Any,
     ) -> None:
@@ -79,111 +89,107 @@ class Annotator(anywidget.AnyWidget):
         Args:
             ap: the AP (or PA) film.
             lateral: the lateral film.
-            marks: marks to go on from, or, without a single one, how the films were taken. By default those of `path`
-                if that file exists, else none, and cone views at the default distances.
-            path: of the landmark file.
+            landmarks: the landmarks to start with; they may hold no marks and only say how the films were taken. By
+                default those of `path` if that file exists, else no marks on cone views at the default distances.
+            path: the landmark file.
             **traits: such as `height`.
 
         Raises:
             InputError: a film of unknown pixel spacing, or landmarks that make no view.
         """
-        said = ""
-        if marks is None and Path(path).exists():
-            marks = landmarks.read_landmarks(path, partial=True)
-            said = f"Goes on from {Path(path).name}."
+        message = ""
+        if landmarks is None and Path(path).exists():
+            landmarks = read_landmarks(path, partial=True)
+            message = f"Continued from {Path(path).name}."
         self._films = {"ap": ap, "lateral": lateral}
-        self._open(landmarks.empty_landmarks() if marks is None else marks)
-        pictures = [self._picture(which) for which in VIEWS]
-        told = {"what": _WHAT[self._of], "message": said, "path": str(path)}
-        super().__init__(films=pictures, marks=self._told_marks(), **told, **traits)
-        self.on_msg(self._obey)
-        self._refresh()
+        self._errors: dict[str, dict[str, float]] = {name: {} for name in VIEWS}
+        marks = self._open(empty_landmarks() if landmarks is None else landmarks)
+        super().__init__(
+            films=[self._picture(name, marks[name]["centroids"]) for name in VIEWS],
+            marks=marks,
+            instruction=_INSTRUCTIONS[self._setup.centroids_of],
+            message=message,
+            path=str(path),
+            **traits,
+        )
+        self.on_msg(self._run_command)
+        self._update_feedback()
 
     @property
     def landmarks(self) -> Landmarks:
-        """What is marked now; setting it shows it in the browser."""
-        views = {which: dict(self._said[which]) | self.marks[which] for which in VIEWS}
-        for view in views.values():
-            if not view.get("proposed"):
-                view.pop("proposed", None)
-        isocentre = self._isocentre.tolist()
-        content = {"schema": landmarks.SCHEMA, "centroids_of": self._of, "isocentre_ras_mm": isocentre, "views": views}
-        return landmarks.landmarks_from_dict(content, "What is marked", partial=True)
+        """The present landmarks; setting them shows them in the browser."""
+        content = self._setup.to_dict()
+        for name in VIEWS:
+            content["views"][name] |= self.marks[name]
+        return landmarks_from_dict(content, "The annotator", partial=True)
 
     @landmarks.setter
-    def landmarks(self, marks: Landmarks) -> None:
-        self._open(marks)
-        self.what, self.marks = _WHAT[self._of], self._told_marks()
-        self._refresh()
+    def landmarks(self, landmarks: Landmarks) -> None:
+        self.marks = self._open(landmarks)
+        self.instruction = _INSTRUCTIONS[landmarks.centroids_of]
+        self._update_feedback()
 
     def save(self, path: str | Path | None = None) -> Path:
         """Writes the landmark file, atomically."""
-        return landmarks.write_landmarks(path or self.path, self.landmarks)
+        return write_landmarks(path or self.path, self.landmarks)
 
     def load(self, path: str | Path | None = None) -> None:
-        """Reads a landmark file in place of what is marked.
+        """Reads a landmark file, whose landmarks replace the present ones.
 
         Raises:
-            InputError: as `landmarks.read`.
+            InputError: as `landmarks.read_landmarks`.
         """
-        self.landmarks = landmarks.read_landmarks(path or self.path, partial=True)
+        self.landmarks = read_landmarks(path or self.path, partial=True)
 
     def fill_in(self) -> None:
         """Proposes the vertebrae between the marked ones.
 
         Raises:
-            InputError: too little is marked for it.
+            InputError: too few landmarks.
         """
-        found = autofill.propose_landmarks(self.landmarks, self._views["ap"], self._views["lateral"])
-        for which in VIEWS:
-            self._errors[which] |= {levels.name(n): round(mm, 1) for n, mm in found.error_mm[which].items()}
-        self.landmarks = autofill.fill_landmarks(self.landmarks, found)
+        proposal = autofill.propose_landmarks(self.landmarks, self._views["ap"], self._views["lateral"])
+        for name in VIEWS:
+            self._errors[name] |= {levels.name(n): round(mm, 1) for n, mm in proposal.error_mm[name].items()}
+        self.landmarks = autofill.fill_landmarks(self.landmarks, proposal)
 
     def check(self) -> list[str]:
-        """What is odd about the marks: `plausibility.check`.
+        """Warnings about the landmarks, from `landmark_checks.check_landmarks`.
 
         Raises:
-            InputError: the marks cannot be right.
+            InputError: the landmarks cannot be right.
         """
-        views, films = self._views, self._films
-        return landmark_checks.check_landmarks(
-            self.landmarks, (views["ap"], views["lateral"]), (films["ap"], films["lateral"])
-        )
+        views, films = ((parts["ap"], parts["lateral"]) for parts in (self._views, self._films))
+        return landmark_checks.check_landmarks(self.landmarks, views, films)  # type: ignore[arg-type]
 
-    def _open(self, marks: Landmarks) -> None:
-        """Takes over how the films were taken, and the marks as the browser gets them: counted on the turned films."""
-        marks = marks.on(self._films["ap"], self._films["lateral"])
-        views = {which: marks.view(which, picture) for which, picture in self._films.items()}
-        content = marks.to_dict()["views"]
-        self._views: dict[str, View] = views
-        self._isocentre, self._of = marks.isocentre, marks.of
-        self._given = {which: {key: content[which].get(key, {}) for key in _MARKS[:3]} for which in VIEWS}
-        for which in VIEWS:
-            self._given[which]["proposed"] = list(content[which].get("proposed", []))
-        self._said = {
-            which: {key: value for key, value in content[which].items() if key not in _MARKS}
-            | {"shape": list(views[which].shape)}
-            for which in VIEWS
+    def _open(self, landmarks: Landmarks) -> dict[str, Any]:
+        """Takes over how the films were taken, and returns the marks in the browser's form."""
+        self._views = {name: landmarks.view(name, film) for name, film in self._films.items()}
+        setups = {}
+        for name, setup in landmarks.setups.items():
+            stated: dict[str, Any] = {"shape": self._views[name].shape}
+            if setup.counted_on == "stored":
+                stated["counted_on"] = "film"
+            if not (setup.pixel_mm or setup.known_distance):
+                stated |= {"pixel_mm": self._views[name].pixel_mm, "pixel_plane": None}
+            setups[name] = setup.model_copy(update=stated)
+        content = landmarks.to_dict()["views"]
+        nothing: dict[str, dict[int, np.ndarray]] = {name: {} for name in VIEWS}
+        self._setup = Landmarks(setups, nothing, landmarks.isocentre, centroids_of=landmarks.centroids_of)
+        return {
+            name: {kind: content[name].get(kind, [] if kind == "proposed" else {}) for kind in _MARKS} for name in VIEWS
         }
-        for which, said in self._said.items():
-            if not said.keys() & set(pixel_size.WAYS):
-                said["pixel_mm"] = list(views[which].pixel_mm)
-        if not hasattr(self, "_errors"):
-            self._errors: dict[str, dict[str, float]] = {which: {} for which in VIEWS}
 
-    def _told_marks(self) -> dict[str, Any]:
-        return {which: dict(self._given[which]) for which in VIEWS}
-
-    def _picture(self, which: str) -> dict[str, Any]:
+    def _picture(self, name: str, centroids: dict[str, Any]) -> dict[str, Any]:
         """A film as the browser gets it."""
-        grey, factor = shrink_picture(self._films[which].pixels)
+        grey, factor = shrink_picture(self._films[name].pixels)
         file = io.BytesIO()
         Image.fromarray(grey).save(file, format="PNG")
-        view = self._views[which]
-        marked = [n for n in levels.in_order({levels.number(name) for name in self._given[which]["centroids"]})]
-        after = levels.VERTEBRAE.index(marked[-1]) + 1 if marked else levels.VERTEBRAE.index(levels.number(FIRST_LEVEL))
+        view = self._views[name]
+        following = self.level_names.index(FIRST_LEVEL)
+        if centroids:
+            following = max(self.level_names.index(level) for level in centroids) + 1
         return {
-            "which": which,
+            "view": name,
             "title": _TITLES[view.name],
             "png": file.getvalue(),
             "rows": view.shape[0],
@@ -191,92 +197,92 @@ class Annotator(anywidget.AnyWidget):
             "factor": factor,
             "covered": [n * factor for n in grey.shape],
             "aspect": view.pixel_mm[1] / view.pixel_mm[0],
-            "sides": _SIDES[which],
-            "corners": list(CORNERS[which]),
-            "ends": list(ENDS[which]),
-            "next": levels.name(levels.VERTEBRAE[min(after, len(levels.VERTEBRAE) - 1)]),
+            "sides": _SIDES[name],
+            "corners": list(CORNERS[name]),
+            "ends": list(ENDS[name]),
+            "next": self.level_names[min(following, len(self.level_names) - 1)],
         }
 
     @traitlets.observe("marks")
-    def _refresh(self, _: Any = None) -> None:
-        """Tells the browser the lines of height and the residuals."""
+    def _update_feedback(self, _: Any = None) -> None:
+        """Sends the browser the lines of height, the residuals and the proposals' errors."""
         try:
-            marks = self.landmarks
-        except InputError as error:  # Only another program's message can be so wrong.
+            landmarks = self.landmarks
+        except InputError as error:  # The browser half never sends such marks.
             self.message = str(error)
             return
-        ap, lateral = self._views["ap"], self._views["lateral"]
-        lines: dict[str, Any] = {which: {} for which in VIEWS}
-        for which, other in (("ap", "lateral"), ("lateral", "ap")):
-            for level, pixel in marks.centroids[other].items():
-                line = height_line(self._views[which], self._views[other], pixel)
-                lines[which][levels.name(level)] = np.round(line, 2).tolist()
-        residuals = {
-            levels.name(n): round(
-                geometry.triangulate(ap, marks.centroids["ap"][n], lateral, marks.centroids["lateral"][n])[1], 2
-            )
-            for n in marks.levels
-            # Two proposals of one chain always meet, which tells nothing.
-            if not all(levels.name(n) in marks.views[which].get("proposed", []) for which in VIEWS)
-        }
-        self.told = {"lines": lines, "residuals": residuals, "errors": self._errors}
+        lines: dict[str, Any] = {}
+        for name, other in (("ap", "lateral"), ("lateral", "ap")):
+            lines[name] = {
+                levels.name(n): np.round(height_line(self._views[name], self._views[other], pixel), 2).tolist()
+                for n, pixel in landmarks.centroids[other].items()
+            }
+        _, residuals = landmarks.triangulate(self._views["ap"], self._views["lateral"])
+        # Two proposals of one chain always meet, so their residual means nothing.
+        proposed = landmarks.proposed["ap"] & landmarks.proposed["lateral"]
+        shown = {levels.name(n): round(mm, 2) for n, mm in residuals.items() if n not in proposed}
+        self.feedback = {"lines": lines, "residuals": shown, "errors": self._errors}
 
-    def _obey(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        """Does what a button asks for; what is wrong with it is said in the tool, not in the notebook's log."""
+    def _run_command(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        """Runs a button's command; errors are shown in the widget, not in the notebook's log."""
+        command = content.get("command")
         try:
-            if content.get("do") == "save":
+            if command == "save":
                 self.save()
-                self.message = f"Saved {_counted(self.landmarks)} to {self.path}."
-            elif content.get("do") == "load":
+                self.message = f"Saved {_counts(self.landmarks)} to {self.path}."
+            elif command == "load":
                 self.load()
-                self.message = f"Loaded {_counted(self.landmarks)} from {self.path}."
-            elif content.get("do") == "fill":
+                self.message = f"Loaded {_counts(self.landmarks)} from {self.path}."
+            elif command == "fill":
                 self.fill_in()
-                self.message = "Filled in what is marked 'proposed': drag each to its place, or accept it."
-            elif content.get("do") == "check":
-                self.message = "\n".join(self.check()) or "Nothing odd was found."
+                self.message = "Filled in the levels marked 'proposed': drag each to its place, or accept it."
+            elif command == "check":
+                self.message = "\n".join(self.check()) or "Nothing unusual was found."
         except (InputError, OSError) as error:
             self.message = str(error)
 
 
 def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """A film as an 8-bit picture of at most `LONGEST` pixels, and the film's rows and columns that make one of its own.
-
-    Each pixel is the mean of `factor` x `factor` of the film's, whose last rows and columns are repeated to fill it up.
+    """A film as an 8-bit picture of at most `LONGEST` pixels a side.
 
     Args:
-        pixels: (rows, columns) float, NaN where there is nothing, which becomes black.
+        pixels: (rows, columns) float; NaN becomes black.
+
+    Returns:
+        (rows, columns) uint8, each pixel the mean of `factor` x `factor` of the film's, whose last rows and columns are
+        repeated to fill it up; and `factor`.
     """
     factor = -(-max(pixels.shape) // LONGEST)
-    over = [(0, -n % factor) for n in pixels.shape]
-    padded = np.pad(np.asarray(pixels, np.float32), over, mode="edge")
+    padding = [(0, -n % factor) for n in pixels.shape]
+    padded = np.pad(np.asarray(pixels, np.float32), padding, mode="edge")
     rows, columns = (n // factor for n in padded.shape)
     small = padded.reshape(rows, factor, columns, factor).mean(axis=(1, 3))
-    seen = np.isfinite(small)
-    if not seen.any():
+    exposed = np.isfinite(small)
+    if not exposed.any():
         return np.zeros(small.shape, np.uint8), factor
-    window = np.percentile(small[seen], (0.5, 99.5))
+    window = np.percentile(small[exposed], (0.5, 99.5))
     low, high = float(window[0]), float(max(window[1], window[0] + 1e-6 * max(1.0, abs(window[0]))))
-    return radiograph.to_grey(np.where(seen, small, low), window=(low, high)), factor
+    return radiograph.to_grey(np.where(exposed, small, low), window=(low, high)), factor
 
 
 def height_line(view: View, other: View, pixel: np.ndarray) -> np.ndarray:
-    """The line on a film on which a vertebra lies that another film shows at `pixel`: (2, 2) its ends, row and column.
+    """The projection of another view's ray: the vertebra seen there at `pixel` lies on it here.
 
-    It reaches from the film's left edge to its right one.
+    Returns:
+        (2, 2), its ends on the film's left and right edge, row and column.
     """
-    start, way = other.rays(np.asarray(pixel, float))
-    # Two points of the ray near the patient, in front of both sources: either side of its foot on the central ray.
+    start, along = other.rays(np.asarray(pixel, float))
+    # Two points of the ray in front of both sources: 50 mm either side of the point nearest to the central ray.
     middle = view.corner + (np.array(view.shape) - 1) / 2 @ np.stack([view.row_step, view.column_step])
     axis, gap = view.direction, middle - start
-    across = way - (way @ axis) * axis
-    foot = start + way * float((gap - (gap @ axis) * axis) @ across) / float(across @ across)
-    (row_a, column_a), (row_b, column_b) = view.project(np.array([foot - 50 * way, foot + 50 * way]))
+    across = along - (along @ axis) * axis
+    nearest = start + along * float((gap - (gap @ axis) * axis) @ across) / float(across @ across)
+    (row_a, column_a), (row_b, column_b) = view.project(np.array([nearest - 50 * along, nearest + 50 * along]))
     slope = (row_b - row_a) / (column_b - column_a)
     edges = np.array([-0.5, view.shape[1] - 0.5])
     return np.stack([row_a + slope * (edges - column_a), edges], axis=1)
 
 
-def _counted(marks: Landmarks) -> str:
-    ap, lateral = (len(marks.centroids[which]) for which in VIEWS)
+def _counts(landmarks: Landmarks) -> str:
+    ap, lateral = (len(landmarks.centroids[name]) for name in VIEWS)
     return f"{ap} AP and {lateral} lateral landmarks"

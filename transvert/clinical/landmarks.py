@@ -1,30 +1,31 @@
-"""Landmarks on two films: where each vertebra's centroid is seen, and how the films were taken.
+"""Landmarks on two films: where each vertebra's centroid appears, and how the films were taken.
 
 One JSON file holds both views:
 
-    {"schema": "transvert-landmarks/1",
+    {"schema": "transvert-landmarks/2",
      "isocentre_ras_mm": [0, 0, 0],
+     "centroids_of": "body",
      "views": {
        "ap":      {"name": "ap", "pixel_mm": [0.6, 0.6], "projection": "cone", "source_to_detector_mm": 1800,
                    "source_to_isocentre_mm": 1500, "centroids": {"T1": [120.5, 311.0], "T2": [152.0, 309.5]}},
        "lateral": {"name": "left_lateral", ...}}}
 
-Beside `"schema"`, `"centroids_of": "body"` tells that the middles of vertebral bodies are marked; without it a centroid
-is the whole vertebra's centre of mass, arch and processes included, which lies 8 to 18 mm behind its body's.
+A pixel is `[row, column]` of the upright picture, as `radiograph.read_radiograph` turns it and the annotator shows it.
+A film marked in a file of schema 1, which counts on the picture as stored, must be marked again if its picture is turned.
 
-A centroid is `[row, column]` in pixels of the picture that the film's file stores, as any viewer shows it, or of the film
-as `film.read` turns it where the view says `"counted_on": "film"`; `Landmarks.on` goes from the one to the other. `pixel_mm`
-(row, column, on the detector) and the distances may be left out where the film file states them, and the pixel size may be
-measured instead (`spacing`); `principal_point` (row, column) where it is the film's middle; `isocentre_ras_mm` where the
-world's origin may lie on the crossing of both central rays.
+"centroids_of" is "body" for the middles of vertebral bodies, or "vertebra" (the default) for the centres of mass of whole
+vertebrae, arch and processes included, which lie 8 to 18 mm behind. Everything in a view but the centroids is optional:
 
-A view may say more, all of it optional:
-
-    "shape": [1200, 700]                               rows and columns of the film that was marked
-    "corners": {"L1": {"anterior_superior": [..]}}     of the vertebral body; in the AP view right_superior and so on
+    "pixel_mm": [0.15, 0.15]       height and width of a pixel on the detector; by default the film's own
+    "known_distance": {"from": [80, 512], "to": [1480, 512], "mm": 200}     instead: a ruler in the patient's plane
+    "pixel_plane": "patient"       or "detector", if the size was measured in the other plane
+    "principal_point": [600, 350]  the pixel that the central ray meets; by default the film's middle
+    "shape": [1200, 700]           rows and columns of the film that was marked
+    "orientation": ["R", "F"]      the patient's directions along the stored picture's rows and down its columns, if the
+                                   film's file is wrong or silent
+    "corners": {"L1": {"anterior_superior": [..]}}          of vertebral bodies; in the AP view right_superior and so on
     "s1_endplate": {"anterior": [..], "posterior": [..]}    ends of S1's upper endplate; in the AP view right and left
-    "orientation": ["R", "F"]                          where rows and columns go, if the film's file is wrong or silent
-    "proposed": ["T5", "T6"]                           centroids that were filled in and that nobody has confirmed
+    "proposed": ["T5", "T6"]       centroids that were filled in and are not confirmed
 """
 
 from __future__ import annotations
@@ -32,137 +33,237 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 from transvert import levels
-from transvert.clinical import pixel_size
-from transvert.clinical.acquisition import ImageOrientation, source_distances
+from transvert.clinical.dicom import Acquisition, check_pixel_mm
 from transvert.clinical.radiograph import Radiograph
-from transvert.drr import geometry
-from transvert.drr.geometry import VIEWS, View
+from transvert.drr import exposure, geometry
+from transvert.drr.geometry import SOURCE_TO_DETECTOR_MM, SOURCE_TO_ISOCENTRE_MM, VIEWS, View
 from transvert.io import InputError, read_json, write_json
 
-SCHEMA = "transvert-landmarks/1"
+SCHEMA = "transvert-landmarks/2"
+OLD_SCHEMA = "transvert-landmarks/1"
+"""Files of this schema count on the stored picture, unless a view says "counted_on": "film"."""
 CORNERS = {
     "ap": ("right_superior", "left_superior", "left_inferior", "right_inferior"),
     "lateral": ("anterior_superior", "posterior_superior", "posterior_inferior", "anterior_inferior"),
 }
-"""A vertebral body's corners in each view, named by the patient's sides, in the order in which they go round it."""
+"""A vertebral body's corners in each view, named by the patient's sides, in order around the body."""
 ENDS = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
 """The two ends of S1's upper endplate in each view."""
 RESIDUAL_LIMIT_MM = 10.0
-"""Two landmarks of one vertebra whose rays miss each other by more than this are not of one vertebra."""
+"""Two landmarks whose rays miss each other by more than this do not belong to one vertebra."""
 RESIDUAL_WARNING_MM = 4.0
-"""From here on a careful reader looks again."""
-
+"""Residuals above this give a warning."""
 VERTEBRA, BODY = "vertebra", "body"
-"""What centroids are of: of whole vertebrae, as their centres of mass, or of their bodies."""
+"""What a centroid is the centre of: the whole vertebra (its centre of mass) or the vertebral body."""
 
-Pixels = dict[str, np.ndarray]  # A part's name to its row and column.
-_NAMES = ("ap", "left_lateral")
-_MARKS = ("centroids", "corners", "s1_endplate")
+Pixels = dict[str, np.ndarray]
+"""A part's name to its row and column."""
+
+
+def _two_numbers(value: Any) -> tuple[float, float]:
+    try:
+        first, second = (float(number) for number in value)
+    except (TypeError, ValueError):
+        first = second = np.nan
+    if not np.isfinite((first, second)).all():
+        raise ValueError("it must be two numbers, for rows and for columns")
+    return first, second
+
+
+_Pair = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
+_Distance = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class KnownDistance(BaseModel):
+    """Both ends of a known distance on a film, row and column, and its length."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    start: _Pair = Field(alias="from")
+    end: _Pair = Field(alias="to")
+    mm: Annotated[float, Field(ge=1, le=2000)]
+
+    def pixel_mm(self, aspect: float = 1.0) -> tuple[float, float]:
+        """Row and column pitch in mm in the plane of the distance; `aspect` is the row pitch over the column pitch.
+
+        Raises:
+            InputError: the ends are too close together.
+        """
+        rows, columns = np.subtract(self.end, self.start)
+        pixels = float(np.hypot(rows * aspect, columns))
+        if pixels < 10:
+            raise InputError(
+                f"The ends of the known distance lie {pixels:.1f} pixels apart, too few to measure by; mark two that lie "
+                "far apart."
+            )
+        return self.mm / pixels * aspect, self.mm / pixels
+
+
+class ViewSetup(BaseModel):
+    """How a film was taken, as far as the landmark file says; the entries are those of the file's view.
+
+    `counted_on` is "stored" in files of schema 1, whose pixels count on the picture before it was turned upright.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Literal["ap", "pa", "left_lateral", "right_lateral", "lateral"] | None = None
+    pixel_mm: _Pair | None = None
+    known_distance: KnownDistance | None = None
+    pixel_plane: Literal["detector", "patient"] | None = None
+    projection: Literal["cone", "parallel"] = "cone"
+    source_to_detector_mm: _Distance | None = None
+    source_to_isocentre_mm: _Distance | None = None
+    principal_point: _Pair | None = None
+    shape: tuple[int, int] | None = None
+    orientation: tuple[str, str] | None = None
+    counted_on: Literal["film", "stored"] = "film"
+
+    def measure_film(self, film: Radiograph, view_name: str) -> Radiograph:
+        """The film with the pixel pitch that the landmark file states or measures, else with its own.
+
+        Raises:
+            InputError: an impossible pitch.
+        """
+        if self.known_distance:
+            aspect = film.pixel_mm[0] / film.pixel_mm[1] if film.pixel_mm else 1.0
+            pixel_mm = self.known_distance.pixel_mm(aspect)
+            plane, origin = "patient", f"a known distance of {self.known_distance.mm:g} mm"
+        elif self.pixel_mm:
+            pixel_mm = exposure.pitch_mm(self.pixel_mm)
+            plane, origin = "detector", "stated in the landmark file"
+        else:
+            return film
+        check_pixel_mm(pixel_mm, f"the {view_name} view")
+        acquisition = replace(film.acquisition, pixel_plane=self.pixel_plane or plane, pixel_mm_from=origin)
+        return replace(film, pixel_mm=pixel_mm, acquisition=acquisition)
+
+    def source_distances(self, acquisition: Acquisition) -> tuple[float, float]:
+        """Source to detector and source to isocentre, mm: as stated, else the film's, else the defaults.
+
+        A film's source-to-patient distance stands for that to the isocentre. If only the detector's distance is known,
+        the isocentre keeps its default distance from the detector.
+        """
+        detector = self.source_to_detector_mm or acquisition.source_to_detector_mm or SOURCE_TO_DETECTOR_MM
+        isocentre = detector - (SOURCE_TO_DETECTOR_MM - SOURCE_TO_ISOCENTRE_MM)
+        if acquisition.source_to_patient_mm:
+            isocentre = acquisition.source_to_patient_mm
+        elif acquisition.magnification:
+            isocentre = detector / acquisition.magnification
+        return detector, self.source_to_isocentre_mm or isocentre
+
+
+class _FileView(ViewSetup):
+    """A view of the file: the setup and the marks."""
+
+    centroids: dict[str, _Pair]
+    corners: dict[str, dict[str, _Pair]] = {}
+    s1_endplate: dict[str, _Pair] = {}
+    proposed: list[str] = []
+
+
+class _FileViews(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ap: _FileView
+    lateral: _FileView
+
+
+class _File(BaseModel):
+    views: _FileViews
+    isocentre_ras_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.0, 0.0, 0.0)
+    centroids_of: Literal["vertebra", "body"] = "vertebra"
+
+
+def _per_view() -> Any:
+    return field(default_factory=lambda: {name: {} for name in VIEWS})
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """What a landmark file says.
+    """The content of a landmark file. Each mapping's first key is "ap" or "lateral"; a pixel is (2,) row and column.
 
     Attributes:
-        views: "ap" and "lateral" to the view's description as in the file.
-        centroids: "ap" and "lateral" to level to (2,) row and column.
+        setups: how the film was taken.
+        centroids: level to pixel.
         isocentre: (3,) RAS mm.
-        corners: "ap" and "lateral" to level to some of `CORNERS` to (2,) row and column.
-        s1_endplate: "ap" and "lateral" to some of `ENDS` to (2,) row and column.
-        of: what the centroids are of, `VERTEBRA` or `BODY`.
+        corners: level to some of `CORNERS` to pixel.
+        s1_endplate: some of `ENDS` to pixel.
+        centroids_of: `VERTEBRA` or `BODY`.
+        proposed: levels whose centroids were filled in and are not confirmed.
     """
 
-    views: Mapping[str, Mapping[str, Any]]
+    setups: Mapping[str, ViewSetup]
     centroids: Mapping[str, Mapping[int, np.ndarray]]
     isocentre: np.ndarray
-    corners: Mapping[str, Mapping[int, Pixels]] = field(default_factory=lambda: {which: {} for which in VIEWS})
-    s1_endplate: Mapping[str, Pixels] = field(default_factory=lambda: {which: {} for which in VIEWS})
-    of: str = VERTEBRA
+    corners: Mapping[str, Mapping[int, Pixels]] = _per_view()
+    s1_endplate: Mapping[str, Pixels] = _per_view()
+    centroids_of: str = VERTEBRA
+    proposed: Mapping[str, frozenset[int]] = field(default_factory=lambda: {name: frozenset() for name in VIEWS})
 
     @property
     def levels(self) -> list[int]:
         """The vertebrae marked in both views, head to tail."""
         return levels.in_order(set(self.centroids["ap"]) & set(self.centroids["lateral"]) & set(levels.VERTEBRAE))
 
-    def on(self, ap: Radiograph, lateral: Radiograph) -> Landmarks:
-        """The landmarks counted on films as they are turned here; on films that lay right, or once it is done, the same."""
-        found = self
-        for which, film in zip(VIEWS, (ap, lateral), strict=True):
-            if film.facts.turn == ImageOrientation() or self.views[which].get("counted_on") == "film":
-                continue
-
-            def moved(pixels: Mapping[Any, np.ndarray], film: Radiograph = film) -> dict[Any, np.ndarray]:
-                return {name: film.from_stored(pixel) for name, pixel in pixels.items()}
-
-            found = replace(
-                found,
-                views={**found.views, which: pixel_size.counted_on_film(self.views[which], film)},
-                centroids={**found.centroids, which: moved(self.centroids[which])},
-                corners={**found.corners, which: {n: moved(body) for n, body in self.corners[which].items()}},
-                s1_endplate={**found.s1_endplate, which: moved(self.s1_endplate[which])},
-            )
-        return found
-
-    def view(self, which: str, film: Radiograph) -> View:
+    def view(self, view_name: str, film: Radiograph) -> View:
         """The geometry of a film.
 
         Args:
-            which: "ap" or "lateral".
-            film: the film, for its shape, and for its pixel pitch and distances where the landmark file has none.
+            view_name: "ap" or "lateral".
+            film: gives the shape, and what the landmark file does not state.
 
         Raises:
-            InputError: nobody says the pixel pitch, or it makes no view.
+            InputError: an unknown pixel pitch, distances that make no view, or landmarks of an old file that count on
+                another picture than the film's upright one.
         """
-        said = pixel_size.counted_on_film(self.views[which], film)
-        film = pixel_size.measure_pixel_size(film, said, which)
-        pixel = film.pixel_mm
-        if pixel is None:
+        setup = self.setups[view_name]
+        if setup.counted_on == "stored" and film.acquisition.orientation.words:
             raise InputError(
-                f"Neither the {which} film nor the landmark file states the pixel spacing; add 'pixel_mm': [row, column] "
-                f"to the '{which}' view of the landmark file."
+                f"The landmark file is an old one and counts on the {view_name} film's picture before it was "
+                f"{film.acquisition.orientation.words}; mark the film again in the annotator."
             )
-        projection = said.get("projection", "cone")
-        if projection not in ("parallel", "cone"):
-            raise InputError(f"'{projection}' is not a projection; use parallel or cone in the landmark file.")
-        point = said.get("principal_point")
-        try:
-            to_detector, to_isocentre = source_distances(film.facts, said)
-            if projection == "cone" and film.facts.plane == "patient":
-                pixel = pixel_size.on_detector(pixel, pixel_size.magnification(to_detector, to_isocentre))
-            return geometry.named_view(
-                said.get("name") or film.facts.view or which,
-                self.isocentre,
-                film.pixels.shape,
-                pixel,
-                cone=projection == "cone",
-                source_to_detector_mm=to_detector,
-                source_to_isocentre_mm=to_isocentre,
-                principal_point=None if point is None else (float(point[0]), float(point[1])),
+        film = setup.measure_film(film, view_name)
+        pixel_mm = film.pixel_mm
+        if pixel_mm is None:
+            raise InputError(
+                f"Neither the {view_name} film nor the landmark file states the pixel spacing; add 'pixel_mm': [row, "
+                f"column] to the '{view_name}' view of the landmark file."
             )
-        except InputError:
-            raise
-        except (TypeError, IndexError, ValueError) as error:
-            raise InputError(f"The '{which}' view of the landmark file is garbled ({error}).") from None
+        cone = setup.projection == "cone"
+        to_detector, to_isocentre = setup.source_distances(film.acquisition)
+        if cone and film.acquisition.pixel_plane == "patient":
+            pixel_mm = pixel_mm[0] * to_detector / to_isocentre, pixel_mm[1] * to_detector / to_isocentre
+        return geometry.named_view(
+            setup.name or film.acquisition.view or view_name,
+            self.isocentre,
+            film.pixels.shape,
+            pixel_mm,
+            cone=cone,
+            source_to_detector_mm=to_detector,
+            source_to_isocentre_mm=to_isocentre,
+            principal_point=setup.principal_point,
+        )
 
     def triangulate(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
-        """As `place`, without a look at whether that can be right."""
+        """Each level's centroid (3,) RAS mm, and its residual: by how many mm its two rays miss each other."""
         points, residuals = {}, {}
         for level in self.levels:
-            one, other = (self.centroids[which][level] for which in VIEWS)
-            points[level], residuals[level] = geometry.triangulate(ap, one, lateral, other)
+            pixels = (self.centroids[name][level] for name in VIEWS)
+            points[level], residuals[level] = geometry.triangulate(ap, next(pixels), lateral, next(pixels))
         return points, residuals
 
     def place(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
-        """Each level's centroid in space (3,) RAS mm, and by how many mm its two rays miss each other.
+        """As `triangulate`, checked.
 
         Raises:
-            InputError: the two landmarks of one level do not belong together, or a level stands above a higher one.
+            InputError: the two landmarks of one level do not belong together, or a level lies above a higher one.
         """
         points, residuals = self.triangulate(ap, lateral)
         for level, residual in residuals.items():
@@ -171,39 +272,42 @@ class Landmarks:
                     f"The two landmarks of {levels.name(level)} disagree by {residual:.0f} mm: "
                     "check the level, the row, and the films' pixel spacing."
                 )
-        heights = [points[level][2] for level in self.levels]
-        for above, below, high, low in zip(self.levels, self.levels[1:], heights, heights[1:], strict=False):
-            if low >= high:
+        for above, below in zip(self.levels, self.levels[1:], strict=False):
+            if points[below][2] >= points[above][2]:
                 raise InputError(
-                    f"{levels.name(below)} is marked above {levels.name(above)}; check the levels and that no film is upside down."
+                    f"{levels.name(below)} is marked above {levels.name(above)}; check the levels and that no film is "
+                    "upside down."
                 )
         return points, residuals
 
     def s1(self, ap: View, lateral: View) -> dict[str, np.ndarray]:
-        """The ends of S1's upper endplate in space, those that the marks tell: name in `ENDS` to (3,) RAS mm.
+        """The four ends of S1's upper endplate, name in `ENDS` to (3,) RAS mm; empty unless all four are marked.
 
-        "anterior" and "posterior" need both ends on the AP film too: they lie on their lateral rays, at the depth of
-        the AP ends' middle. "posterior" is the point that `posture.posture` takes its balance from. "right" and "left"
-        lie on their AP rays, at the depth of the lateral ends' middle.
+        "anterior" and "posterior" lie on their lateral rays, at the depth of the middle of the AP ends; "right" and
+        "left" on their AP rays, at the depth of the middle of the lateral ends.
         """
         ends = self.s1_endplate
-        if any(set(ends[which]) != set(ENDS[which]) for which in VIEWS):
+        if any(set(ends[name]) != set(ENDS[name]) for name in VIEWS):
             return {}
-        middles = {which: np.mean(list(ends[which].values()), axis=0) for which in VIEWS}
+        middles = {name: np.mean(list(ends[name].values()), axis=0) for name in VIEWS}
         found = {name: meet_rays(lateral, pixel, ap, middles["ap"]) for name, pixel in ends["lateral"].items()}
         return found | {name: meet_rays(ap, pixel, lateral, middles["lateral"]) for name, pixel in ends["ap"].items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """The file's content."""
+        """The file's content; `landmarks_from_dict` is the inverse."""
         views = {}
-        for which, said in self.views.items():
-            corners = {levels.name(level): _lists(pixels) for level, pixels in self.corners[which].items()}
-            views[which] = dict(said)
-            views[which]["centroids"] = _lists({levels.name(n): pixel for n, pixel in self.centroids[which].items()})
-            views[which] |= {"corners": corners} if corners else {}
-            views[which] |= {"s1_endplate": _lists(self.s1_endplate[which])} if self.s1_endplate[which] else {}
-        said = {"centroids_of": self.of} if self.of != VERTEBRA else {}
-        return {"schema": SCHEMA, **said, "isocentre_ras_mm": self.isocentre.tolist(), "views": views}
+        for name, setup in self.setups.items():
+            corners = {levels.name(level): _lists(pixels) for level, pixels in self.corners[name].items()}
+            optional = {
+                "corners": corners,
+                "s1_endplate": _lists(self.s1_endplate[name]),
+                "proposed": [levels.name(level) for level in levels.in_order(set(self.proposed[name]))],
+            }
+            views[name] = setup.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+            views[name]["centroids"] = _lists({levels.name(n): pixel for n, pixel in self.centroids[name].items()})
+            views[name] |= {key: value for key, value in optional.items() if value}
+        kind = {"centroids_of": self.centroids_of} if self.centroids_of != VERTEBRA else {}
+        return {"schema": SCHEMA, **kind, "isocentre_ras_mm": self.isocentre.tolist(), "views": views}
 
 
 def read_landmarks(path: str | Path, *, partial: bool = False) -> Landmarks:
@@ -211,77 +315,54 @@ def read_landmarks(path: str | Path, *, partial: bool = False) -> Landmarks:
 
     Args:
         path: the file.
-        partial: accept one that no vertebra is marked twice in: work that goes on.
+        partial: accept unfinished work, in which no vertebra is marked in both views.
 
     Raises:
-        InputError: not JSON, not of this schema, an unknown level or part, or no level marked in both views.
+        InputError: not JSON, not of this schema, a wrong entry, or no level marked in both views.
     """
-    return landmarks_from_dict(
-        read_json(path, "landmark file"), f"The landmark file {Path(path).name}", partial=partial
-    )
+    content = read_json(path, "landmark file")
+    return landmarks_from_dict(content, f"The landmark file {Path(path).name}", partial=partial)
 
 
-def landmarks_from_dict(content: Any, where: str = "The landmark file", *, partial: bool = False) -> Landmarks:
-    """Landmarks from a file's content; `Landmarks.to_dict` is its inverse.
-
-    Args:
-        content: of the file.
-        where: what the content is called in sentences.
-        partial: as in `read`.
-
-    Raises:
-        InputError: as `read`.
-    """
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f'{where} lacks "schema": "{SCHEMA}".')
-    views = content.get("views")
-    if not isinstance(views, dict) or set(views) != set(VIEWS):
-        raise InputError(f"{where} needs the two views 'ap' and 'lateral' under 'views'.")
-    centroids, corners, ends = {}, {}, {}
-    for which, view in views.items():
-        here = f"in its '{which}' view"
-        if not isinstance(view, dict) or not isinstance(view.get("centroids"), dict):
-            raise InputError(f"{where} has no 'centroids' {here}.")
-        centroids[which] = _by_level(_pixels(view["centroids"], where, here), where, here)
-        bodies = view.get("corners", {})
-        if not isinstance(bodies, dict):
-            raise InputError(f"{where} has 'corners' that are not those of levels {here}.")
-        said = {name: _pixels(body, where, f"of {name} {here}", CORNERS[which]) for name, body in bodies.items()}
-        corners[which] = _by_level(said, where, here)
-        if not isinstance(view.get("proposed", []), list):
-            raise InputError(f"{where} has a 'proposed' that is no list of levels {here}.")
-        for name in view.get("proposed", []):
-            levels.number(str(name))
-        if _numbers(view.get("shape", (1, 1))).shape != (2,):
-            raise InputError(f"{where} has a 'shape' that is not rows and columns {here}.")
-        ends[which] = _pixels(view.get("s1_endplate", {}), where, f"of S1's endplate {here}", ENDS[which])
-    isocentre = _numbers(content.get("isocentre_ras_mm", (0, 0, 0)))
-    if isocentre.shape != (3,) or not np.isfinite(isocentre).all():
-        raise InputError(f"{where} has an 'isocentre_ras_mm' that is not three numbers.")
-    of = content.get("centroids_of", VERTEBRA)
-    if of not in (VERTEBRA, BODY):
-        raise InputError(f"{where} has 'centroids_of': {of!r}; use '{VERTEBRA}' or '{BODY}'.")
-    said = {which: {k: v for k, v in view.items() if k not in _MARKS} for which, view in views.items()}
-    found = Landmarks(said, centroids, isocentre, corners, ends, of)
+def landmarks_from_dict(content: Any, source: str = "The landmark file", *, partial: bool = False) -> Landmarks:
+    """Landmarks from a file's content, as `read_landmarks`; `source` names the content in error messages."""
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema not in (SCHEMA, OLD_SCHEMA):
+        raise InputError(f'{source} lacks "schema": "{SCHEMA}".')
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_first_problem(error, source)) from None
+    old = {"counted_on": "stored"} if schema == OLD_SCHEMA else {}
+    setups, centroids, corners, ends, proposed = {}, {}, {}, {}, {}
+    for name in VIEWS:
+        view: _FileView = getattr(file.views, name)
+        _check_entries(view, content["views"][name], source, name)
+        setups[name] = ViewSetup.model_validate(old | content["views"][name])
+        centroids[name] = _by_level({part: np.array(pixel) for part, pixel in view.centroids.items()}, source, name)
+        corners[name] = _by_level({part: _arrays(body) for part, body in view.corners.items()}, source, name)
+        ends[name] = _arrays(view.s1_endplate)
+        proposed[name] = frozenset(levels.number(level) for level in view.proposed)
+    isocentre = np.array(file.isocentre_ras_mm)
+    found = Landmarks(setups, centroids, isocentre, corners, ends, file.centroids_of, proposed)
     if not partial and not found.levels:
-        raise InputError(f"{where} marks no vertebra in both views.")
+        raise InputError(f"{source} marks no vertebra in both views.")
     return found
 
 
 def empty_landmarks() -> Landmarks:
-    """No marks yet, on cone views at the default distances; a reader will mark bodies."""
-    nothing: dict[str, dict[int, np.ndarray]] = {which: {} for which in VIEWS}
-    views = {which: {"name": name} for which, name in zip(VIEWS, _NAMES, strict=True)}
-    return Landmarks(views, nothing, np.zeros(3), of=BODY)
+    """No marks, on cone views at the default distances; the centroids to be marked are those of bodies."""
+    setups = {"ap": ViewSetup(name="ap"), "lateral": ViewSetup(name="left_lateral")}
+    return Landmarks(setups, {name: {} for name in VIEWS}, np.zeros(3), centroids_of=BODY)
 
 
 def write_landmarks(path: str | Path, landmarks: Landmarks) -> Path:
-    """Writes a landmark file, atomically; `read` is its inverse."""
+    """Writes a landmark file, atomically; `read_landmarks` is the inverse."""
     return write_json(path, landmarks.to_dict())
 
 
 def project_landmarks(ap: View, lateral: View, isocentre: np.ndarray, points: Mapping[int, np.ndarray]) -> Landmarks:
-    """The landmarks that points in space leave on two views made by `geometry.named_view`: a simulation's truth.
+    """The exact landmarks of points in space on two views made by `geometry.named_view`.
 
     Args:
         ap: the AP or PA view.
@@ -289,65 +370,79 @@ def project_landmarks(ap: View, lateral: View, isocentre: np.ndarray, points: Ma
         isocentre: (3,) RAS mm, of both.
         points: level to (3,) RAS mm.
     """
-    views, centroids = {}, {}
-    for which, view in (("ap", ap), ("lateral", lateral)):
-        said: dict[str, Any] = {"name": view.name, "pixel_mm": list(view.pixel_mm), "projection": "parallel"}
-        said["principal_point"] = view.project(isocentre).tolist()
+    setups, centroids = {}, {}
+    for name, view in zip(VIEWS, (ap, lateral), strict=True):
+        setup: dict[str, Any] = {"name": view.name, "pixel_mm": view.pixel_mm, "projection": "parallel"}
+        setup["principal_point"] = view.project(isocentre)
         if view.source is not None:
-            said["projection"] = "cone"
-            said["source_to_detector_mm"] = float((view.corner - view.source) @ view.direction)
-            said["source_to_isocentre_mm"] = float((isocentre - view.source) @ view.direction)
-        views[which] = said
-        centroids[which] = {level: view.project(point) for level, point in points.items()}
-    return Landmarks(views, centroids, np.asarray(isocentre, float))
+            setup["projection"] = "cone"
+            setup["source_to_detector_mm"] = float((view.corner - view.source) @ view.direction)
+            setup["source_to_isocentre_mm"] = float((isocentre - view.source) @ view.direction)
+        setups[name] = ViewSetup(**setup)
+        centroids[name] = {level: view.project(point) for level, point in points.items()}
+    return Landmarks(setups, centroids, np.asarray(isocentre, float))
 
 
 def meet_rays(view: View, pixel: np.ndarray, other: View, other_pixel: np.ndarray) -> np.ndarray:
-    """The point on a view's ray at the depth that another view tells by its column alone: (3,) RAS mm.
+    """The point on a view's ray at the depth that the other view's column gives: (3,) RAS mm.
 
-    Unlike `geometry.triangulate` it takes no height from the other view, so it serves marks of different heights.
+    Unlike `geometry.triangulate` it takes no height from the other view, so the two marks may differ in height.
 
     Args:
-        view: whose ray, and `pixel`: (2,) row and column in it.
-        other: a view from another side, and `other_pixel`: (2,) row and column in it.
+        view: the ray's view.
+        pixel: (2,) row and column in `view`.
+        other: a view from another side.
+        other_pixel: (2,) row and column in `other`.
     """
-    start, way = view.rays(np.asarray(pixel, float))
-    through, along = other.rays(np.asarray(other_pixel, float))
-    normal = np.cross(along, other.row_step)
-    return start + way * ((through - start) @ normal) / (way @ normal)
+    start, along = view.rays(np.asarray(pixel, float))
+    other_start, other_along = other.rays(np.asarray(other_pixel, float))
+    normal = np.cross(other_along, other.row_step)
+    return start + along * ((other_start - start) @ normal) / (along @ normal)
 
 
-def _pixels(said: Any, where: str, here: str, names: tuple[str, ...] = ()) -> Pixels:
-    """Names to (2,) pixels, as a file says them; `names` are those there may be, by default any."""
-    if not isinstance(said, dict):
-        raise InputError(f"{where} has no [row, column] by name {here}.")
-    found = {}
-    for name, pixel in said.items():
-        found[name] = _numbers(pixel)
-        if found[name].shape != (2,) or not np.isfinite(found[name]).all():
-            raise InputError(f"{where} has no [row, column] for {name} {here}.")
-        if names and name not in names:
-            raise InputError(f"{where} has an unknown '{name}' {here}; use {', '.join(names)}.")
-    return found
+def _first_problem(error: ValidationError, source: str) -> str:
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source} is wrong at '{place}': {message[0].lower()}{message[1:]}."
 
 
-def _by_level(said: Mapping[str, Any], where: str, here: str) -> dict[int, Any]:
-    """The same by VerSe number, once no two names are one level's."""
+def _check_entries(view: _FileView, content: Mapping[str, Any], source: str, name: str) -> None:
+    """Refuses what the types let pass: calibration balls, two pixel sizes, and parts of the other view."""
+    if "ball" in content:
+        raise InputError(
+            f"{source} measures the pixel size by a 'ball' in its '{name}' view, which is no longer done; state the "
+            "ball's two edges and its diameter as a 'known_distance', or 'pixel_mm'."
+        )
+    if view.pixel_mm and view.known_distance:
+        raise InputError(
+            f"{source} states the pixel size of its '{name}' view in two ways, pixel_mm and known_distance; keep one."
+        )
+    for owner, parts, known in (
+        *((level, body, CORNERS[name]) for level, body in view.corners.items()),
+        ("S1's endplate", view.s1_endplate, ENDS[name]),
+    ):
+        for part in parts:
+            if part not in known:
+                raise InputError(
+                    f"{source} has an unknown '{part}' of {owner} in its '{name}' view; use {', '.join(known)}."
+                )
+
+
+def _by_level(marks: Mapping[str, Any], source: str, name: str) -> dict[int, Any]:
+    """Marks by VerSe number instead of by level name."""
     found: dict[int, Any] = {}
-    for name, value in said.items():
-        if levels.number(name) in found:
-            raise InputError(f"{where} marks {levels.name(levels.number(name))} twice {here}; keep one of the two.")
-        found[levels.number(name)] = value
+    for level_name, value in marks.items():
+        level = levels.number(level_name)
+        if level in found:
+            raise InputError(f"{source} marks {levels.name(level)} twice in its '{name}' view; keep one of the two.")
+        found[level] = value
     return found
+
+
+def _arrays(pixels: Mapping[str, tuple[float, float]]) -> Pixels:
+    return {name: np.array(pixel) for name, pixel in pixels.items()}
 
 
 def _lists(pixels: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
     return {name: np.asarray(pixel, float).tolist() for name, pixel in pixels.items()}
-
-
-def _numbers(said: Any) -> np.ndarray:
-    """What a file says as an array of floats, empty where it says no numbers."""
-    try:
-        return np.array(said, float)
-    except (TypeError, ValueError):
-        return np.zeros(0)

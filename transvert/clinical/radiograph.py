@@ -1,11 +1,7 @@
-"""Films: from ray integrals to what a film shows, files of films, and the patches that the network sees.
+"""Radiographs: grey values, files that are read and written, and the one pixel frame that everything counts in.
 
-A film here is brighter where more is attenuated: bone is white. Its pixel size is that on the detector, so a vertebra
-on a cone film is larger than life; `cut_patch` undoes that. Films of patients are read for their pixels and for how they
-were taken (`facts`); nothing else of the file is kept.
-
-
-Films in PNG, JPEG and TIFF: their grey values, and the pixel size where a PNG has one that somebody measured.
+A film here is brighter where more is attenuated: bone is white. Its picture is turned upright when it is read: head at
+the top, the patient's right (AP, PA) or front (lateral) on the left. Every pixel coordinate from then on counts there.
 """
 
 from __future__ import annotations
@@ -20,48 +16,94 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from transvert.clinical import acquisition, dicom
-from transvert.clinical.acquisition import Acquisition
+from transvert.clinical import dicom
+from transvert.clinical.dicom import MOST_PIXELS, Acquisition, ImageOrientation
 from transvert.drr import exposure
-from transvert.drr.exposure import _check_response
 from transvert.drr.geometry import View
 from transvert.io import InputError, atomic_path
+
+_SCREEN_DPI = (72, 96, 144)  # Written by drawing programs and screenshots without any measurement.
+_ROWS = 256  # Converted at a time, so that a large film is held in memory once, not three times.
+# Object identifiers of enveloped, encrypted, and authenticated-enveloped data (RFC 5652, 5083).
+_ENCRYPTED = [b"\x2a\x86\x48\x86\xf7\x0d\x01" + end for end in (b"\x07\x03", b"\x07\x06", b"\x09\x10\x01\x17")]
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A film's picture, turned to this project's convention.
+    """A film's upright picture.
 
     Attributes:
-        pixels: (rows, columns) float32, any scale, brighter is more attenuation; NaN where the detector saw nothing.
-        pixel_mm: row and column pitch on the detector, or in the patient where `facts.plane` says so; None where a
-            landmark file will state it.
-        facts: how the film was taken and how its picture lies in the file.
+        pixels: (rows, columns) float32, any scale, brighter is more attenuation; NaN where the detector was not
+            exposed.
+        pixel_mm: row and column pitch on the detector, or in the patient if `acquisition.pixel_plane` says so; None if
+            a landmark file will state it.
+        acquisition: how the film was taken and how its file stores the picture.
     """
 
     pixels: np.ndarray
     pixel_mm: tuple[float, float] | None
-    facts: Acquisition = field(default_factory=Acquisition)
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
-    def from_stored(self, pixel: np.ndarray) -> np.ndarray:
-        """(..., 2) row and column here of a pixel as viewers of the file count it, such as a landmark's."""
-        return self.facts.turn.to_film(pixel, self.pixels.shape)
 
-    def to_stored(self, pixel: np.ndarray) -> np.ndarray:
-        """The inverse of `from_stored`."""
-        return self.facts.turn.to_stored(pixel, self.pixels.shape)
+def read_radiograph(
+    path: str | Path,
+    pixel_mm: float | tuple[float, float] | None = None,
+    *,
+    view: str | None = None,
+    orientation: Sequence[str] | None = None,
+    require_pixel_mm: bool = True,
+) -> Radiograph:
+    """Reads a film from DICOM, PNG, JPEG or TIFF and turns its picture upright.
+
+    Args:
+        path: the file.
+        pixel_mm: pitch on the detector, one number, or row and column of the upright picture; replaces the file's.
+        view: the expected view, "ap", "pa" or a lateral one; None for any.
+        orientation: the patient's directions along a row and down a column of the stored picture, such as
+            ("L", "F"); replaces what a DICOM file says. Without either the picture is taken to be upright.
+        require_pixel_mm: refuse a film of unknown pixel pitch. A file states it by DICOM's tags or PNG's pixel size,
+            except for 72, 96 and 144 dpi, which programs write without a measurement.
+
+    Raises:
+        InputError: no film, cut short, encrypted, in colour, several pictures, too large, another view than expected,
+            or an unknown or impossible pixel pitch.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The film {path.name} does not exist.")
+    with path.open("rb") as file:
+        is_dicom = file.read(132)[128:] == b"DICM"
+    if is_dicom:
+        pixels, pitch, acquisition = dicom.read_dicom(path, view, orientation)
+    else:
+        stored, pitch = _read_picture(path)
+        turn = dicom.orientation_from_letters(orientation, view, path.name) if orientation else ImageOrientation()
+        pixels, pitch = turn.upright_picture(stored), pitch and turn.upright_pair(pitch)
+        origin = "the file's pixel size" if pitch else ""
+        acquisition = Acquisition(pixel_mm_from=origin, orientation=turn, notes=turn.notes("stated"))
+    if pixel_mm is not None:
+        pitch = exposure.pitch_mm(pixel_mm)
+        acquisition = replace(acquisition, pixel_plane="detector", pixel_mm_from="stated by hand")
+    if pitch is None and require_pixel_mm:
+        raise InputError(
+            f"The film {path.name} does not say how large its pixels are, or states an impossible size; give pixel_mm, "
+            "their height and width on the detector in mm."
+        )
+    if pitch is not None:
+        dicom.check_pixel_mm(pitch, path.name)
+    return Radiograph(np.ascontiguousarray(pixels, np.float32), pitch, acquisition)
 
 
 def to_grey(
     image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | None = None, inverted: bool = False
 ) -> np.ndarray:
-    """Grey values of a picture.
+    """Converts a picture to grey values.
 
     Args:
         image: (rows, columns) float.
         bits: 8 to 16; the highest grey value is 2**bits - 1.
         window: the values that become black and white; by default the 0.5th and 99.5th percentile.
-        inverted: white for low values: the exact complement of the picture that is not inverted.
+        inverted: white for low values, the exact complement.
 
     Returns:
         (rows, columns) uint8 for 8 bits, else uint16.
@@ -84,26 +126,26 @@ def to_grey(
 def write_png(
     path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float], *, bits: int | None = None
 ) -> Path:
-    """Writes uint8 or uint16 as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm comes back as 0.6998 mm.
+    """Writes a grey picture as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm is read as 0.6998 mm.
 
     Args:
         path: the file.
-        grey: (rows, columns), from `to_grey`.
+        grey: (rows, columns) uint8 or uint16, from `to_grey`.
         pixel_mm: pitch on the detector, one number or row and column.
-        bits: of `grey`; by default all of its type. 9 to 15 bits are stretched over PNG's 16, so that viewers show
-            white as white, and PNG's "sBIT" tells how many there were: divide by 65535 / (2**bits - 1).
+        bits: of `grey`; by default all of its type. 9 to 15 bits are stretched to PNG's 16, so that viewers show white
+            as white, and PNG's "sBIT" states their number: divide by 65535 / (2**bits - 1).
 
     Raises:
         InputError: a picture that is not `bits` deep, or pixels without a size.
     """
-    bits = depth(grey, bits)
+    bits = _check_bits(grey, bits)
     row_mm, column_mm = exposure.pitch_mm(pixel_mm)
-    more = PngInfo()
+    info = PngInfo()
     if bits not in (8, 16):
-        more.add(b"sBIT", bytes([bits]))
+        info.add(b"sBIT", bytes([bits]))
         grey = np.rint(grey * (65535 / (2**bits - 1))).astype(np.uint16)
     with atomic_path(path) as temporary:
-        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm), pnginfo=more)
+        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm), pnginfo=info)
     return Path(path)
 
 
@@ -117,137 +159,66 @@ def write_dicom(
     response: str = "log",
     source_to_patient_mm: float | None = None,
 ) -> Path:
-    """Writes a simulated film as a DX image, atomically. It says that it is simulated and names no patient.
+    """Writes a simulated film as a DX image, atomically. The file says that it is simulated and names no patient.
 
-    Viewers show bone white either way: `inverted` is stored as MONOCHROME1, in which low values are white, and `read`
-    turns it back.
+    Viewers show bone white either way: an inverted picture is stored as MONOCHROME1, in which low values are white.
 
     Args:
         path: the file.
         grey: (rows, columns), from `to_grey` with the same `bits` and `inverted`.
-        view: gives the pixel size, the patient's orientation and, for a cone view, the source's distance.
+        view: gives the pixel pitch, the patient's orientation and, for a cone view, the source's distance.
         bits: of `grey`; by default all of its type.
         inverted: high values are where the exposure was high.
-        response: that of `expose`, "log" or "linear".
+        response: that of `exposure.expose`, "log" or "linear".
         source_to_patient_mm: of a cone view, if known: the source's distance from the isocentre.
 
     Raises:
-        InputError: a picture that is not the view's, or not `bits` deep, or another response.
+        InputError: a picture of another shape than the view's, or not `bits` deep, or another response.
     """
     if grey.shape != view.shape:
         raise InputError(
             f"A picture of {grey.shape} is no film of the view '{view.name}', which has {view.shape}; "
             "it must have the view's shape."
         )
-    _check_response(response)
-    dataset = dicom.simulated_dicom(grey, view, depth(grey, bits), inverted, response, source_to_patient_mm)
+    if response not in exposure.RESPONSES:
+        raise InputError(f"A film's response is {' or '.join(exposure.RESPONSES)}, not '{response}'.")
+    dataset = dicom.simulated_dataset(grey, view, _check_bits(grey, bits), inverted, response, source_to_patient_mm)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
     return Path(path)
 
 
-def read_radiograph(
-    path: str | Path,
-    pixel_mm: float | tuple[float, float] | None = None,
-    *,
-    view: str | None = None,
-    orientation: Sequence[str] | None = None,
-    sized: bool = True,
-) -> Radiograph:
-    """Reads a film from DICOM, PNG, JPEG or TIFF and turns it to this project's convention.
-
-    Args:
-        path: the file.
-        pixel_mm: pitch on the detector, one number or row and column as stored; goes before what the file says.
-        view: what the film is given as: "ap", "pa" or a lateral; None for either.
-        orientation: where a row's pixels go in the patient and where a column's go, as in `facts.turn_of`; goes before
-            what a DICOM file says. Without either the picture is taken to follow the convention already.
-        sized: whether somebody has to say the pitch: the file, by DICOM's tags or PNG's pixel size (not one of 72, 96
-            or 144 dpi, which programs write unasked), or else `pixel_mm`.
-
-    Raises:
-        InputError: no film, cut short, encrypted, in colour, several pictures, too large, another view than is said, or
-            pixels of unknown or impossible size.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"The film {path.name} does not exist.")
-    with path.open("rb") as file:
-        is_dicom = file.read(132)[128:] == b"DICM"
-    if is_dicom:
-        pixels, pitch, known = dicom.read_dicom(path, view, orientation)
-    else:
-        pixels, pitch = read_picture(path)
-        pitch, known = acquisition.acquisition_of_picture(pitch, path.name, view, orientation)
-        pixels = known.turn.picture(pixels)
-    if pixel_mm is not None:
-        pitch = known.turn.pair(exposure.pitch_mm(pixel_mm))
-        known = replace(known, plane="detector", pitch_from="stated by hand")
-    if pitch is None and sized:
-        raise InputError(
-            f"The film {path.name} does not say how large its pixels are, or not what they can be; give pixel_mm, their "
-            "height and width on the detector in mm."
-        )
-    if pitch is not None:
-        acquisition.check_pitch(pitch, path.name)
-    return Radiograph(np.ascontiguousarray(pixels, np.float32), pitch, known)
-
-
-MOST_PIXELS = 150_000_000
-"""A film of more is refused: one of 12,000 x 12,000 takes 0.6 GB as float32, and reading it twice that."""
-
-_SCREEN_DPI = (72, 96, 144)  # What drawing programs and screenshots write when nobody measured anything.
-_ROWS = 256  # Converted at a time, so that a large film is held once, not three times.
-# Object identifiers of what encryption leaves: enveloped, encrypted, and authenticated-enveloped data (RFC 5652, 5083).
-_ENCRYPTED = [b"\x2a\x86\x48\x86\xf7\x0d\x01" + end for end in (b"\x07\x03", b"\x07\x06", b"\x09\x10\x01\x17")]
-
-
-def read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """A picture's grey values, (rows, columns) float32, and its row and column pitch in mm if the file states one.
-
-    A picture that its file's EXIF turns is turned, as viewers do.
-
-    Raises:
-        InputError: not one grey picture, one that can't be decoded, or one that is too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of large pictures, which are checked here, and with the file's own words.
-            with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-                return _decode(path.name, image)
-    except InputError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise InputError(_what_it_is(path)) from None
-    except Image.DecompressionBombError:
-        raise InputError(too_large(path.name)) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error):
-        raise InputError(
-            f"The film {path.name} can't be decoded; it is damaged or cut short: copy it once more."
-        ) from None
-
-
-def too_large(name: str) -> str:
-    """The sentence for a film of more than `MOST_PIXELS`."""
-    return f"The film {name} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller."
-
-
-def depth(grey: np.ndarray, bits: int | None) -> int:
-    """The bits of a grey picture that is to be written, by default all of its type.
-
-    Raises:
-        InputError: its type or its values do not agree with them.
-    """
+def _check_bits(grey: np.ndarray, bits: int | None) -> int:
+    """The bits of a grey picture that is to be written, by default all of its type."""
     if grey.dtype not in (np.uint8, np.uint16) or grey.ndim != 2:
         raise InputError(f"A picture of {grey.shape} {grey.dtype} is no grey picture; make one with to_grey.")
     full = grey.dtype.itemsize * 8
     bits = full if bits is None else bits
     if bits not in range(8 if full == 8 else 9, full + 1) or int(grey.max(initial=0)) >= 2**bits:
         raise InputError(
-            f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} has not {bits} bits; "
+            f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} does not have {bits} bits; "
             "give the bits that it was made with."
         )
     return bits
+
+
+def _read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """(rows, columns) float32, turned as EXIF says and viewers do; and the row and column pitch in mm if stated."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures, which are checked here.
+            with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+                return _decode(path.name, image)
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise InputError(_unknown_format(path)) from None
+    except Image.DecompressionBombError:
+        raise InputError(dicom.too_large(path.name)) from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error):
+        raise InputError(
+            f"The film {path.name} can't be decoded; it is damaged or cut short: copy it once more."
+        ) from None
 
 
 def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, float] | None]:
@@ -255,11 +226,11 @@ def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, flo
     if pictures > 1:
         raise InputError(f"The film {name} holds {pictures} pictures; give one a view.")
     if image.width * image.height > MOST_PIXELS:
-        raise InputError(too_large(name))
+        raise InputError(dicom.too_large(name))
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     dpi = image.info.get("dpi") if image.format == "PNG" else None
     image.load()
-    on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    transposed = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
     ImageOps.exif_transpose(image, in_place=True)
     single = image.mode in ("1", "L", "F") or image.mode.startswith("I")
     pixels = np.empty((image.height, image.width), np.float32)
@@ -268,12 +239,12 @@ def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, flo
         pixels[top : top + _ROWS] = np.asarray(part) if single else _grey(np.asarray(part.convert("RGB")), name)
     if not np.isfinite(pixels).all():
         raise InputError(f"The film {name} has NaN or infinite values, which have no grey; save it as 16-bit integers.")
-    if white_is_zero and image.mode.startswith("I"):  # The imaging library turns 8 bits over, not 16.
+    if white_is_zero and image.mode.startswith("I"):  # Pillow inverts 8 bits, but not 16.
         np.subtract(pixels.max() + pixels.min(), pixels, out=pixels)
     if dpi is None or any(abs(number - screen) < 0.02 for number in dpi for screen in _SCREEN_DPI):
         return pixels, None
     row_mm, column_mm = 25.4 / dpi[1], 25.4 / dpi[0]
-    return pixels, (column_mm, row_mm) if on_its_side else (row_mm, column_mm)
+    return pixels, (column_mm, row_mm) if transposed else (row_mm, column_mm)
 
 
 def _grey(channels: np.ndarray, name: str) -> np.ndarray:
@@ -287,7 +258,7 @@ def _grey(channels: np.ndarray, name: str) -> np.ndarray:
     return channels.mean(axis=2, dtype=np.float32)
 
 
-def _what_it_is(path: Path) -> str:
+def _unknown_format(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(64)
     if any(mark in head for mark in _ENCRYPTED):

@@ -1,5 +1,5 @@
-// The browser's half of annotator.py. Marks are in pixels of the film, whatever is shown of it; heights and residuals are
-// reckoned in Python. A mark's address is [kind, level or end, corner], such as ["centroids", "L1"], ["corners", "L1",
+// The browser half of annotator.py. Marks are in pixels of the upright film, however it is zoomed; heights and residuals are
+// computed in Python. A mark's address is [kind, level or end, corner], such as ["centroids", "L1"], ["corners", "L1",
 // "right_superior"] or ["s1_endplate", "left"].
 
 const VIEWS = ["ap", "lateral"];
@@ -28,7 +28,7 @@ function chooser(label, options, onchange) {
   return select;
 }
 
-// What has been done, so that it can be undone; `marks` is its latest state.
+// The marks and their history for undo and redo.
 class Marks {
   constructor(model, names, changed) {
     Object.assign(this, { model, names, changed, selected: null, synced: 0 });
@@ -47,25 +47,25 @@ class Marks {
     model.on("change:marks", this.listener);
   }
 
-  get(which, [kind, name, part]) {
-    const found = this.marks[which][kind]?.[name];
+  get(viewName, [kind, name, part]) {
+    const found = this.marks[viewName][kind]?.[name];
     return part === undefined ? found : found?.[part];
   }
 
-  // Sets a mark, or deletes it where `pixel` is null. Whoever touches a proposed level has confirmed it.
-  put(which, [kind, name, part], pixel) {
-    const view = this.marks[which];
+  // Sets a mark, or deletes it if `pixel` is null. Touching a proposed level confirms it.
+  put(viewName, [kind, name, part], pixel) {
+    const view = this.marks[viewName];
     view[kind] ??= {};
     const holder = part === undefined ? view[kind] : (view[kind][name] ??= {});
     const key = part === undefined ? name : part;
     if (pixel) holder[key] = pixel.map((value) => Math.round(value * 100) / 100);
     else delete holder[key];
     if (part !== undefined && !Object.keys(holder).length) delete view[kind][name];
-    if (kind === "centroids") this.confirm(which, name);
+    if (kind === "centroids") this.confirm(viewName, name);
   }
 
-  confirm(which, name) {
-    this.marks[which].proposed = (this.marks[which].proposed ?? []).filter((other) => other !== name);
+  confirm(viewName, name) {
+    this.marks[viewName].proposed = (this.marks[viewName].proposed ?? []).filter((other) => other !== name);
   }
 
   remember() {
@@ -99,8 +99,8 @@ class Marks {
     this.changed();
   }
 
-  all(which) {
-    const { centroids = {}, corners = {}, s1_endplate = {} } = this.marks[which];
+  all(viewName) {
+    const { centroids = {}, corners = {}, s1_endplate = {} } = this.marks[viewName];
     const found = Object.entries(centroids).map(([name, pixel]) => [["centroids", name], pixel]);
     for (const [name, parts] of Object.entries(corners))
       found.push(...Object.entries(parts).map(([part, pixel]) => [["corners", name, part], pixel]));
@@ -109,13 +109,13 @@ class Marks {
   }
 }
 
-// One film: its picture, its marks, and what the pointer does to them.
+// One film: its picture, its marks, and the pointer's actions.
 class Pane {
   constructor(app, film) {
-    Object.assign(this, { app, film, which: film.which, next: film.next, centre: 128, width: 256, inverted: false });
+    Object.assign(this, { app, film, viewName: film.view, next: film.next, centre: 128, width: 256, inverted: false });
     this.canvas = element("canvas");
     this.overlay = element("svg", { role: "group", "aria-label": `marks on ${film.title}` });
-    this.stage = element("div", { class: "tv-stage", tabindex: 0, "data-view": this.which }, this.canvas, this.overlay);
+    this.stage = element("div", { class: "tv-stage", tabindex: 0, "data-view": this.viewName }, this.canvas, this.overlay);
     this.chooser = chooser(`next level on ${film.title}`, app.names.map((name) => [name, name]), (name) => {
       this.next = name;
       app.draw();
@@ -151,7 +151,7 @@ class Pane {
     this.stage.dataset.ready = "yes";
   }
 
-  // The chosen window of grey values, into the picture that is drawn.
+  // Applies the chosen window of grey values to the picture that is drawn.
   develop() {
     const table = new Uint8ClampedArray(256);
     for (let value = 0; value < 256; value++) {
@@ -233,10 +233,10 @@ class Pane {
       if (!this.held.moved && Math.hypot(x - start[0], y - start[1]) < CLICK_PX) return;
       this.held.moved = true;
       if (address) {
-        // Held where it was gripped, so that it does not jump to the pointer.
-        const from = this.toScreen(this.app.marks.get(this.which, address));
-        this.app.marks.put(this.which, address, this.within(this.toFilm([from[0] + x - last[0], from[1] + y - last[1]])));
-        this.app.marks.selected = [this.which, address];
+        // Relative to where the mark was gripped, so that it does not jump to the pointer.
+        const from = this.toScreen(this.app.marks.get(this.viewName, address));
+        this.app.marks.put(this.viewName, address, this.within(this.toFilm([from[0] + x - last[0], from[1] + y - last[1]])));
+        this.app.marks.selected = [this.viewName, address];
         this.app.marks.drag();
       } else this.pan(x - last[0], y - last[1]);
       this.held.last = [x, y];
@@ -246,7 +246,7 @@ class Pane {
       this.held = null;
       if (!held) return;
       if (held.address) {
-        this.app.select(this.which, held.address);
+        this.app.select(this.viewName, held.address);
         if (held.moved) this.app.marks.commit();
       } else if (!held.moved && held.places) this.place(this.toFilm(this.at(event)));
     });
@@ -258,10 +258,10 @@ class Pane {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     const address = event.target.closest?.("[data-address]")?.dataset.address;
     if (step && address) {
-      const [row, column] = this.app.marks.get(this.which, JSON.parse(address));
+      const [row, column] = this.app.marks.get(this.viewName, JSON.parse(address));
       const by = event.shiftKey ? 10 : 1;
-      this.app.marks.put(this.which, JSON.parse(address), this.within([row + by * step[0], column + by * step[1]]));
-      this.app.select(this.which, JSON.parse(address));
+      this.app.marks.put(this.viewName, JSON.parse(address), this.within([row + by * step[0], column + by * step[1]]));
+      this.app.select(this.viewName, JSON.parse(address));
       this.app.marks.commit();
     } else if (address && (event.key === "Delete" || event.key === "Backspace")) this.app.remove();
     else if (step) this.pan(-40 * step[1], -40 * step[0]);
@@ -270,26 +270,26 @@ class Pane {
     event.preventDefault();
   }
 
-  // What the next click marks: an address, or null where there is nothing left to mark.
+  // The address of the mark that the next click sets, or null if nothing is left.
   get due() {
-    const parts = this.film.corners.filter((part) => !this.app.marks.get(this.which, ["corners", this.next, part]));
-    const ends = this.film.ends.filter((end) => !this.app.marks.get(this.which, ["s1_endplate", end]));
+    const parts = this.film.corners.filter((part) => !this.app.marks.get(this.viewName, ["corners", this.next, part]));
+    const ends = this.film.ends.filter((end) => !this.app.marks.get(this.viewName, ["s1_endplate", end]));
     if (this.app.mode === "corners") return parts.length ? ["corners", this.next, parts[0]] : null;
     if (this.app.mode === "s1_endplate") return ends.length ? ["s1_endplate", ends[0]] : null;
-    return this.app.marks.get(this.which, ["centroids", this.next]) ? null : ["centroids", this.next];
+    return this.app.marks.get(this.viewName, ["centroids", this.next]) ? null : ["centroids", this.next];
   }
 
   place(pixel) {
     const due = this.due;
     const { rows, columns } = this.film;
     if (!due || pixel[0] < -0.5 || pixel[1] < -0.5 || pixel[0] > rows - 0.5 || pixel[1] > columns - 0.5) return;
-    this.app.marks.put(this.which, due, pixel);
-    this.app.marks.selected = [this.which, due];
+    this.app.marks.put(this.viewName, due, pixel);
+    this.app.marks.selected = [this.viewName, due];
     if (!this.due) this.advance();
     this.app.marks.commit();
   }
 
-  // To the next level that still lacks what is being marked; T13 and L6 are chosen by hand.
+  // To the next level without the mark being set; T13 and L6 are chosen by hand.
   advance() {
     if (this.app.mode === "s1_endplate") return;
     const order = this.app.names.filter((name) => name === this.next || !["T13", "L6"].includes(name));
@@ -319,12 +319,12 @@ class Pane {
       element("text", { x: width - 8, y: height / 2, class: "tv-side", "text-anchor": "end" }, this.film.sides[1]));
   }
 
-  // Where the other film says that its vertebrae stand.
+  // The other film's vertebrae as lines at their height.
   *lines() {
     const { selected } = this.app.marks;
-    for (const [name, ends] of Object.entries(this.app.told.lines?.[this.which] ?? {})) {
+    for (const [name, ends] of Object.entries(this.app.feedback.lines?.[this.viewName] ?? {})) {
       const wanted = name === this.next || (selected && selected[1][0] !== "s1_endplate" && selected[1][1] === name);
-      if (!wanted && this.app.marks.get(this.which, ["centroids", name])) continue;
+      if (!wanted && this.app.marks.get(this.viewName, ["centroids", name])) continue;
       const [[x1, y1], [x2, y2]] = ends.map((end) => this.toScreen(end));
       yield element("line", { x1, y1, x2, y2, "data-level": name, class: wanted ? "tv-line tv-wanted" : "tv-line" });
       const x = Math.max(x1, 0) + 5;
@@ -333,17 +333,17 @@ class Pane {
   }
 
   *symbols() {
-    const { told, marks } = this.app;
-    for (const [address, pixel] of marks.all(this.which)) {
+    const { feedback, marks } = this.app;
+    for (const [address, pixel] of marks.all(this.viewName)) {
       const [kind, name, part] = address;
       const [x, y] = this.toScreen(pixel);
-      const chosen = marks.selected && marks.selected[0] === this.which && String(marks.selected[1]) === String(address);
-      const mm = kind === "centroids" ? told.residuals?.[name] : undefined;
-      const guess = kind === "centroids" && (marks.marks[this.which].proposed ?? []).includes(name);
+      const chosen = marks.selected && marks.selected[0] === this.viewName && String(marks.selected[1]) === String(address);
+      const mm = kind === "centroids" ? feedback.residuals?.[name] : undefined;
+      const guess = kind === "centroids" && (marks.marks[this.viewName].proposed ?? []).includes(name);
       const verdict = this.app.verdict(mm);
       let text = part ? "" : kind === "s1_endplate" ? `S1 ${name}` : name;
       if (mm !== undefined && !guess) text += ` ${mm.toFixed(1)} mm`;
-      if (guess) text += ` proposed${told.errors?.[this.which]?.[name] ? ` ±${told.errors[this.which][name].toFixed(0)} mm` : ""}`;
+      if (guess) text += ` proposed${feedback.errors?.[this.viewName]?.[name] ? ` ±${feedback.errors[this.viewName][name].toFixed(0)} mm` : ""}`;
       const shapes = {
         near: element("circle", { r: 5.5 }), alone: element("circle", { r: 5.5 }),
         apart: element("path", { d: "M0,-8 L8,6 L-8,6 Z" }), wrong: element("path", { d: "M-6,-6 H6 V6 H-6 Z" }),
@@ -353,7 +353,7 @@ class Pane {
         class: `tv-mark tv-${verdict}${chosen ? " tv-chosen" : ""}${guess ? " tv-guess" : ""}`, tabindex: 0, role: "button",
         transform: `translate(${x},${y})`, "data-address": JSON.stringify(address), "data-pixel": JSON.stringify(pixel),
         "aria-label": `${this.film.title}: ${part ? `${name} ${part.replace("_", " ")}` : text}, row ${pixel[0].toFixed(0)}, column ${pixel[1].toFixed(0)}`,
-        onfocus: () => this.app.select(this.which, address, false),
+        onfocus: () => this.app.select(this.viewName, address, false),
       }, element("circle", { r: 12, class: "tv-grip" }), shape, element("circle", { r: 0.8, class: "tv-dot" }), element("text", { x: 11, y: 4 }, text));
     }
   }
@@ -361,19 +361,19 @@ class Pane {
 
 class App {
   constructor(model, el) {
-    Object.assign(this, { model, names: model.get("level_names"), mode: "centroids", upwards: false, told: model.get("told") });
+    Object.assign(this, { model, names: model.get("level_names"), mode: "centroids", upwards: false, feedback: model.get("feedback") });
     this.marks = new Marks(model, this.names, () => this.draw());
     this.panes = model.get("films").map((film) => new Pane(this, film));
-    const send = (command) => () => { this.marks.send(); model.send({ do: command }); };
+    const send = (command) => () => { this.marks.send(); model.send({ command }); };
     this.undo = button("↶ undo", "undo the last change", () => this.marks.step(-1));
-    this.redo = button("↷ redo", "redo what was undone", () => this.marks.step(1));
+    this.redo = button("↷ redo", "redo the undone change", () => this.marks.step(1));
     this.rename = chooser("rename the chosen mark", [["", "rename to"], ...this.names.map((name) => [name, name])], (name) => this.renameTo(name));
     this.dropper = button("✕ delete", "delete the chosen mark", () => this.remove());
     this.chosen = element("span", { class: "tv-slot" });
     this.path = element("input", { type: "text", "aria-label": "file of the landmarks", value: model.get("path"), size: 26,
       onchange: () => { model.set("path", this.path.value); model.save_changes(); } });
     this.table = element("tbody");
-    this.what = element("div", { class: "tv-what" });
+    this.instruction = element("div", { class: "tv-instruction" });
     this.message = element("div", { class: "tv-message", role: "status", "aria-live": "polite" });
     this.root = element("div", { class: "tv-annotator", "data-lm-suppress-shortcuts": "true", style: `--tv-height: ${model.get("height")}px` },
       element("div", { class: "tv-row" },
@@ -382,13 +382,13 @@ class App {
         this.undo, this.redo, this.chosen, this.rename, this.dropper,
         button("fill in", "propose the vertebrae between the clicked ones", send("fill")),
         button("accept", "confirm all that is proposed", () => this.accept()),
-        button("check", "look for what cannot be right", send("check")),
+        button("check", "check the landmarks", send("check")),
         element("span", { class: "tv-right" }, this.path, button("save", "save to the file", send("save")), button("load", "load the file", send("load")))),
-      this.what,
+      this.instruction,
       this.message,
       element("div", { class: "tv-films" }, ...this.panes.map((pane) => pane.root),
         element("div", { class: "tv-list" }, element("table", {}, element("thead", {}, element("tr", {}, ...["level", "AP", "lateral", "rays apart"].map((title) => element("th", {}, title)))), this.table))));
-    // Shortcuts of the notebook around it stay out of it.
+    // Keep the notebook's own shortcuts from acting here.
     this.root.addEventListener("keydown", (event) => {
       event.stopPropagation();
       if (event.target.tagName === "INPUT" || !(event.ctrlKey || event.metaKey)) return;
@@ -400,13 +400,13 @@ class App {
     });
     el.append(this.root);
     this.listeners = {
-      "change:told": () => { this.told = model.get("told"); this.draw(); },
-      "change:what": () => (this.what.textContent = model.get("what")),
+      "change:feedback": () => { this.feedback = model.get("feedback"); this.draw(); },
+      "change:instruction": () => (this.instruction.textContent = model.get("instruction")),
       "change:message": () => (this.message.textContent = model.get("message")),
       "change:path": () => (this.path.value = model.get("path")),
     };
     for (const [name, listener] of Object.entries(this.listeners)) model.on(name, listener);
-    this.what.textContent = model.get("what");
+    this.instruction.textContent = model.get("instruction");
     this.message.textContent = model.get("message");
     this.draw();
   }
@@ -416,8 +416,8 @@ class App {
     return mm === undefined ? "alone" : mm <= fair ? "near" : mm <= most ? "apart" : "wrong";
   }
 
-  select(which, address, redraw = true) {
-    this.marks.selected = [which, address];
+  select(viewName, address, redraw = true) {
+    this.marks.selected = [viewName, address];
     if (redraw) this.draw();
     else this.tell();
   }
@@ -429,28 +429,28 @@ class App {
     this.marks.commit();
   }
 
-  // A level's mark, or all its corners, to another name; the two are exchanged if that name is taken.
+  // Renames a level's mark, or all its corners; the two are exchanged if the new name is taken.
   renameTo(name) {
-    const [which, [kind, old]] = this.marks.selected ?? [null, []];
+    const [viewName, [kind, old]] = this.marks.selected ?? [null, []];
     this.rename.value = "";
-    if (!which || !name || kind === "s1_endplate" || name === old) return;
-    const held = this.marks.marks[which][kind];
+    if (!viewName || !name || kind === "s1_endplate" || name === old) return;
+    const held = this.marks.marks[viewName][kind];
     const taken = held[name];
     held[name] = held[old];
     if (taken) held[old] = taken;
     else delete held[old];
-    if (kind === "centroids") { this.marks.confirm(which, old); this.marks.confirm(which, name); }
-    this.marks.selected = [which, [kind, name, ...this.marks.selected[1].slice(2)]];
+    if (kind === "centroids") { this.marks.confirm(viewName, old); this.marks.confirm(viewName, name); }
+    this.marks.selected = [viewName, [kind, name, ...this.marks.selected[1].slice(2)]];
     this.marks.commit();
   }
 
   accept() {
-    for (const which of VIEWS) this.marks.marks[which].proposed = [];
+    for (const viewName of VIEWS) this.marks.marks[viewName].proposed = [];
     this.marks.commit();
   }
 
   draw() {
-    // Drawing anew takes the focus from a mark: give it back, so that arrow keys go on moving it.
+    // Redrawing takes the focus from a mark: restore it, so that arrow keys keep moving it.
     const focused = document.activeElement?.dataset?.address;
     const held = this.panes.find((pane) => pane.stage.contains(document.activeElement));
     for (const pane of this.panes) pane.draw();
@@ -461,19 +461,19 @@ class App {
   tell() {
     const { selected, marks, history, place } = this.marks;
     this.chosen.textContent = selected ? `chosen: ${selected[1].slice(1).join(" ").replace("_", " ")}` : "";
-    // Not `disabled`: that takes the focus away, and with it the keyboard.
+    // Not `disabled`, which would take the keyboard focus away.
     const off = (control, is) => control.setAttribute("aria-disabled", String(is));
     off(this.undo, place === 0);
     off(this.redo, place === history.length - 1);
     off(this.dropper, !selected);
     off(this.rename, !selected);
     const words = { near: "✓ ", apart: "▲ ", wrong: "■ ", alone: "" };
-    this.table.replaceChildren(...this.names.filter((name) => VIEWS.some((which) => marks[which].centroids?.[name])).map((name) => {
-      const mm = this.told.residuals?.[name];
+    this.table.replaceChildren(...this.names.filter((name) => VIEWS.some((viewName) => marks[viewName].centroids?.[name])).map((name) => {
+      const mm = this.feedback.residuals?.[name];
       const verdict = this.verdict(mm);
-      const state = (which) => !marks[which].centroids?.[name] ? "–" : (marks[which].proposed ?? []).includes(name) ? "?" : "●";
+      const state = (viewName) => !marks[viewName].centroids?.[name] ? "–" : (marks[viewName].proposed ?? []).includes(name) ? "?" : "●";
       return element("tr", { class: `tv-${verdict}`, "data-level": name }, element("th", { scope: "row" }, name),
-        ...VIEWS.map((which) => element("td", {}, state(which))),
+        ...VIEWS.map((viewName) => element("td", {}, state(viewName))),
         element("td", {}, mm === undefined ? "" : `${words[verdict]}${mm.toFixed(1)} mm`));
     }));
   }
