@@ -63,19 +63,20 @@ def fetch(
     name: Annotated[str, typer.Argument(help="Data manifest: a name in data_manifests/, or a YAML file.")] = "embedded",
 ) -> None:
     """Show a data set's licence and size, then download and verify it. Run it again to resume a download."""
-    from transvert.data import cache, manifest
+    from transvert.data.fetch import cache_folder, describe_size, fetch_subjects
+    from transvert.data.manifest import load_manifest
 
-    found = manifest.load_manifest(name)
+    found = load_manifest(name)
     terms = {"Licence": found.licence, "Access": found.access, "Cite": found.citation, "Note": found.note}
     typer.echo(found.title)
     typer.echo("\n".join(f"{term}: {' '.join(text.split())}" for term, text in terms.items() if text))
-    typer.echo(f"Size: {manifest.told_size(found)}")
-    subjects = manifest.fetch_subjects(found)
+    typer.echo(f"Size: {describe_size(found)}")
+    subjects = fetch_subjects(found)
     for subject in subjects[:20]:
         typer.echo(f"  {subject.name}: {', '.join(sorted(path.name for path in subject.files))}")
     if len(subjects) > 20:
         typer.echo(f"  and {len(subjects) - 20} more, {len(subjects)} subjects in all")
-    typer.echo(f"Stored in {found.folder or cache.cache_folder()}")
+    typer.echo(f"Stored in {found.folder or cache_folder()}")
 
 
 @app.command()

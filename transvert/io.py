@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,24 @@ PACKAGE = Path(__file__).resolve().parent
 """Folder of the installed package, which holds `tables`, `weights` and `static`."""
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Regular expression of a name from outside that may become the name of a file or folder."""
+NAME_RULE = "letters, digits, '.', '_' and '-'"
+
+
 class InputError(ValueError):
     """Bad input, described in one sentence that names the input and what to do."""
+
+
+def check_name(name: str, what: str) -> str:
+    """Returns a name from outside that may become the name of a file or folder.
+
+    Raises:
+        InputError: it holds other characters than `NAME_RULE` names; `what` begins the sentence.
+    """
+    if not re.fullmatch(NAME, name):
+        raise InputError(f"{what} '{name}' must be {NAME_RULE}; rename it.")
+    return name
 
 
 @contextlib.contextmanager

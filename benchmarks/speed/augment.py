@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from benchmarks.results import describe_run, markdown_table, write_results
-from transvert.data import manifest, samples, store, subjects
+from transvert.data import samples, store, subjects
+from transvert.data.fetch import fetch_subjects
 from transvert.data.samples import Samples, StoredSamples
 from transvert.model import augment, intensity, warp
 from transvert.model.augment import AugmentConfig, Sampler
@@ -30,18 +31,18 @@ STEPS = 10  # Per round.
 ROUNDS = 7
 COPIES = 8  # Of the subject in the store, so that one pass is longer than the cache.
 KEEP = 3 * BATCH  # Samples in the cache: the current step and the two that are prefetched.
-STRENGTHS = {"full": AugmentConfig(), "crop": AugmentConfig(bare=1.0, clutter=0.0, collimate=0.0)}
+CONFIGS = {"full": AugmentConfig(), "crop": AugmentConfig(crop=1.0, background=0.0, collimation=0.0)}
 STEP_NAMES: dict[str, tuple[Any, str]] = {
-    "unpack: parts, shadows from outside": (augment, "unpack"),
-    "pose and elastic grid": (augment, "_bent_grid"),
-    "bend: CT and labels": (warp, "bend"),
-    "repaint": (augment, "_paint"),
-    "project: two turned views": (warp, "project"),
-    "move the shadows from outside": (augment, "warp_outside"),
-    "film: clutter": (intensity, "draw_clutter"),
-    "film: standardise": (intensity, "standardise"),
-    "film: blur, noise, contrast, edges": (intensity, "expose"),
-    "landmarks": (augment, "_maps"),
+    "unpack: labels, background": (augment, "unpack_sample"),
+    "pose and elastic grid": (augment, "_draw_grid"),
+    "elastic deformation: CT and labels": (warp, "elastic_deform"),
+    "repaint": (augment, "_repaint"),
+    "project: two turned views": (warp, "project_parallel"),
+    "move the background": (augment, "warp_background"),
+    "film: random structures": (intensity, "draw_background"),
+    "film: standardise": (intensity, "standardise_batch"),
+    "film: blur, noise, contrast, edges": (intensity, "expose_patches"),
+    "landmarks": (augment, "_draw_maps"),
 }
 COLUMNS = ["study", "field_of_view", "place", "cores", "what", "samples_per_s", "ms_per_sample", "read_per_sample"]
 
@@ -51,9 +52,9 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE, help="folder of augment.csv and augment.md")
     chosen = options.parse_args()
     load = os.getloadavg()[0]
-    subject = manifest.fetch_subjects(manifest.load_manifest("embedded"))[0]
+    subject = fetch_subjects("embedded")[0]
     ct, mask, _ = subjects.load_subject(subject)
-    cut = {kind: samples.cut_samples(ct, mask, subject.name, field_of_view=kind) for kind in STRENGTHS}
+    cut = {kind: samples.cut_samples(ct, mask, subject.name, field_of_view=kind) for kind in CONFIGS}
     with tempfile.TemporaryDirectory(prefix="bench-augment-") as folder:
         table = measure(cut, Path(folder))
     measured = as_markdown(table, describe_run(load, ["torch"]), len(cut["full"]))
@@ -70,8 +71,8 @@ def measure(cut: dict[str, Samples], folder: Path) -> pd.DataFrame:
             samples.write_samples(folder / kind, copy, copy.subject)
         shelf = store.SampleCache(folder / kind, KEEP)
         stored = [StoredSamples(shelf, rows) for _, rows in store.read_index(folder / kind).groupby("subject")]
-        samplers[kind, "memory"] = Sampler(copies, STRENGTHS[kind], 0)
-        samplers[kind, "store"] = Sampler(stored, STRENGTHS[kind], 0)
+        samplers[kind, "memory"] = Sampler(copies, CONFIGS[kind], 0)
+        samplers[kind, "store"] = Sampler(stored, CONFIGS[kind], 0)
     ways = [(*way, cores) for cores in (1, 2) for way in samplers]
     rates: dict[tuple[str, str, int], list[float]] = {way: [] for way in ways}
     reads: dict[tuple[str, str, int], list[int]] = {way: [] for way in ways}
@@ -111,7 +112,7 @@ def profile(sampler: Sampler) -> dict[str, float]:
             for name, (module, function) in STEP_NAMES.items():
                 stack.enter_context(mock.patch.object(module, function, _timed(getattr(module, function), spent, name)))
             whole = draw_steps(sampler, round_number * STEPS)
-        inner = spent["film: clutter"] + spent["film: standardise"]
+        inner = spent["film: random structures"] + spent["film: standardise"]
         spent["film: blur, noise, contrast, edges"] -= inner
         spent["the rest"] = whole - sum(spent.values())
         rounds.append({name: seconds * 1e3 / (STEPS * BATCH) for name, seconds in spent.items()})
@@ -134,7 +135,12 @@ def counted(module: Any, function: str) -> Iterator[list[None]]:
     """A list that grows by one with each call."""
     calls: list[None] = []
     original = getattr(module, function)
-    with mock.patch.object(module, function, lambda *given: (calls.append(None), original(*given))[1]):
+
+    def call(*arguments: Any) -> Any:
+        calls.append(None)
+        return original(*arguments)
+
+    with mock.patch.object(module, function, call):
         yield calls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks.results import write_results
+from benchmarks.results import describe_run, write_results
 from benchmarks.speed import drr_report
 from benchmarks.speed.engine import Engine, Job
 from benchmarks.speed.engines import ENGINES, Rtk, Transvert
@@ -63,7 +64,9 @@ def main() -> None:
         if not chosen.only:
             rows += measure_growth(volume, Path(folder), bar)
     table = pd.DataFrame(rows, columns=drr_report.COLUMNS)
-    measured = drr_report.as_markdown(table, load)
+    packages = dict.fromkeys(package for engine in ENGINES for package in engine.packages)
+    run = f"{describe_run(load, packages)} Python {platform.python_version()}."
+    measured = drr_report.as_markdown(table, run)
     if not chosen.only:
         write_results(chosen.out, "drr", table, measured)
     print(measured)

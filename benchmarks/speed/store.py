@@ -1,13 +1,10 @@
-"""File formats for the samples of a subject: `make bench-store` writes store.csv and store.md.
-
-Zarr is measured if it is installed: `pip install "zarr<3"`.
-"""
+"""File formats for the samples of a subject: `make bench-store` writes store.csv and store.md."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
+import json
 import os
 import statistics
 import tempfile
@@ -22,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.results import describe_run, markdown_table, write_results
-from transvert.data import manifest, samples, store, subjects
+from transvert.data import samples, store, subjects
+from transvert.data.fetch import fetch_subjects
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 15
@@ -110,126 +108,86 @@ class Plain(Format):
         return found
 
 
-class Feather(Format):
-    """Arrow IPC: one record batch per sample, bytes grouped as in the store."""
-
-    name = "Arrow IPC (zstd)"
-
-    def write(self, path: Path, arrays: Arrays) -> None:
-        import pyarrow as pa
-
-        columns = {key: pa.array([store._grouped(values) for values in stack]) for key, stack in arrays.items()}
-        kinds = {key: f"{stack.dtype.str} {stack.shape[1:]}" for key, stack in arrays.items()}
-        table = pa.table(columns).replace_schema_metadata(kinds)
-        with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-            writer.write_table(table, max_chunksize=1)
-
-    def read(self, file: Any, rows: list[int]) -> Arrays:
-        import pyarrow as pa
-
-        with pa.ipc.open_file(file) as batches:
-            kinds = {key.decode(): value.decode() for key, value in batches.schema.metadata.items()}
-            found = {}
-            for key, kind in kinds.items():
-                dtype, _, shape = kind.partition(" ")
-                found[key] = np.empty((len(rows), *(int(side) for side in shape.strip("()").split(","))), dtype)
-            for place, row in enumerate(rows):
-                batch = batches.get_batch(row)
-                for key, stack in found.items():
-                    store._ungroup(batch.column(key)[0].as_buffer(), stack[place])
-        return found
-
-
-class Shard(Format):
-    """The format of the store."""
+class Parquet(Format):
+    """One row group per sample, bytes grouped by significance, zstd, page checksums."""
 
     name = "Parquet (zstd, grouped bytes)"
 
     def write(self, path: Path, arrays: Arrays) -> None:
-        rows = pd.DataFrame({"subject": "s", "made": "", "level": range(len(arrays["hu"]))})
-        store.write_shard(path.parent, path.name, rows, arrays)
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = {
+            key: pa.array([_group_bytes(values) for values in stack], pa.binary()) for key, stack in arrays.items()
+        }
+        kinds = {key: [stack.dtype.str, stack.shape[1:]] for key, stack in arrays.items()}
+        table = pa.table(columns).replace_schema_metadata({"arrays": json.dumps(kinds)})
+        options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+        with parquet.ParquetWriter(path, table.schema, write_page_checksum=True, **options) as writer:
+            writer.write_table(table, row_group_size=1)
 
     def read(self, file: Any, rows: list[int]) -> Arrays:
         from pyarrow import parquet
 
-        return store._arrays(parquet.ParquetFile(file, pre_buffer=True, page_checksum_verification=True), rows)
+        groups = parquet.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+        kinds = json.loads(groups.schema_arrow.metadata[b"arrays"])
+        found = {key: np.empty((len(rows), *shape), dtype) for key, (dtype, shape) in kinds.items()}
+        for place, row in enumerate(rows):
+            group = groups.read_row_group(row)
+            for key, stack in found.items():
+                _ungroup_bytes(group.column(key)[0].as_buffer(), stack[place])
+        return found
 
-    def read_path(self, path: Path, rows: list[int]) -> Arrays:
-        return store.read_rows(path.parent, path.name, rows)
 
+class Store(Format):
+    """The format of the store: a Zarr 2 group with one file per sample and array."""
 
-class Zarr(Format):
-    """Zarr 2: a folder with one file per sample and array."""
-
-    name = "Zarr 2 folder (Blosc zstd, shuffled)"
+    name = "Zarr 2 folder (zstd, shuffled): the store"
 
     def write(self, path: Path, arrays: Arrays) -> None:
-        import zarr
-
-        self._write(zarr.DirectoryStore(str(path)), arrays)
-
-    def _write(self, place: Any, arrays: Arrays) -> None:
-        import zarr
-
-        codec = zarr.Blosc(cname="zstd", clevel=3, shuffle=zarr.Blosc.SHUFFLE)
-        group = zarr.group(place, overwrite=True)
-        for key, stack in arrays.items():
-            group.create_dataset(key, data=stack, chunks=(1, *stack.shape[1:]), compressor=codec)
-        zarr.consolidate_metadata(place)
+        rows = pd.DataFrame({"subject": "s", "level": range(len(arrays["hu"]))})
+        store.write_group(path.parent, path.name, rows, arrays)
 
     def read(self, file: Any, rows: list[int]) -> Arrays:
         import zarr
 
-        return {key: np.stack([array[row] for row in rows]) for key, array in zarr.open_consolidated(file).arrays()}
+        return {key: np.stack([array[row] for row in rows]) for key, array in zarr.open_group(file, mode="r").arrays()}
 
     def read_path(self, path: Path, rows: list[int]) -> Arrays:
-        import zarr
-
-        return self.read(zarr.DirectoryStore(str(path)), rows)
+        return store.read_rows(path.parent, path.name, rows)
 
     def count(self, path: Path, rows: list[int]) -> tuple[int, int]:
-        class Files(dict):  # type: ignore[type-arg]
-            requests, size_read = 0, 0
-
-            def __getitem__(self, key: str) -> bytes:
-                part = super().__getitem__(key)
-                self.requests, self.size_read = self.requests + 1, self.size_read + len(part)
-                return part
-
-        files = Files({str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()})
+        files = CountingFiles({str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()})
         self.read(files, rows)
-        return files.requests, files.size_read
+        return files.requests, files.size
 
     def size(self, path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-class ZarrZip(Zarr):
-    """Zarr 2 in one zip file."""
+class CountingFiles(dict[str, bytes]):
+    """Files by path that count reads and bytes."""
 
-    name = "Zarr 2 zip (Blosc zstd, shuffled)"
+    requests, size = 0, 0
 
-    def write(self, path: Path, arrays: Arrays) -> None:
-        import zarr
-
-        path.unlink(missing_ok=True)
-        with zarr.ZipStore(str(path), mode="w") as place:
-            self._write(place, arrays)
-
-    def read_path(self, path: Path, rows: list[int]) -> Arrays:
-        import zarr
-
-        with zarr.ZipStore(str(path), mode="r") as place:
-            return self.read(place, rows)
-
-    def count(self, path: Path, rows: list[int]) -> tuple[int, int]:
-        return 0, 0  # Zarr opens a zip by its path only.
-
-    def size(self, path: Path) -> int:
-        return path.stat().st_size
+    def __getitem__(self, key: str) -> bytes:
+        content = super().__getitem__(key)
+        self.requests, self.size = self.requests + 1, self.size + len(content)
+        return content
 
 
-FORMATS: tuple[type[Format], ...] = (Npz, Plain, Zarr, ZarrZip, Feather, Shard)
+def _group_bytes(values: np.ndarray) -> bytes:
+    """All first bytes, then all second bytes, and so on, which compress better."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return flat.view(np.uint8).reshape(len(flat), -1).T.tobytes()
+
+
+def _ungroup_bytes(content: Any, values: np.ndarray) -> None:
+    planes = np.frombuffer(content, np.uint8).reshape(values.itemsize, -1)
+    values.reshape(-1).view(np.uint8).reshape(planes.shape[::-1])[...] = planes.T
+
+
+FORMATS: tuple[type[Format], ...] = (Npz, Plain, Parquet, Store)
 
 
 def main() -> None:
@@ -237,7 +195,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE, help="folder of store.csv and store.md")
     chosen = options.parse_args()
     load = os.getloadavg()[0]
-    subject = manifest.fetch_subjects(manifest.load_manifest("embedded"))[0]
+    subject = fetch_subjects("embedded")[0]
     ct, mask, _ = subjects.load_subject(subject)
     cut = samples.cut_samples(ct, mask, subject.name)
     arrays = {key: getattr(cut, key) for key in ("hu", "labels", "pictures")}
@@ -248,8 +206,8 @@ def main() -> None:
 
 def measure(arrays: Arrays, folder: Path) -> pd.DataFrame:
     """One row per format. The formats take turns; each figure is a median."""
-    formats = [kind() for kind in FORMATS if "Zarr" not in kind.name or importlib.util.find_spec("zarr")]
-    paths = {each.name: folder / f"{n}.parquet" for n, each in enumerate(formats)}
+    formats = [kind() for kind in FORMATS]
+    paths = {each.name: folder / f"s-{n}" for n, each in enumerate(formats)}
     every = list(range(len(arrays["hu"])))
     times: dict[tuple[str, str], list[float]] = {}
     for round_number in range(ROUNDS + 1):

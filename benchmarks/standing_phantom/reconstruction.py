@@ -39,7 +39,8 @@ from transvert.clinical.landmarks import Landmarks
 from transvert.clinical.posture import measure_posture
 from transvert.clinical.reconstruct import reconstruct, simulate_radiographs
 from transvert.clinical.vertebra import Vertebra
-from transvert.data import manifest, patches, samples
+from transvert.data import patches, samples
+from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SPACING_MM
 from transvert.drr.geometry import View
 from transvert.imaging import mesh
@@ -120,7 +121,7 @@ def open_run(subject: str) -> list[Bone]:
     """The bones of a subject in their reference pose."""
     parts = []
     for name, person in RUNS[subject]:
-        (one,) = manifest.fetch_subjects(manifest.load_manifest(name), subjects=[person])
+        (one,) = fetch_subjects(name, subjects=[person])
         parts.append(reference_pose.open_bones(one))
     return parts[0] if len(parts) == 1 else reference_pose.join(*parts)
 
@@ -151,7 +152,8 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
     bodies = standing.mark_bodies(person, views, isocentre)
     person = replace(person, hu=Volume(np.zeros((1, 1, 1), np.float32), np.eye(4)))  # Frees memory.
     solids = {level: fine(surface) for level, surface in person.surfaces.items()}
-    runs, rows = [], []
+    runs: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
 
     def note(
         predictor: str, click_mm: float, measured: dict[str, Any], here: Sequence[Vertebra] = (), **more: Any

@@ -17,7 +17,7 @@ from transvert import levels
 from transvert.clinical import endplates, vertebra
 from transvert.clinical.endplates import Endplates, unit
 from transvert.clinical.vertebra import Vertebra
-from transvert.data import manifest
+from transvert.data.manifest import Subject
 from transvert.imaging import mesh
 from transvert.imaging.volume import Volume, cut_cube, read_ct
 from transvert.io import InputError
@@ -59,7 +59,7 @@ class Bone:
     hu: Volume | None = None
 
 
-def open_bones(subject: manifest.Subject) -> list[Bone]:
+def open_bones(subject: Subject) -> list[Bone]:
     """Measures the whole vertebrae of a subject, head to tail, with the HU of its CT if it has one.
 
     Args:

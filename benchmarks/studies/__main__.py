@@ -42,11 +42,11 @@ STUDIES: dict[str, Callable[[Plan], pd.DataFrame]] = {
     "robustness": untrained.robustness,
     "resolution": untrained.resolution,
 }
-DEFAULTS = {
-    "ablation": {"steps": 300, "folds": "folds:4:2"},
-    "comparison": {"steps": 120, "folds": "folds:6:2", "minutes": 5.0, "augmentation": "drr"},
+SETTINGS: dict[str, tuple[int, float, str, str]] = {
+    "ablation": (300, 0.0, "folds:4:2", "films"),
+    "comparison": (120, 5.0, "folds:6:2", "drr"),
 }
-"""Settings of the committed tables."""
+"""Steps, minutes, folds and augmentation of the committed tables."""
 
 _FIRST = ("study", "variant", "budget", "tested_on", "amount", "unit", "fold", "subject", "level", "region", "source")
 
@@ -64,17 +64,14 @@ def main() -> None:
     if chosen.study == "pages":
         write_pages(HERE)
         return
-    settings = DEFAULTS.get(chosen.study, {})
-    recipe = Recipe(
-        steps=settings.get("steps", 0), epoch_steps=100, strength=AUGMENTATIONS[settings.get("augmentation", "films")]
-    )
+    steps, minutes, folds, augmentation = SETTINGS.get(chosen.study, (1, 0.0, "", "films"))
     plan = Plan(
         chosen.store,
         chosen.work / chosen.study,
-        recipe,
-        minutes=settings.get("minutes", 0.0),
+        Recipe(steps=steps, epoch_steps=100, augmentation=AUGMENTATIONS[augmentation]),
+        minutes=minutes,
         variants=chosen.variants,
-        folds=settings.get("folds", ""),
+        folds=folds,
         weights=chosen.weights,
         data=chosen.data,
     )

@@ -132,7 +132,7 @@ def people(table: pd.DataFrame) -> Figure:
     for n, (variant, rows) in enumerate(table.groupby("variant", sort=False)):
         colour, marker = styles[str(variant)]
         aside = 0.22 * (n - 0.5)
-        axis.scatter(rows["level"].map(names.index) + aside, rows["dice"], 26, colour, marker, alpha=0.6)
+        axis.scatter(rows["level"].map(names.index) + aside, rows["dice"], 26, colour, marker=marker, alpha=0.6)
         median = rows.groupby("level")["dice"].median().reindex([name for name in names if name in set(rows["level"])])
         places = [names.index(name) + aside for name in median.index]
         axis.plot(places, median, color=colour, marker=marker, ms=3, label=f"field of view: {variant} (line: median)")

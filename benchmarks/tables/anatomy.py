@@ -21,7 +21,7 @@ from benchmarks.standing_phantom.reference_pose import Bone
 from transvert import levels
 from transvert.clinical import centroids, endplates
 from transvert.clinical.vertebra import Vertebra
-from transvert.data import manifest
+from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SPACING_MM
 from transvert.data.samples import Samples
 from transvert.io import InputError
@@ -64,14 +64,16 @@ def main() -> None:
     options.add_argument("folds", help="folder of `transvert train STORE --split folds:4`")
     options.add_argument("--out", type=Path, default=endplates.TABLE.parent, help="folder of the three tables")
     chosen = options.parse_args()
-    rows, bodies, followed = [], [], []
+    rows: list[dict[str, Any]] = []
+    bodies: list[dict[str, Any]] = []
+    followed: list[dict[str, Any]] = []
     for _, network, _, person in tqdm(unseen_people(chosen.store, chosen.folds), unit="person"):
         rows += off(person, predict(network, person.images(), mirror=True))
         followed += follow(network, person, "folds")
     for _, network, _, person in tqdm(unseen_people(chosen.store, "shipped"), unit="person"):
         followed += follow(network, person, "shipped")
     for name, person in tqdm(RESTING, unit="person"):
-        (subject,) = manifest.fetch_subjects(manifest.load_manifest(name), subjects=[person])
+        (subject,) = fetch_subjects(name, subjects=[person])
         bones = reference_pose.open_bones(subject)
         rows += at_rest(bones, person not in SYMMETRIC)
         bodies += behind(bones)

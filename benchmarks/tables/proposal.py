@@ -25,7 +25,7 @@ from transvert import levels
 from transvert.clinical import autofill, landmarks
 from transvert.clinical.autofill import Spacing
 from transvert.clinical.landmarks import Landmarks
-from transvert.data import manifest
+from transvert.data.fetch import fetch_subjects
 from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS
 from transvert.model import metrics
@@ -68,9 +68,7 @@ def main() -> None:
     options.add_argument("--table", type=Path, default=autofill.TABLE, help="path of the spacing table")
     chosen = options.parse_args()
     load = os.getloadavg()[0]
-    (subject,) = manifest.fetch_subjects(
-        manifest.load_manifest("public_samples"), roles="centroids", subjects="supine-193"
-    )
+    (subject,) = fetch_subjects("public_samples", roles="centroids", subjects="supine-193")
     scans = read(subject.files)
     write_table(chosen.table, spacing_table(scans))
     autofill.usual_spacing.cache_clear()
@@ -161,7 +159,7 @@ def measure(scans: list[Scan]) -> pd.DataFrame:
         truth = landmarks.project_landmarks(views["ap"], views["lateral"], middle, scan.centroids)
         for counts in CLICKS:
             clicked = {w: _click(scan, truth.centroids[w], n, random) for w, n in zip(VIEWS, counts, strict=True)}
-            marks = Landmarks(truth.views, clicked, middle)
+            marks = Landmarks(truth.setups, clicked, middle)
             found = autofill.propose_landmarks(marks, views["ap"], views["lateral"], known[scan.person])
             for which, view in views.items():
                 if not clicked[which]:

@@ -11,7 +11,7 @@ from conftest import Patient, store_as
 from numpy.testing import assert_allclose
 
 from benchmarks.studies import voxelisation
-from transvert.data.manifest import Subject
+from transvert.data.manifest import DataFile, Subject
 from transvert.imaging import mesh
 from transvert.imaging.volume import Volume
 
@@ -79,6 +79,8 @@ def test_surfaces_are_taken_as_they_are(patient: Patient, tmp_path: Path) -> Non
     surfaces = {}
     for level, _, surface in voxelisation.solids(patient.subject):
         surfaces[level] = mesh.write_surface(tmp_path / f"{level}.ply", surface)
-    found = list(voxelisation.solids(Subject("sub-mesh", None, None, "", surfaces, {})))
+    file = DataFile(role="surface", subject="sub-mesh", url="https://example.org/a.ply", frame="RAS", unit="mm")
+    files = dict.fromkeys(surfaces.values(), file)
+    found = list(voxelisation.solids(Subject("sub-mesh", surfaces=surfaces, files=files)))
     assert [(level, told) for level, told, _ in found] == [(n, "surface") for n in (20, 21, 22)]
     assert found[0][2].volume == pytest.approx(mesh.read_surface(surfaces[20]).volume)

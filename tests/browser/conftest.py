@@ -24,7 +24,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from transvert.data import cache
+from transvert.data.fetch import cache_folder
 
 ROOT = Path(__file__).parents[2]
 START_S, RUN_S = 60.0, 120.0
@@ -75,7 +75,7 @@ def start_lab(folder: Path, home: Path) -> Iterator[Lab]:
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HOME"):
         environment[name] = str(home / name.lower())
         Path(environment[name]).mkdir(parents=True, exist_ok=True)
-    environment["TRANSVERT_CACHE"] = str(cache.cache_folder())  # Which would else be in the new home.
+    environment["TRANSVERT_CACHE"] = str(cache_folder())  # Which would else be in the new home.
     environment["TRANSVERT_RUNS"] = str(home / "runs")
     for plugin, settings in SETTINGS.items():
         file = home / "settings" / f"{plugin}.jupyterlab-settings"

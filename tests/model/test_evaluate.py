@@ -50,61 +50,6 @@ def _runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path / "runs"))
 
 
-# VerSe's layouts
-
-
-def _lay(patient: Patient, mask: Path, ct: Path | None) -> None:
-    for source, target in ((patient.mask_path, mask), (patient.ct_path, ct)):
-        if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(b"" if source is None else source.read_bytes()[:64])  # names alone count here
-
-
-def test_a_ct_beside_its_mask_is_found(patient: Patient, tmp_path: Path) -> None:
-    ct = tmp_path / "sub-verse004" / "sub-verse004_ct.nii.gz"
-    _lay(patient, ct.with_name("sub-verse004_seg-vert_msk.nii.gz"), ct)
-    (found,) = subjects.verse_subjects([tmp_path])
-    assert (found.name, found.ct, found.convention) == ("sub-verse004", ct, "verse")
-    assert found.mask == ct.with_name("sub-verse004_seg-vert_msk.nii.gz")
-
-
-@pytest.mark.parametrize("start", ["", "derivatives", "derivatives/sub-verse500"])
-def test_a_ct_below_rawdata_beside_derivatives_is_found(start: str, patient: Patient, tmp_path: Path) -> None:
-    top = tmp_path / "dataset-verse20training"
-    name = "sub-verse500_dir-ax"
-    ct = top / "rawdata" / "sub-verse500" / f"{name}_ct.nii.gz"
-    _lay(patient, top / "derivatives" / "sub-verse500" / f"{name}_seg-vert_msk.nii.gz", ct)
-    (found,) = subjects.verse_subjects([top / start])
-    assert found.name == name and found.ct == ct
-
-
-def test_a_mask_alone_and_another_s_ct_make_no_pair(patient: Patient, tmp_path: Path) -> None:
-    _lay(patient, tmp_path / "derivatives" / "sub-a_seg-vert_msk.nii.gz", tmp_path / "rawdata" / "sub-b_ct.nii.gz")
-    (found,) = subjects.verse_subjects([tmp_path])
-    assert found.name == "sub-a" and found.ct is None
-
-
-def test_several_folders_are_read_in_order(patient: Patient, tmp_path: Path) -> None:
-    for folder, name in (("b", "sub-2"), ("b", "sub-1"), ("a", "sub-3")):
-        _lay(patient, tmp_path / folder / f"{name}_seg-vert_msk.nii.gz", None)
-    assert [s.name for s in subjects.verse_subjects([tmp_path / "b", tmp_path / "a"])] == ["sub-1", "sub-2", "sub-3"]
-
-
-def test_scans_of_one_person_and_two_of_one_name_are_told(patient: Patient, tmp_path: Path) -> None:
-    for folder, name in (("a", "sub-7_split-1"), ("a", "sub-7_split-2"), ("a", "sub-8"), ("b", "sub-8")):
-        _lay(patient, tmp_path / folder / f"{name}_seg-vert_msk.nii.gz", None)
-    assert [s.person for s in subjects.verse_subjects([tmp_path / "a"])] == ["sub-7", "sub-7", ""]
-    with pytest.raises(InputError, match=r"Two masks in the folder\(s\) have the subject id sub-8; rename or move one"):
-        subjects.verse_subjects([tmp_path])
-
-
-def test_an_absent_or_empty_folder_gets_its_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The folder .*none does not exist"):
-        subjects.verse_subjects([tmp_path / "none"])
-    with pytest.raises(InputError, match=r"No file \*_seg-vert_msk\.nii\.gz lies in the folder"):
-        subjects.verse_subjects([tmp_path])
-
-
 # Splits
 
 
@@ -346,6 +291,6 @@ def test_the_whole_of_a_subject_from_files_to_table(patient: Patient, tmp_path: 
     ):
         target.parent.mkdir(parents=True)
         shutil.copy(source, target)
-    table = evaluate.evaluate_subjects(subjects.verse_subjects([top]), Ball(), tmp_path / "out", progress=False)
+    table = evaluate.evaluate_subjects(subjects.find_subjects(top), Ball(), tmp_path / "out", progress=False)
     assert set(table.source) == {"ct"} and table.level.tolist() == ["L1", "L2", "L3"]
     assert volume.read_ct(top / "rawdata" / "sub-box" / "sub-box_ct.nii.gz").data.shape == patient.ct.data.shape

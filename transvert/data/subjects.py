@@ -1,112 +1,288 @@
-"""A subject's CT and mask, whatever a data set has of them: images, a mask alone, or surfaces of vertebrae."""
+"""Subjects: what a user names as a source of CTs, and the CT and mask (or phantom and mask) of each subject."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transvert.data import manifest, orient
-from transvert.data.manifest_schema import DataFile
+from transvert import levels
+from transvert.data import fetch
+from transvert.data.manifest import Manifest, Pattern, Subject, available_manifests, load_manifest
 from transvert.imaging import mesh, volume
-from transvert.imaging.volume import Volume
+from transvert.imaging.volume import AIR_HU, Volume
 from transvert.io import InputError
 from transvert.phantom import paint
 
+if TYPE_CHECKING:
+    import trimesh
 
-def load_subject(subject: manifest.Subject, *, seed: int = 0) -> tuple[Volume, Volume, str]:
-    """A subject's CT and mask on one grid, or a phantom and its mask.
+SOURCE_ROLES = ("ct", "mask", "surface")
+
+_SPACING_MM = 1.0
+_LEAST_PITCH_MM = 6.0
+"""Pieces of a file whose centres differ less than this in height are not vertebrae that stand on each other."""
+_LENGTH_MM = (25.0, 160.0)
+"""The longest side of a vertebra's box, from a child's C1 to a large man's L3."""
+_VERSE = (
+    Pattern(role="ct", path="**/{subject}{scan}_ct.nii.gz"),
+    Pattern(role="mask", path="**/{subject}{scan}_seg-vert_msk.nii.gz", convention="verse"),
+)
+_TOTALSEGMENTATOR = (
+    Pattern(role="ct", path="**/{subject}/ct.nii.gz"),
+    Pattern(role="mask", path="**/{subject}/segmentations/vertebrae_{level}.nii.gz"),
+    Pattern(role="mask", path="**/{subject}/vertebrae_{level}.nii.gz"),
+    *(
+        Pattern(role="mask", path=f"**/{{subject}}/{name}.nii.gz", convention="totalsegmentator")
+        for name in ("segmentations", "segmentation", "seg", "total", "vertebrae")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class SubjectStream:
+    """Subjects that are fetched while they are iterated; `len` is their number."""
+
+    count: int
+    start: Callable[[], Iterator[Subject]]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Subject]:
+        return self.start()
+
+
+def find_subjects(sources: str | Path | Iterable[str | Path]) -> SubjectStream:
+    """The subjects of what a user names. An unusable subject is yielded with its `problem`.
 
     Args:
-        subject: with a mask, or with surfaces; with a CT or without.
-        seed: of the phantom's material; a subject's name makes it the subject's own.
-
-    Returns:
-        CT or phantom in HU, mask in VerSe levels, and "ct" or "phantom".
+        sources: one or several of: a data manifest's name; the path of a manifest (.yaml); a folder in VerSe's layout
+            (`*_seg-vert_msk.nii.gz`, with `*_ct.nii.gz` beside it or below `rawdata/`); a folder of TotalSegmentator's
+            output (a folder a subject, with `ct.nii.gz` and either `segmentations/vertebrae_L1.nii.gz` and so on, or one
+            multilabel file `segmentations.nii.gz`).
 
     Raises:
-        InputError: neither mask nor surfaces, CT and mask on different grids, or surfaces whose frame can't be told.
+        InputError: a source that is none of these, or holds no subject.
     """
+    streams = [_find_source(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+
+    def start() -> Iterator[Subject]:
+        seen: set[str] = set()
+        for subject in itertools.chain.from_iterable(streams):
+            twice = subject.name.casefold() in seen  # Some file systems do not distinguish upper and lower case.
+            seen.add(subject.name.casefold())
+            yield (
+                Subject(subject.name, problem=f"There are two subjects {subject.name}; rename one.")
+                if twice
+                else subject
+            )
+
+    return SubjectStream(sum(map(len, streams)), start)
+
+
+def _find_source(source: str | Path) -> SubjectStream:
+    if Path(source).is_dir():
+        return _find_in_folder(Path(source).resolve())
+    if Path(source).suffix not in (".yaml", ".yml") and source not in available_manifests():
+        known = ", ".join(available_manifests())
+        raise InputError(f"'{source}' is no folder, no YAML file and none of the data manifests {known}.")
+    manifest = load_manifest(source)
+    names = fetch.subject_names(manifest, roles=SOURCE_ROLES)
+    return SubjectStream(len(names), lambda: fetch.stream_subjects(manifest, roles=SOURCE_ROLES, strict=False))
+
+
+def _find_in_folder(root: Path) -> SubjectStream:
+    """The subjects of a folder in VerSe's layout, or else of one of TotalSegmentator's output."""
+    paths = [(f"{root.name}/{path}", file) for path, file in fetch.walk_folder(root)]
+    # `derivatives` and a subject's folder in it have their CTs in the `rawdata` beside them.
+    beside = [parent / "rawdata" for parent in root.parents[:2] if "derivatives" in (root.name, root.parent.name)]
+    raw = [(f"rawdata/{path}", file) for folder in beside for path, file in fetch.walk_folder(folder)]
+    name = f"{root.name}-{zlib.crc32(str(root).encode()):08x}"
+    for layout, more in ((_VERSE, raw), (_TOTALSEGMENTATOR, [])):
+        cache = fetch.Cache(Manifest.model_construct(name=name, licence="", layout=layout), Path())
+        listing = fetch.sort_paths(cache.manifest, [*paths, *more])
+        found = [(n, files) for n, files in listing.items() if any(file.role == "mask" for file, _ in files)]
+        if found:
+            return SubjectStream(
+                len(found), partial(itertools.starmap, partial(fetch.make_subject, cache=cache), found)
+            )
+    raise InputError(
+        f"The folder {root} holds neither VerSe's masks (*_seg-vert_msk.nii.gz) nor TotalSegmentator's output "
+        "(SUBJECT/segmentations/vertebrae_L1.nii.gz, or one multilabel file SUBJECT/segmentations.nii.gz)."
+    )
+
+
+def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, str]:
+    """Reads a subject's CT and mask, or paints a phantom where there is no CT.
+
+    Args:
+        subject: with a mask or with surfaces.
+        seed: of the phantom's material, which also depends on the subject's name.
+
+    Returns:
+        CT or phantom, float32, HU; mask on the same grid, uint8, VerSe levels; and "ct" or "phantom".
+
+    Raises:
+        InputError: the subject has a problem, or neither mask nor surfaces; a file can't be used; CT and mask lie on
+            different grids; a surface states no frame or unit.
+    """
+    if subject.problem:
+        raise InputError(subject.problem)
     if subject.mask is not None:
-        mask = volume.read_mask(subject.mask, subject.convention)
+        mask = read_subject_mask(subject)
     elif subject.surfaces:
-        files = {n: orient.Surface(path, *_stated(subject.files.get(path))) for n, path in subject.surfaces.items()}
-        surfaces = orient.read_surfaces(files)
-        mask = _merged({level: mesh.voxelise(surface, 1.0) for level, surface in surfaces.items()}, 1.0)
+        solids = {level: mesh.voxelise(found, _SPACING_MM) for level, found in read_surfaces(subject).items()}
+        mask = _merge(solids)
     else:
         raise InputError(f"The subject {subject.name} has neither a mask nor surfaces of vertebrae.")
-    if subject.ct is not None:
-        ct = volume.read_ct(subject.ct)
-        volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
-        # Of one grid, written by two programs, only the rounding differs.
-        return ct, Volume(mask.data, ct.affine), "ct"
-    return paint.paint_phantom(mask, _own_seed(subject.name, seed)), mask, "phantom"
+    if subject.ct is None:
+        return paint.paint_phantom(mask, zlib.crc32(f"{subject.name}/{seed}".encode())), mask, "phantom"
+    ct = volume.read_ct(subject.ct)
+    if _is_cropped(subject):
+        ct = _add_margin(ct, AIR_HU)
+    volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
+    # The affines of one grid, written by two programs, may differ in rounding.
+    return ct, Volume(mask.data, ct.affine), "ct"
 
 
-def _stated(file: DataFile | None) -> tuple[str, str]:
-    """The unit and the frame that a manifest states of a surface."""
-    return (file and file.unit) or orient.UNSTATED, (file and file.frame) or orient.UNSTATED
+def read_subject_mask(subject: Subject) -> Volume:
+    """Reads a subject's mask as its manifest describes it, uint8, VerSe levels.
+
+    Labels that the manifest lists under `without` are removed. A mask that is `cropped` to its labels gets a margin of
+    one voxel, so that no vertebra counts as truncated by the border.
+    """
+    assert subject.mask is not None
+    mask = volume.read_mask(subject.mask, subject.convention)
+    file = subject.files.get(subject.mask)
+    if file and file.without:
+        mask.data[np.isin(mask.data, file.without)] = 0
+    return _add_margin(mask, 0) if _is_cropped(subject) else mask
 
 
-def _own_seed(name: str, seed: int) -> int:
-    return zlib.crc32(f"{name}/{seed}".encode())
+def _is_cropped(subject: Subject) -> bool:
+    file = subject.files.get(subject.mask) if subject.mask else None
+    return file is not None and file.cropped
 
 
-def _merged(parts: dict[int, Volume], spacing_mm: float) -> Volume:
+def _add_margin(inside: Volume, fill: float) -> Volume:
+    affine = inside.affine.copy()
+    affine[:3, 3] = inside.world(np.array([-1, -1, -1]))
+    return Volume(np.pad(inside.data, 1, constant_values=fill), affine)
+
+
+def read_surfaces(subject: Subject) -> dict[int, trimesh.Trimesh]:
+    """Reads a subject's surfaces and brings them to RAS millimetres by the frame and unit that its manifest states.
+
+    Levels that share a file are its largest pieces (`mesh.largest_pieces`), from the head down along the stated frame.
+
+    Returns:
+        VerSe level to surface.
+
+    Raises:
+        InputError: a file without frame or unit; an unreadable surface; pieces that do not stand one above the other; a
+            vertebra of an impossible size; vertebrae that are not in the order of their levels.
+    """
+    shown: dict[Path, list[int]] = {}
+    for level in levels.in_order(set(subject.surfaces)):
+        shown.setdefault(subject.surfaces[level], []).append(level)
+    placed: dict[int, trimesh.Trimesh] = {}
+    for path, names in shown.items():
+        file = subject.files.get(path)
+        for key in ("frame", "unit"):
+            if file is None or getattr(file, key) in ("", "unstated"):
+                raise InputError(
+                    f"The manifest states no '{key}' of the surface {path.name}; add the key '{key}' there."
+                )
+        assert file is not None
+        pieces = [_read_surface(subject, path)]
+        if len(names) > 1:
+            pieces = mesh.largest_pieces(pieces[0], len(names), path.name)
+        pieces = [mesh.surface_to_ras(piece, file.unit, file.frame) for piece in pieces]
+        pieces.sort(key=lambda piece: -piece.center_mass[2])
+        if len(names) > 1 and -np.diff([piece.center_mass[2] for piece in pieces]).max() < _LEAST_PITCH_MM:
+            raise InputError(
+                f"The {len(names)} vertebrae of {path.name} don't stand one above the other; correct its frame, or give "
+                "each a file."
+            )
+        placed |= dict(zip(names, pieces, strict=True))
+    _check_surfaces(subject, placed)
+    return {level: placed[level] for level in subject.surfaces}
+
+
+def _check_surfaces(subject: Subject, placed: dict[int, trimesh.Trimesh]) -> None:
+    """Refuses surfaces whose sizes or order contradict the stated units, frames and levels."""
+    heights = []
+    for level in levels.in_order(set(placed) & set(levels.VERTEBRAE)):
+        length = float(placed[level].extents.max())
+        if not _LENGTH_MM[0] <= length <= _LENGTH_MM[1]:
+            raise InputError(
+                f"{subject.surfaces[level].name} is {length:.3g} mm long by its stated unit, which is no "
+                f"{levels.name(level)}; correct its unit or its level."
+            )
+        heights.append(placed[level].center_mass[2])
+    if (np.diff(heights) >= 0).any():
+        raise InputError(
+            f"The surfaces of {subject.name} don't stand one above the other in the order of their levels; correct their "
+            "frames or levels."
+        )
+
+
+def _read_surface(subject: Subject, path: Path) -> trimesh.Trimesh:
+    """A surface in its file's own frame and unit; a table of vertices has its faces in another file of the subject."""
+    name = subject.files[path].faces
+    if not name:
+        return mesh.read_surface(path)
+    faces = [other for other, file in subject.files.items() if file.role == "faces" and other.name.endswith(name)]
+    if not faces:
+        raise InputError(
+            f"{path.name} of {subject.name} has its faces in {name}, but no file of the role faces is named so; add it."
+        )
+    points, corners = _read_table(path), _read_table(faces[0])
+    if not ((corners == np.rint(corners)) & (corners >= 1) & (corners <= len(points))).all():
+        raise InputError(
+            f"The faces in {name} must be whole numbers from 1 to {len(points)}, the rows of {path.name}; correct them."
+        )
+    import trimesh
+
+    surface = trimesh.Trimesh(points, corners.astype(int) - 1, process=False)
+    surface.merge_vertices(merge_tex=True, merge_norm=True)
+    return surface
+
+
+def _read_table(path: Path) -> np.ndarray:
+    """(N, 3) float64 of a CSV file without a heading."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            rows = np.loadtxt(path, delimiter=",", ndmin=2, comments=None, encoding="utf-8-sig")
+        if rows.shape[1] != 3 or not np.isfinite(rows).all():
+            raise ValueError("there are others")
+    except (ValueError, UserWarning) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{path.name} must hold rows of three finite numbers with commas between ({reason})."
+        ) from None
+    return rows
+
+
+def _merge(parts: dict[int, Volume]) -> Volume:
     """Masks of single levels on one axis-aligned grid, with a margin so that none touches its border."""
     corners = np.concatenate([part.corners() for part in parts.values()])
-    # `voxelise` puts voxel centres on whole multiples of the spacing; so does this, and every voxel finds its own.
-    low = np.floor(corners.min(0) / spacing_mm) - 3
-    shape = (np.ceil(corners.max(0) / spacing_mm) + 4 - low).astype(int)
-    affine = np.diag([spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = low * spacing_mm
+    # `voxelise` puts voxel centres on whole multiples of the spacing, and so does this grid.
+    low = np.floor(corners.min(0) / _SPACING_MM) - 3
+    shape = (np.ceil(corners.max(0) / _SPACING_MM) + 4 - low).astype(int)
+    affine = np.diag([_SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = low * _SPACING_MM
     merged = Volume(np.zeros(shape, np.uint8), affine)
     for level, part in parts.items():
         where = np.argwhere(part.data)
         merged.data[tuple(np.rint(merged.index(part.world(where))).astype(int).T)] = level
     return merged
-
-
-def verse_subjects(folders: Iterable[str | Path]) -> list[manifest.Subject]:
-    """The subjects of folders in VerSe's layout: every `*_seg-vert_msk.nii.gz`, with its CT where there is one.
-
-    What stands before the first "_" of a name is the person: VerSe calls two scans of one person
-    `sub-verse401_split-verse253` and `sub-verse401_split-verse260`.
-
-    Raises:
-        InputError: a folder that does not exist, no mask in any of them, or two of one name.
-    """
-    found: dict[str, manifest.Subject] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise InputError(f"The folder {folder} does not exist.")
-        for mask in sorted(folder.rglob("*_seg-vert_msk.nii.gz")):
-            name = mask.name.removesuffix("_seg-vert_msk.nii.gz")
-            if name in found:
-                raise InputError(f"Two masks in the folder(s) have the subject id {name}; rename or move one.")
-            ct, person = _ct_beside(mask, name, folder), name.partition("_")[0]
-            found[name] = manifest.Subject(name, ct, mask, "verse", {}, {}, person=person if person != name else "")
-    if not found:
-        raise InputError("No file *_seg-vert_msk.nii.gz lies in the folder(s); they hold VerSe's vertebra masks.")
-    return list(found.values())
-
-
-def _ct_beside(mask: Path, name: str, folder: Path) -> Path | None:
-    """The CT of a mask: in its own folder, or below a `rawdata/` around it, up to two folders above `folder`.
-
-    Two, so that `derivatives` itself and one subject's folder in it find the `rawdata` that stands beside.
-    """
-    file = f"{name}_ct.nii.gz"
-    if (mask.parent / file).is_file():
-        return mask.parent / file
-    around = mask.absolute().parent
-    for place in (around, *around.parents)[: len(around.parts) - len(folder.absolute().parts) + 3]:
-        raw = place / "rawdata"
-        if raw.is_dir():
-            direct = raw / mask.parent.name / file
-            found = [direct] if direct.is_file() else sorted(raw.rglob(file))
-            if found:
-                return found[0]
-    return None
