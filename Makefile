@@ -6,7 +6,10 @@ PARAMS ?= params/demo.yaml
 PYTHON ?= python3.11 python3
 
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+# Python compiles what it imports; compiling every package at once would take longer than the installation.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help venv spine reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-proposal bench-standing bench-refine site clean
 
@@ -14,9 +17,9 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target text; do printf '%-16s %s\n' "$$target" "$$text"; done
 
-venv: $(INSTALLED)  ## Make the virtual environment from constraints.txt
+venv: $(DEV)  ## Make the virtual environment from constraints.txt
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	@set -e; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		for python in $(PYTHON) none; do \
@@ -28,68 +31,68 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Making $(VENV) with $$python"; \
 		"$$python" -m venv $(VENV); \
 	fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
 	@touch $@
 
-spine: venv  ## Two simulated films to a spine by the shipped weights: runs/spine/
+$(DEV): $(RUNTIME)
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+spine: $(RUNTIME)  ## Two simulated radiographs to a spine with the shipped weights: runs/spine/
 	$(BIN)/transvert reproduce params/spine.yaml --from 04
 
-reproduce: venv  ## Run the four notebooks in order: make reproduce PARAMS=params/smoke.yaml
+reproduce: $(RUNTIME)  ## Run the four notebooks in order: make reproduce PARAMS=params/smoke.yaml
 	$(BIN)/transvert reproduce $(PARAMS)
 
-# The notebooks leave what they make in a folder that goes when they are done, so that runs/ stays as it was.
-test: venv  ## Unit tests, the notebooks as they stand, and a papermill run
-	$(BIN)/python -m pytest tests -m 'not reproduce'
-	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && trap 'exit 130' INT TERM && \
-		echo '$(BIN)/python -m pytest --nbval-lax notebooks/' && \
-		TRANSVERT_RUNS="$$runs" $(BIN)/python -m pytest --nbval-lax notebooks/
-	$(BIN)/python -m pytest tests -m reproduce
+test: $(DEV)  ## Unit tests, the notebooks as saved, and a papermill run, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
-lint: venv  ## Check style and types
+lint: $(DEV)  ## Check style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-lab: venv  ## Open the notebooks in JupyterLab
+lab: $(RUNTIME)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter-lab notebooks/01_drr_synthesis.ipynb
 
-bench-drr: .venv-bench/.installed  ## Time, accuracy and memory of the DRR engines: benchmarks/drr.md
-	.venv-bench/bin/python -m benchmarks.drr
+bench-drr: .venv-bench/.installed  ## Time, accuracy and memory of DRR engines: benchmarks/speed/drr.md
+	.venv-bench/bin/python -m benchmarks.speed.drr
 
-bench-store: .venv-bench/.installed  ## Size, writing and reading of a subject's samples: benchmarks/store.md
-	.venv-bench/bin/python -m benchmarks.store
+bench-store: .venv-bench/.installed  ## Size, writing and reading of a subject's samples: benchmarks/speed/store.md
+	.venv-bench/bin/python -m benchmarks.speed.store
 
-bench-synthesis: venv  ## What a CT costs on its way into the store: benchmarks/synthesis.md
-	$(BIN)/python -m benchmarks.synthesis
+bench-synthesis: $(DEV)  ## Time from a CT to its samples in the store: benchmarks/speed/synthesis.md
+	$(BIN)/python -m benchmarks.speed.synthesis
 
-bench-augment: venv  ## Training samples a second: benchmarks/augment.md
-	$(BIN)/python -m benchmarks.augment
+bench-augment: $(DEV)  ## Training samples per second: benchmarks/speed/augment.md
+	$(BIN)/python -m benchmarks.speed.augment
 
-bench-networks: venv  ## Size, time and memory of the networks: benchmarks/networks.md
-	$(BIN)/python -m benchmarks.networks
+bench-networks: $(DEV)  ## Size, time and memory of the networks: benchmarks/speed/networks.md
+	$(BIN)/python -m benchmarks.speed.networks
 
-bench-proposal: venv  ## What landmarks proposed from a few clicks are worth: benchmarks/proposal.md
-	$(BIN)/python -m benchmarks.proposal
+bench-proposal: $(DEV)  ## Accuracy of landmarks proposed from a few clicks: benchmarks/tables/proposal.md
+	$(BIN)/python -m benchmarks.tables.proposal
 
-bench-standing: venv  ## Spines from simulated standing films beside their truth: benchmarks/standing.md
-	$(BIN)/python -m benchmarks.standing
+bench-standing: $(DEV)  ## Spines from simulated standing radiographs beside the truth: benchmarks/standing_phantom/reconstruction.md
+	$(BIN)/python -m benchmarks.standing_phantom.reconstruction
 
-bench-refine: venv  ## What the films' gradients add to a reconstruction: benchmarks/refine.md
-	$(BIN)/python -m benchmarks.refine
+bench-refine: $(DEV)  ## What refining a reconstruction by gradients changes: benchmarks/studies/refinement.md
+	$(BIN)/python -m benchmarks.studies.refinement
 
-# An environment of its own: the peers bring some 5 GB, and nothing else needs them.
-.venv-bench/.installed: benchmarks/requirements.txt $(INSTALLED)
+# A separate environment: the other engines bring some 5 GB that nothing else needs.
+.venv-bench/.installed: benchmarks/speed/requirements.txt $(RUNTIME)
 	$(BIN)/python -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -r benchmarks/requirements.txt -e .
+		-c constraints.txt -r benchmarks/speed/requirements.txt -e .
 	@touch $@
 
 site: $(VENV)/.site  ## Render notebooks, guides and API as pages, offline: build/site/index.html
 	$(BIN)/python docs/site/stage.py build/pages
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -c docs/site build/pages build/site
 
-$(VENV)/.site: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+$(VENV)/.site: $(DEV)
+	$(INSTALL) -e '.[site]'
 	@touch $@
 
 clean:  ## Remove caches and builds; the environment and runs/ stay

@@ -1,8 +1,8 @@
-"""A small patient with known truth, and networks small enough for a laptop's lap.
+"""A small patient with known truth, and small networks.
 
-The patient's vertebrae are written as formulas in millimetres, so that a test can ask for the truth at any point of any
-grid. Each has a body in front, a canal, a spinous process behind that points down, and a lateral process that is longer
-on the patient's right: whatever is mirrored, turned or swapped shows.
+The patient's vertebrae are formulas in millimetres, so that the truth is known at any point. Each has a body in front,
+a canal, a spinous process behind that points down, and a lateral process that is longer on the patient's right: a
+mirrored, rotated or swapped axis changes the result.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from transvert.imaging.volume import Volume
 from transvert.model import networks
 
 MIDDLES = {20: (15.0, -28.0, 344.0), 21: (12.0, -30.0, 310.0), 22: (8.0, -27.0, 276.0)}
-"""L1, L2 and L3: where each vertebra's own axes cross, RAS mm."""
+"""Origins of L1, L2 and L3, RAS mm."""
 
-# Boxes, each as its low and its high corner in mm from the vertebra's middle: pedicles, lamina, spinous process, and the
-# lateral processes, 42 mm to the right and 28 mm to the left.
+# Low and high corners of boxes, mm from the vertebra's origin: pedicles, lamina, spinous process, and lateral processes,
+# 42 mm to the right and 28 mm to the left.
 _BOXES = (
     ((9, -9, -6), (17, 6, 8)),
     ((-17, -9, -6), (-9, 6, 8)),
@@ -42,7 +42,7 @@ _BOXES = (
 
 
 def inside_vertebra(x: np.ndarray, y: np.ndarray, z: np.ndarray, middle: tuple[float, float, float]) -> np.ndarray:
-    """Whether points lie in the vertebra at `middle`: bool; coordinates in RAS mm that broadcast together."""
+    """Whether points (RAS mm, broadcast together) lie in the vertebra at `middle`."""
     x, y, z = x - middle[0], y - middle[1], z - middle[2]
     found = ((x / 20) ** 2 + ((y - 14) / 15) ** 2 <= 1) & (np.abs(z) <= 12)
     for low, high in _BOXES:
@@ -58,20 +58,20 @@ def axes_mm(affine: np.ndarray, shape: tuple[int, ...], parts: int = 1) -> tuple
 
 
 def occupancy(middle: tuple[float, float, float], affine: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, size) float32: the share of each voxel that the vertebra at `middle` fills, from 27 points a voxel."""
+    """(size, size, size) float32: the fraction of each voxel inside the vertebra at `middle`, from 27 points a voxel."""
     found = inside_vertebra(*axes_mm(affine, (size,) * 3, 3), middle)
     return found.reshape(size, 3, size, 3, size, 3).mean((1, 3, 5), dtype=np.float32)
 
 
 def ball(offset_mm: np.ndarray, radius_mm: float = 12.0) -> np.ndarray:
-    """(64, 64, 64) float32, a ball that lies so far from its cube's middle."""
+    """(64, 64, 64) float32: a ball at an offset from its cube's centre."""
     steps = (np.arange(patches.SIZE) - (patches.SIZE - 1) / 2) * patches.SPACING_MM
     away = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1) - offset_mm
     return (np.linalg.norm(away, axis=-1) < radius_mm).astype(np.float32)
 
 
 class Seeing(torch.nn.Module):
-    """A network that draws a ball where both patches are brightest, or in the middle whatever they show."""
+    """A network that predicts a ball where both patches are brightest, or always in the centre."""
 
     def __init__(self, sees: bool = True) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Seeing(torch.nn.Module):
 
 
 def store_as(volume: Volume, axes: str, path: Path) -> Path:
-    """Writes a canonical volume with its axes stored another way, such as "PIR"; by nibabel alone."""
+    """Writes a canonical volume in another axis order, such as "PIR", with nibabel alone."""
     image = nibabel.Nifti1Image(volume.data, volume.affine)
     turn = nibabel.orientations.ornt_transform(
         nibabel.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(tuple(axes))
@@ -104,11 +104,11 @@ class Patient:
     """The synthetic patient: L1 to L3, whole, on a grid of 1 x 1.2 x 2 mm.
 
     Attributes:
-        ct: HU, canonical, as it was made and not as it was read.
+        ct: HU, canonical.
         mask: VerSe levels on the same grid.
         centroids: level to (3,) RAS mm, the centre of mass of the mask's voxels.
-        ct_path: NIfTI, its axes stored as P, I, R.
-        mask_path: NIfTI, likewise.
+        ct_path: NIfTI in the axis order P, I, R.
+        mask_path: NIfTI in the same order.
     """
 
     ct: Volume
@@ -119,20 +119,20 @@ class Patient:
 
     @property
     def subject(self) -> Subject:
-        """As a manifest would give it."""
+        """The patient as a subject of a manifest."""
         return Subject("sub-box", self.ct_path, self.mask_path, "verse", {}, {})
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that is started from here."""
+    """Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Networks as small as here gain nothing from more, and lose much on a busy machine. (numba sets torch's back.)"""
+    """Small networks gain nothing from several threads. Set before each test, because numba resets torch's number."""
     torch.set_num_threads(1)
 
 
@@ -164,13 +164,13 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Patient:
 
 @pytest.fixture(scope="session")
 def box_samples(patient: Patient) -> Samples:
-    """The patient's samples, parallel: not to be changed."""
+    """The patient's samples, parallel; tests must not change them."""
     return samples.cut_samples(patient.ct, patient.mask, "sub-box")
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[[str], torch.nn.Module]:
-    """A maker of small networks, equal at each call."""
+    """Builds small networks, equal at each call."""
 
     def make(name: str) -> torch.nn.Module:
         torch.manual_seed(0)

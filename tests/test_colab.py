@@ -1,4 +1,4 @@
-"""The cell that prepares Colab, run as it stands in an environment that has all but this package."""
+"""The cell that prepares Colab, run in an environment that has everything but this package."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ADDRESS = "https://github.com/transvert/transvert"
 PACKED = ("transvert", "data_manifests", "params", "notebooks", "pyproject.toml", "README.md", "LICENSE")
-TELL = """
+REPORT = """
 import json, importlib.metadata, importlib.util
 found = importlib.util.find_spec("transvert")
 if found:
-    from transvert import manifest
-    assert len(list(manifest.share_folder("notebooks").glob("*.ipynb"))) == 4
+    from transvert import io
+    assert len(list(io.share_folder("notebooks").glob("*.ipynb"))) == 4
 print(json.dumps([found.origin if found else "", importlib.metadata.version("torch")]))
 """
 
@@ -39,21 +39,17 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
 
 
-def test_the_cell_is_the_same_in_all_notebooks() -> None:
+def test_the_cell_installs_the_package_beside_what_is_there(tmp_path: Path) -> None:
+    """The public address leads to a copy of this checkout; no other package may be fetched."""
     assert len({colab_cell(path) for path in NOTEBOOKS}) == 1
-
-
-def test_the_cell_installs_the_package_around_what_is_there(tmp_path: Path) -> None:
-    """The public address is answered by a copy of this checkout; no other package may be fetched."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed, so the cell can't fetch the package.")
     public = tmp_path / "public"
     public.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints")
     for name in PACKED:
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, public / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints")
-            )
+            shutil.copytree(ROOT / name, public / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, public)
     git(public, "init")
@@ -64,7 +60,7 @@ def test_the_cell_installs_the_package_around_what_is_there(tmp_path: Path) -> N
     venv.create(place, with_pip=True)
     (packages,) = place.glob("lib/*/site-packages")
     (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))  # As Colab has its packages.
-    for old in packages.glob("setuptools*"):  # A new environment's would hide the one that torch has.
+    for old in packages.glob("setuptools*"):  # A new environment's copy would hide the one that torch has.
         shutil.rmtree(old)
     (packages / "google" / "colab").mkdir(parents=True)
     (packages / "google" / "colab" / "__init__.py").touch()
@@ -73,6 +69,7 @@ def test_the_cell_installs_the_package_around_what_is_there(tmp_path: Path) -> N
         "PATH": f"{place / 'bin'}{os.pathsep}{environment['PATH']}",
         "PIP_NO_INDEX": "1",
         "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it the other way round.
+        "PIP_NO_COMPILE": "1",
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{public.as_uri()}.insteadOf",
@@ -81,7 +78,7 @@ def test_the_cell_installs_the_package_around_what_is_there(tmp_path: Path) -> N
 
     def run(first: str) -> list[str]:
         script = tmp_path / "cell.ipy"
-        script.write_text(f"{first}\n{colab_cell(NOTEBOOKS[0])}\n{TELL}")
+        script.write_text(f"{first}\n{colab_cell(NOTEBOOKS[0])}\n{REPORT}")
         command = [place / "bin" / "python", "-m", "IPython", "--no-banner", script]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and done.stdout, done.stdout + done.stderr

@@ -252,12 +252,12 @@ def test_an_interrupt_leaves_no_kernel_and_a_run_that_goes_on(start: Callable, r
     os.killpg(process.pid, signal.SIGINT)
     printed, complained = process.communicate(timeout=120)
     assert process.returncode != 0 and "Traceback" not in complained
-    assert "02_train_transvert was interrupted in cell 3." in printed
+    assert "02_train_transvert was interrupted in cell 4." in printed
     assert "To go on: transvert reproduce p.yaml --from 02" in printed
     _, alive = psutil.wait_procs(kernels, timeout=30)
     assert len(kernels) == 1 and not alive
     assert {path.name for path in folder.iterdir()} == {workflow.FAILED}
-    assert json.loads((runs / "g" / "summary.json").read_text())["failed"].endswith("interrupted in cell 3.")
+    assert json.loads((runs / "g" / "summary.json").read_text())["failed"].endswith("interrupted in cell 4.")
 
 
 def _in_long_cell(notebook: Path) -> bool:
