@@ -1,4 +1,4 @@
-"""The annotator's Python half: pictures keep film pixels, lines hold what they stand for, and marks go both ways."""
+"""The annotator's Python half: pictures, lines of height, residuals, commands and files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from PIL import Image
 
 from transvert.clinical import annotator, landmarks
 from transvert.clinical.annotator import Annotator
-from transvert.clinical.landmarks import Landmarks
+from transvert.clinical.dicom import Acquisition, ImageOrientation
+from transvert.clinical.landmarks import KnownDistance, Landmarks, ViewSetup
 from transvert.clinical.radiograph import Radiograph
 from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS
-from transvert.io import InputError
+from transvert.io import PACKAGE, InputError
 
 ISOCENTRE = np.array([0.0, 0.0, 300.0])
 POINTS = {18: (4, -28, 362), 19: (8, -22, 332), 20: (10, -16, 300), 21: (6, -11, 267), 22: (0, -10, 234)}
@@ -71,7 +72,7 @@ def test_a_small_film_is_sent_as_it_is_and_a_huge_one_shrunk() -> None:
     assert (grey[:, :5] == 0).all() and (grey[:, 5:] == 255).all()
 
 
-def test_what_a_detector_did_not_see_is_black() -> None:
+def test_unexposed_pixels_are_black() -> None:
     pixels = np.full((4, 4), np.nan, np.float32)
     assert (annotator.shrink_picture(pixels)[0] == 0).all()
     pixels[1:, 1:] = np.arange(9.0).reshape(3, 3)
@@ -80,7 +81,7 @@ def test_what_a_detector_did_not_see_is_black() -> None:
     assert (annotator.shrink_picture(np.ones((3, 3), np.float32))[0] == 0).all()
 
 
-def test_pictures_come_with_what_the_browser_needs(path: Path) -> None:
+def test_the_browser_gets_pictures_sides_and_the_next_level(path: Path) -> None:
     tool = Annotator(*_films(), path=path)
     ap, lateral = tool.films
     assert (ap["rows"], ap["columns"], ap["factor"], ap["covered"]) == (560, 420, 1, [560, 420])
@@ -91,55 +92,72 @@ def test_pictures_come_with_what_the_browser_needs(path: Path) -> None:
     assert ap["next"] == "T1" and tool.level_names[-1] == "L6"
 
 
-def test_marks_of_the_browser_are_here_at_once(path: Path) -> None:
+def test_marks_from_the_browser_give_feedback_at_once(path: Path) -> None:
     truth = _truth()
-    tool = Annotator(*_films(), Landmarks(truth.views, {"ap": {}, "lateral": {}}, ISOCENTRE), path)
+    tool = Annotator(*_films(), replace(truth, centroids={"ap": {}, "lateral": {}}), path)
     _browser(tool, ap={"L1": truth.centroids["ap"][20].tolist()})
-    assert tool.landmarks.levels == [] and tool.told["residuals"] == {}
-    (row_a, _), (row_b, _) = tool.told["lines"]["lateral"]["L1"]
+    assert tool.landmarks.levels == [] and tool.feedback["residuals"] == {}
+    (row_a, _), (row_b, _) = tool.feedback["lines"]["lateral"]["L1"]
     assert row_a == pytest.approx(row_b) == pytest.approx(truth.centroids["lateral"][20][0])  # level with the source
     _browser(tool, lateral={"L1": (truth.centroids["lateral"][20] + (10, 0)).tolist()})
     assert tool.landmarks.levels == [20]
     # 10 rows of 0.7 mm, less the magnification of 1.2.
-    assert tool.told["residuals"]["L1"] == pytest.approx(10 * 0.7 / 1.2, rel=0.03)
+    assert tool.feedback["residuals"]["L1"] == pytest.approx(10 * 0.7 / 1.2, rel=0.03)
     assert tool.limits_mm == [4, 10]
 
 
-def test_marks_are_saved_with_how_the_films_were_taken_and_gone_on_from(path: Path) -> None:
+def test_saved_landmarks_are_continued(path: Path) -> None:
     tool = Annotator(*_films(), _truth(), path)
-    tool._obey(None, {"do": "save"}, [])
+    tool._run_command(None, {"command": "save"}, [])
     assert tool.message == f"Saved 5 AP and 5 lateral landmarks to {path}."
     content = json.loads(path.read_text())
     assert content["views"]["ap"]["pixel_mm"] == [0.7, 0.6] and content["views"]["lateral"]["shape"] == [480, 400]
     assert "proposed" not in content["views"]["ap"]
     again = Annotator(*_films(), path=path)
-    assert again.message == "Goes on from marks.json." and again.films[0]["next"] == "L4"
+    assert again.message == "Continued from marks.json." and again.films[0]["next"] == "L4"
     assert again.landmarks.to_dict() == tool.landmarks.to_dict()
     points, _ = again.landmarks.place(*(again.landmarks.view(w, f) for w, f in zip(VIEWS, _films(), strict=True)))  # type: ignore[arg-type]
     assert_allclose(points[20], POINTS[20], atol=1e-3)
 
 
-def test_a_ruler_stays_what_tells_the_pixel_size(path: Path) -> None:
+def test_a_known_distance_stays_in_the_file(path: Path) -> None:
     truth = _truth()
-    views = {which: {k: v for k, v in said.items() if k != "pixel_mm"} for which, said in truth.views.items()}
-    views["ap"] |= {"known_distance": {"from": [10, 20], "to": [110, 20], "mm": 58.0}}
-    tool = Annotator(*_films(), replace(truth, views=views), path)
-    tool.save()
-    said = json.loads(path.read_text())["views"]
-    assert "pixel_mm" not in said["ap"] and said["ap"]["known_distance"]["mm"] == 58
-    assert said["lateral"]["pixel_mm"] == [0.7, 0.6]
+    ruler = KnownDistance(start=(10, 20), end=(110, 20), mm=58)
+    setups = {"ap": ViewSetup(name="ap", known_distance=ruler), "lateral": ViewSetup(name="left_lateral")}
+    Annotator(*_films(), replace(truth, setups=setups), path).save()
+    views = json.loads(path.read_text())["views"]
+    assert "pixel_mm" not in views["ap"] and views["ap"]["known_distance"]["mm"] == 58
+    assert views["lateral"]["pixel_mm"] == [0.7, 0.6]
     again = Annotator(*_films(), path=path)
     # 58 mm in the patient on 100 rows, magnified by 1.2; columns are 6/7 of a row.
     assert again._views["ap"].pixel_mm == pytest.approx((0.696, 0.696 * 6 / 7))
+
+
+def test_a_pitch_in_the_patient_is_saved_as_the_detector_s(path: Path) -> None:
+    films = [replace(film, acquisition=Acquisition(pixel_plane="patient")) for film in _films()]
+    Annotator(*films, path=path).save()
+    assert json.loads(path.read_text())["views"]["ap"]["pixel_mm"] == pytest.approx([0.84, 0.72])
+    assert Annotator(*films, path=path)._views["ap"].pixel_mm == pytest.approx((0.84, 0.72))
+
+
+def test_an_old_file_is_continued_and_saved_anew_unless_its_film_was_turned(path: Path) -> None:
+    path.write_text(json.dumps(_truth().to_dict() | {"schema": landmarks.OLD_SCHEMA}))
+    ap, lateral = _films()
+    Annotator(ap, lateral, path=path).save(path.with_name("new.json"))
+    content = json.loads(path.with_name("new.json").read_text())
+    assert content["schema"] == landmarks.SCHEMA and content["views"]["ap"]["counted_on"] == "film"
+    turned = replace(ap, acquisition=Acquisition(orientation=ImageOrientation(mirrored=True)))
+    with pytest.raises(InputError, match="mark the film again in the annotator"):
+        Annotator(turned, lateral, path=path)
 
 
 def test_setting_and_loading_replaces_what_is_marked(path: Path) -> None:
     tool = Annotator(*_films(), path=path)
     tool.landmarks = _truth()
     assert set(tool.marks["ap"]["centroids"]) == {"T11", "T12", "L1", "L2", "L3"}
-    assert set(tool.told["residuals"]) == {"T11", "T12", "L1", "L2", "L3"}
+    assert set(tool.feedback["residuals"]) == {"T11", "T12", "L1", "L2", "L3"}
     landmarks.write_landmarks(path, landmarks.empty_landmarks())
-    tool._obey(None, {"do": "load"}, [])
+    tool._run_command(None, {"command": "load"}, [])
     assert tool.message.startswith("Loaded 0 AP and 0 lateral") and tool.marks["ap"]["centroids"] == {}
     assert Annotator(*_films(), path=path).landmarks.levels == []
 
@@ -147,35 +165,35 @@ def test_setting_and_loading_replaces_what_is_marked(path: Path) -> None:
 def test_filling_in_marks_proposals_until_they_are_confirmed(path: Path) -> None:
     truth = _truth()
     some = {w: {n: truth.centroids[w][n] for n in (18, 20, 22)} for w in VIEWS}
-    tool = Annotator(*_films(), Landmarks(truth.views, some, ISOCENTRE), path)
-    tool._obey(None, {"do": "fill"}, [])
-    assert tool.message.startswith("Filled in what is marked 'proposed'")
+    tool = Annotator(*_films(), replace(truth, centroids=some), path)
+    tool._run_command(None, {"command": "fill"}, [])
+    assert tool.message.startswith("Filled in the levels marked 'proposed'")
     assert tool.marks["lateral"]["proposed"] == ["T12", "L2"]
-    assert tool.told["errors"]["ap"]["T12"] > 0 and set(tool.told["residuals"]) == {"T11", "L1", "L3"}
-    for which in VIEWS:
-        off = tool.landmarks.centroids[which][19] - truth.centroids[which][19]
+    assert tool.feedback["errors"]["ap"]["T12"] > 0 and set(tool.feedback["residuals"]) == {"T11", "L1", "L3"}
+    for name in VIEWS:
+        off = tool.landmarks.centroids[name][19] - truth.centroids[name][19]
         assert np.linalg.norm(off * (0.7, 0.6)) < 12
-    tool._obey(None, {"do": "check"}, [])
-    assert "T12, L2: proposed on the lateral film and confirmed by nobody." in tool.message
+    tool._run_command(None, {"command": "check"}, [])
+    assert "T12, L2: proposed on the lateral film and not confirmed." in tool.message
     tool.marks = {w: tool.marks[w] | {"proposed": []} for w in VIEWS}
-    assert "proposed" not in tool.landmarks.views["ap"] and "T12" in tool.told["residuals"]
+    assert not tool.landmarks.proposed["ap"] and "T12" in tool.feedback["residuals"]
 
 
-def test_what_goes_wrong_is_said_in_the_tool(path: Path) -> None:
+def test_errors_are_shown_in_the_widget(path: Path) -> None:
     tool = Annotator(*_films(), path=path)
     for command, sentence in (
         ("load", "does not exist"),
-        ("fill", "click at least two, better four"),
+        ("fill", "mark at least two, better four"),
         ("check", "No vertebra is marked on both films"),
     ):
-        tool._obey(None, {"do": command}, [])
+        tool._run_command(None, {"command": command}, [])
         assert sentence in tool.message
     tool.path = str(path.parent / "marks.json" / "below.json")
     path.write_text("a file, no folder")
-    tool._obey(None, {"do": "save"}, [])
+    tool._run_command(None, {"command": "save"}, [])
     assert "below.json" in tool.message or "marks.json" in tool.message
     tool.marks = {"ap": {"centroids": {"L1": "here"}}, "lateral": {"centroids": {}}}
-    assert "What is marked has no [row, column] for L1" in tool.message
+    assert "The annotator is wrong at 'views.ap.centroids.L1'" in tool.message
 
 
 def test_a_film_of_unknown_spacing_is_refused(path: Path) -> None:
@@ -184,22 +202,17 @@ def test_a_film_of_unknown_spacing_is_refused(path: Path) -> None:
         Annotator(ap, Radiograph(lateral.pixels, None), path=path)
 
 
-def test_the_browser_half_is_there_and_asks_for_nothing() -> None:
+def test_the_browser_half_loads_nothing_from_elsewhere() -> None:
     for name in ("annotator.js", "annotator.css"):
-        text = (Path(annotator.__file__).parent / "static" / name).read_text(encoding="utf-8")
+        text = (PACKAGE / "static" / name).read_text(encoding="utf-8")
         for remote in ("https:", "http://", "import ", "@import", "url("):
             assert remote not in text.replace("http://www.w3.org/2000/svg", "")
 
 
-@pytest.mark.parametrize("of", [landmarks.BODY, landmarks.VERTEBRA])
-def test_the_tool_says_what_is_to_be_marked_and_keeps_it(path: Path, of: str) -> None:
-    tool = Annotator(*_films(), replace(_truth(), of=of), path)
-    assert ("middle of each vertebral body" in tool.what) == (of == landmarks.BODY)
-    assert tool.landmarks.of == of
-    assert landmarks.read_landmarks(tool.save()).of == of
-    tool.landmarks = replace(_truth(), of=landmarks.VERTEBRA)
-    assert "arch and processes included" in tool.what
-
-
-def test_new_marks_are_of_bodies(path: Path) -> None:
-    assert Annotator(*_films(), path=path).landmarks.of == landmarks.BODY
+@pytest.mark.parametrize("kind", [landmarks.BODY, landmarks.VERTEBRA])
+def test_the_instruction_says_what_to_mark(path: Path, kind: str) -> None:
+    tool = Annotator(*_films(), replace(_truth(), centroids_of=kind), path)
+    assert ("middle of each vertebral body" in tool.instruction) == (kind == landmarks.BODY)
+    assert tool.landmarks.centroids_of == landmarks.read_landmarks(tool.save()).centroids_of == kind
+    tool.landmarks = _truth()
+    assert "arch and processes included" in tool.instruction
