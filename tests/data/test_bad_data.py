@@ -22,7 +22,7 @@ from conftest import Patient, part_of, store_as
 from numpy.testing import assert_array_equal
 
 from transvert import cli
-from transvert.data import samples, store, synthesis, twins
+from transvert.data import samples, store, synthesis
 from transvert.imaging.volume import Volume
 
 L1, L2, L3 = 20, 21, 22
@@ -42,8 +42,6 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSVERT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TRANSVERT_MIRROR", str(tmp_path / "mirror"))
     (tmp_path / "mirror").mkdir()
-    # One patient stands for two people here.
-    monkeypatch.setattr(twins, "find", lambda *_, **__: [])
 
 
 @pytest.fixture
@@ -180,7 +178,7 @@ def test_a_zip_member_that_leads_out_of_its_folder(typed: Type, two: Path) -> No
     with zipfile.ZipFile(_zip(two, "bad.zip", "sub-bad"), "a") as archive:
         archive.writestr("../../escaped.nii.gz", b"evil")
     assert typed("synthesize", _manifest(two.parent, archives=[good], layout=LAYOUT), "--out", place)[0] == 0
-    before = store.shard_names(place)
+    before = store.group_names(place)
     both = _manifest(two.parent, archives=[{"url": URL + "bad.zip"}, good], layout=LAYOUT)
     for words in (("fetch", both), ("synthesize", both, "--out", place)):
         code, _, err = typed(*words)
@@ -190,7 +188,7 @@ def test_a_zip_member_that_leads_out_of_its_folder(typed: Type, two: Path) -> No
             err,
         )
     assert not list(two.parent.rglob("escaped*")) and not (two.parent / "cache" / "mine" / "sub-bad").exists()
-    assert store.shard_names(place) == before and set(store.read_index(place).subject) == {"sub-good"}
+    assert store.group_names(place) == before and set(store.read_index(place).subject) == {"sub-good"}
 
 
 def test_an_archive_with_a_damaged_member_fails_that_subject_alone(typed: Type, two: Path) -> None:
@@ -439,7 +437,7 @@ def test_two_subjects_with_one_id_stop_the_run_before_it_starts(typed: Type, two
     """Which of the two is meant can't be known. Nothing that was made is lost, and a new name is enough."""
     place = two.parent / "store"
     assert typed("synthesize", two, "--out", place, "--without", "sub-bad")[0] == 0
-    before = store.shard_names(place)
+    before = store.group_names(place)
     (two / "again").mkdir()
     for path in _paths(two):
         (two / "again" / path.name).write_bytes(path.read_bytes())
@@ -453,7 +451,7 @@ def test_two_subjects_with_one_id_stop_the_run_before_it_starts(typed: Type, two
             r"again/sub-bad_.* and sub-bad/sub-bad_.* are both the mask of the subject sub-bad: .*; rename one or .*\.",
             err,
         )
-    assert store.shard_names(place) == before
+    assert store.group_names(place) == before
     for path in (two / "again").iterdir():
         path.rename(path.with_name(path.name.replace("sub-bad", "sub-new")))
     code, _, err = typed("synthesize", two, "--out", place)

@@ -1,4 +1,4 @@
-"""Patches along a vertebra's own rays, against shapes whose shadow in their own frame is known."""
+"""Patches along a vertebra's own rays show shapes as their known projections in their own frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transvert.imaging.volume import Volume
 from transvert.io import InputError
 
 FAR = np.array([40.0, -30.0, 330.0])
-"""A point at which both rays of `_views` are askew by 12 degrees."""
+"""A point at which both rays of `_views` are oblique by 12 degrees."""
 VOXEL_MM = 0.75
 
 
@@ -37,16 +37,14 @@ def _grid(size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("names", [("ap", "left_lateral"), ("pa", "right_lateral"), ("ap", "right_lateral")])
 @pytest.mark.parametrize("cone", [True, False])
-def test_on_the_central_rays_and_with_parallel_ones_the_frame_is_the_patient_s(
-    names: tuple[str, str], cone: bool
-) -> None:
+def test_the_frame_is_the_patient_s_on_central_and_parallel_rays(names: tuple[str, str], cone: bool) -> None:
     views = _views(*names, cone=cone)
     assert_allclose(patches.local_axes(*views, np.zeros(3)), np.eye(3), atol=1e-12)
     if not cone:
         assert_allclose(patches.local_axes(*views, FAR), np.eye(3), atol=1e-12)
 
 
-def test_a_far_frame_is_right_handed_and_lies_evenly_between_both_rays() -> None:
+def test_a_far_frame_is_right_handed_and_equally_close_to_both_rays() -> None:
     views = _views()
     axes = patches.local_axes(*views, FAR)
     assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
@@ -59,7 +57,7 @@ def test_a_far_frame_is_right_handed_and_lies_evenly_between_both_rays() -> None
     assert axes[2, 1] < -0.15 and axes[2, 0] < -0.15 and axes[1, 2] > 0.15 and axes[0, 2] > 0.15
 
 
-def test_a_far_box_is_seen_as_from_its_own_rays() -> None:
+def test_a_far_box_is_projected_along_its_own_rays() -> None:
     views = _views()
     axes = patches.local_axes(*views, FAR)
     x, y, z = _grid(100)
@@ -90,7 +88,7 @@ def test_a_far_ball_is_round(which: int) -> None:
     picture = projector.cast(_solid(ball, np.eye(3), FAR), views[which])
 
     def widths(patch: np.ndarray) -> np.ndarray:
-        """Standard deviations down and across, mm; those of a ball's shadow are its radius over the root of 5."""
+        """Standard deviations along rows and columns, mm; a ball's projection has radius / sqrt(5)."""
         steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
         shares = [patch.sum(axis) / patch.sum() for axis in (1, 0)]
         assert_allclose([share @ steps for share in shares], 0, atol=0.35)
@@ -102,7 +100,7 @@ def test_a_far_ball_is_round(which: int) -> None:
     assert widths(straight)[0] > 30 / np.sqrt(5) * 1.015
 
 
-def test_on_the_central_ray_it_is_the_patch_that_training_cuts() -> None:
+def test_on_the_central_ray_the_patch_is_that_of_training() -> None:
     picture = np.random.default_rng(0).normal(size=(1100, 400)).astype(np.float32)
     for which, view in enumerate(_views()):
         ours = patches.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM, patches.plane(np.eye(3), which))
@@ -110,7 +108,7 @@ def test_on_the_central_ray_it_is_the_patch_that_training_cuts() -> None:
             assert_allclose(one, other, atol=1e-5)
 
 
-def test_beyond_the_film_there_is_nothing() -> None:
+def test_a_patch_is_zero_and_invalid_beyond_the_film() -> None:
     views = _views()
     edge = np.array([140.0, 0.0, 0.0])
     patch, valid = patches.cut_patch(
@@ -123,7 +121,7 @@ def test_beyond_the_film_there_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_landmark_lies_in_the_square_where_its_ray_passes(which: int) -> None:
+def test_a_landmark_offset_is_where_its_ray_meets_the_patch_plane(which: int) -> None:
     views = _views()
     square = patches.plane(patches.local_axes(*views, FAR), which)
     for beside in ([0.0, 0.0], [7.0, -3.0], [-20.0, 11.0]):
@@ -131,7 +129,7 @@ def test_a_landmark_lies_in_the_square_where_its_ray_passes(which: int) -> None:
         assert_allclose(patches.offset_mm(views[which], pixel, FAR, square), beside, atol=1e-9)
 
 
-def test_two_views_from_one_side_and_a_foreign_picture_are_refused() -> None:
+def test_two_views_from_one_side_and_a_picture_of_another_shape_are_refused() -> None:
     ap, lateral = _views()
     with pytest.raises(InputError, match="'ap' and 'pa' see the spine from nearly one side; give an AP"):
         patches.local_axes(ap, _views("pa")[0], FAR)

@@ -1,9 +1,8 @@
-"""Samples: the vertebra in the middle, pictures the way a radiologist holds them, and a store that keeps both."""
+"""Samples have the vertebra in the middle, pictures as a radiologist views them, and come back from a store unchanged."""
 
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from transvert.data import patches, samples, store
 from transvert.data.patches import SIZE, SPACING_MM, standardise
 from transvert.data.samples import WIDE, Samples, StoredSamples
-from transvert.data.store import Shelf
+from transvert.data.store import SampleCache
 from transvert.drr import projector
 from transvert.imaging import volume
 from transvert.imaging.volume import Volume, cube_affine
@@ -38,7 +37,7 @@ def _fit(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-# What is cut
+# Cubes
 
 
 def test_each_whole_vertebra_once_from_head_to_tail(box_samples: Samples) -> None:
@@ -55,7 +54,7 @@ def test_the_centroid_is_the_centre_of_mass_in_the_world(box_samples: Samples, p
         assert_allclose(centroid, patient.centroids[level], atol=1e-3)
 
 
-def test_the_centroid_is_the_world_s_whatever_the_file_s_orientation(box_samples: Samples, patient: Patient) -> None:
+def test_samples_do_not_depend_on_the_file_orientation(box_samples: Samples, patient: Patient) -> None:
     ct, mask = volume.read_ct(patient.ct_path), volume.read_mask(patient.mask_path)
     found = samples.cut_samples(ct, mask, "sub-box")
     assert_allclose(found.centroids, box_samples.centroids, atol=1e-3)
@@ -85,8 +84,8 @@ def test_the_wide_cube_holds_neighbours_and_hu(box_samples: Samples) -> None:
 # Pictures
 
 
-def test_pictures_show_the_vertebra_the_way_a_film_is_read(box_samples: Samples) -> None:
-    """Right on the left, front on the left, head up: every other way of holding the patch fits the truth less."""
+def test_pictures_show_the_vertebra_as_a_radiograph_is_viewed(box_samples: Samples) -> None:
+    """Right on the left, front on the left, head up: every flipped or rotated patch fits the truth less."""
     images, bones = box_samples.images(), box_samples.labels[:, samples.MIDDLE, samples.MIDDLE, samples.MIDDLE] > 0
     for row in range(3):
         for view, shadow in enumerate(_silhouettes(bones[row])):
@@ -162,7 +161,7 @@ def test_an_unknown_projection_is_refused(patient: Patient) -> None:
         samples.body_views(patient.ct, "fan")
 
 
-# What is skipped and mended
+# Cleaning
 
 
 def _part(whole: Volume, low: int) -> Volume:
@@ -194,14 +193,14 @@ def test_nothing_whole_is_an_error_that_says_why(patient: Patient) -> None:
         samples.cut_samples(_part(patient.ct, low), _part(patient.mask, low), "sub-cut")
 
 
-# The body around it, or nothing
+# The field of view
 
 
-def test_a_cube_s_radiographs_show_the_cube_alone(box_samples: Samples, patient: Patient) -> None:
-    """As the public benchmark casts them: sums of the resampled cube's own voxels, and nothing beyond."""
+def test_cropped_radiographs_show_the_cube_alone(box_samples: Samples, patient: Patient) -> None:
+    """As in the public benchmark, they are sums of the resampled cube's own voxels, and NaN beyond."""
     for projection in ("parallel", "cone"):
-        found = samples.cut_samples(patient.ct, patient.mask, "sub-box", projection=projection, surroundings="cube")
-        assert (found.surroundings, box_samples.surroundings) == ("cube", "body")
+        found = samples.cut_samples(patient.ct, patient.mask, "sub-box", projection=projection, field_of_view="crop")
+        assert (found.field_of_view, box_samples.field_of_view) == ("crop", "full")
         assert_array_equal(found.hu, box_samples.hu)
         inside = np.zeros((WIDE, WIDE), bool)
         inside[samples.MIDDLE, samples.MIDDLE] = True
@@ -216,23 +215,26 @@ def test_a_cube_s_radiographs_show_the_cube_alone(box_samples: Samples, patient:
                     assert _fit(patch[8:-8, 8:-8], sums[8:-8, 8:-8]) > 0.95
 
 
-def test_what_stands_beside_the_cube_shows_in_the_body_s_radiographs_alone(patient: Patient) -> None:
-    """A plate 60 mm in front of L2, which is outside of its cube and within the CT."""
+def test_objects_outside_the_cube_show_in_full_radiographs_alone(patient: Patient) -> None:
+    """A plate lies 60 mm in front of L2: outside its cube, inside the CT."""
     ct = patient.ct.data.copy()
     y = round(float(patient.ct.index(patient.centroids[L2] + np.array([0, 60, 0]))[1]))
     ct[:, y : y + 2] = 1500
     plated = Volume(ct, patient.ct.affine)
-    for surroundings, changed in (("body", True), ("cube", False)):
+    for field_of_view, changed in (("full", True), ("crop", False)):
         plain, plate = (
-            samples.cut_samples(one, patient.mask, "sub-box", surroundings=surroundings).chosen([L2]).images()[0, 0, 0]
+            samples.cut_samples(one, patient.mask, "sub-box", field_of_view=field_of_view)
+            .chosen([L2])
+            .images()[0, 0, 0]
             for one in (patient.ct, plated)
         )
         assert np.allclose(plain, plate, atol=1e-3) != changed
 
 
-def test_unknown_surroundings_are_refused(patient: Patient) -> None:
-    with pytest.raises(InputError, match="'room' are no surroundings; use body or cube"):
-        samples.cut_samples(patient.ct, patient.mask, "sub-box", surroundings="room")
+@pytest.mark.parametrize("old_or_unknown", ["body", "cube", "room"])
+def test_an_unknown_field_of_view_is_refused(old_or_unknown: str, patient: Patient) -> None:
+    with pytest.raises(InputError, match=f"'{old_or_unknown}' is not a field of view; use full or crop"):
+        samples.cut_samples(patient.ct, patient.mask, "sub-box", field_of_view=old_or_unknown)
 
 
 # The store
@@ -243,39 +245,40 @@ def test_the_store_gives_back_what_it_was_given(box_samples: Samples, tmp_path: 
         box_samples, person="box", official_split="training", counts={"whole": 3}, notes=["one.", 'two, "three".']
     )
     name = samples.write_samples(tmp_path / "store", given, "abcdefabcdefabcdef")
-    assert name == "sub-box-abcdefabcdef.parquet"
+    assert name == "sub-box-abcdefabcdef"
     found = samples.read_samples(tmp_path / "store", "sub-box")
     for field in fields(Samples):
         assert_array_equal(getattr(found, field.name), getattr(given, field.name))
-    for field in ("levels", "centroids", "hu", "labels", "pictures"):
-        assert getattr(found, field).dtype == getattr(given, field).dtype
+    for name in ("levels", "centroids", "hu", "labels", "pictures"):
+        assert getattr(found, name).dtype == getattr(given, name).dtype
 
 
-def test_the_index_has_a_row_a_sample_and_a_subject_replaces_itself(box_samples: Samples, tmp_path: Path) -> None:
+def test_the_index_has_a_row_per_sample_and_a_subject_replaces_itself(box_samples: Samples, tmp_path: Path) -> None:
     few = box_samples.chosen([L3, L1])
     assert few.levels.tolist() == [L3, L1]
     for made in (few, replace(few, subject="sub-other", source="phantom", person="p"), few.chosen([L1])):
         samples.write_samples(tmp_path, made)
-        time.sleep(0.002)  # Times are kept in milliseconds.
     index = store.read_index(tmp_path)
     assert list(zip(index.subject, index.level, index.row, index.source, index.person, strict=True)) == [
         ("sub-box", "L1", 0, "ct", "sub-box"),
         ("sub-other", "L3", 0, "phantom", "p"),
         ("sub-other", "L1", 1, "phantom", "p"),
     ]
-    assert set(index.surroundings) == {"body"} and set(index.projection) == {"parallel"}
+    assert set(index.field_of_view) == {"full"} and set(index.projection) == {"parallel"}
     here = index[index.subject == "sub-box"].iloc[0]
     assert_allclose([here[f"centroid_{axis}_mm"] for axis in "xyz"], box_samples.centroids[0])
     assert samples.read_samples(tmp_path, "sub-box").levels.tolist() == [L1]
 
 
-def test_equal_samples_are_one_shard_and_others_another(box_samples: Samples, tmp_path: Path) -> None:
+def test_equal_samples_have_one_name_and_different_ones_another(box_samples: Samples, tmp_path: Path) -> None:
     one = box_samples.chosen([L1])
-    assert samples.write_samples(tmp_path, one) == samples.write_samples(tmp_path, box_samples.chosen([L1]))
-    assert samples.write_samples(tmp_path, replace(one, hu=one.hu + 1)) != samples.write_samples(tmp_path, one)
+    name = samples.write_samples(tmp_path, one)
+    assert samples.write_samples(tmp_path, box_samples.chosen([L1])) == name
+    assert samples.write_samples(tmp_path, replace(one, hu=one.hu + 1)) != name
+    assert samples.write_samples(tmp_path, replace(one, person="p")) != name
 
 
-def test_a_missing_subject_gets_its_sentence(box_samples: Samples, tmp_path: Path) -> None:
+def test_a_missing_subject_is_refused(box_samples: Samples, tmp_path: Path) -> None:
     samples.write_samples(tmp_path, box_samples.chosen([L1]))
     with pytest.raises(InputError, match="has no subject 'sub-x'; it has sub-box"):
         samples.read_samples(tmp_path, "sub-x")
@@ -284,12 +287,12 @@ def test_a_missing_subject_gets_its_sentence(box_samples: Samples, tmp_path: Pat
 def test_stored_samples_are_the_samples_one_by_one(box_samples: Samples, tmp_path: Path) -> None:
     samples.write_samples(tmp_path, box_samples)
     index = store.read_index(tmp_path)
-    few = StoredSamples(Shelf(tmp_path, keep=1), index.iloc[[2, 0]])
+    few = StoredSamples(SampleCache(tmp_path, keep=1), index.iloc[[2, 0]])
     expected = box_samples.chosen([L3, L1])
     assert len(few) == 2 and few.levels.tolist() == [L3, L1]
-    assert (few.subject, few.source, few.surroundings) == ("sub-box", "ct", "body")
+    assert (few.subject, few.source, few.field_of_view) == ("sub-box", "ct", "full")
     for row in (1, 0, 1):
-        few.order(0)
+        few.prefetch(0)
         for ours, theirs in zip(few.sample(row), expected.sample(row), strict=True):
             assert_array_equal(ours, theirs)
     assert_array_equal(few.load().images(), expected.images())

@@ -1,4 +1,4 @@
-"""Synthesis: which subjects are made and which are done, on how many workers, and what is left when one is killed."""
+"""Synthesis makes what a store lacks, here or on workers, and a killed run or worker costs nothing but time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,8 @@ from conftest import Patient, part_alone, part_of, store_as
 from numpy.testing import assert_array_equal
 
 from transvert.data import samples, store, synthesis
-from transvert.data.cluster import WORKER_ENVIRONMENT, open_client
-from transvert.data.manifest import Subject
-from transvert.data.manifest_schema import DataFile
+from transvert.data.manifest import DataFile, Subject
+from transvert.data.synthesis import WORKER_ENVIRONMENT, open_client
 from transvert.imaging.volume import Volume
 from transvert.io import InputError
 
@@ -30,7 +30,7 @@ L1, L2, L3 = 20, 21, 22
 
 
 def _small(patient: Patient, name: str, folder: Path) -> Subject:
-    """The same with a CT: made in a tenth of a second."""
+    """A subject with a small CT of L2: made in a tenth of a second."""
     folder.mkdir(parents=True, exist_ok=True)
     without = part_alone(patient, name, folder / f"{name}_seg-vert_msk.nii.gz")
     ct = part_of(patient.ct)
@@ -44,7 +44,6 @@ def _small(patient: Patient, name: str, folder: Path) -> Subject:
 
 @pytest.fixture
 def one(patient: Patient, tmp_path: Path) -> Subject:
-    """Whatever it is called, it is a scan of one known person."""
     return replace(_small(patient, "sub-one", tmp_path), person="sub-box")
 
 
@@ -56,16 +55,20 @@ def bad(patient: Patient, tmp_path: Path) -> Subject:
 
 
 def _times(place: Path) -> dict[str, int]:
-    return {name: (place / name).stat().st_mtime_ns for name in store.shard_names(place)}
+    return {name: (place / name / ".zattrs").stat().st_mtime_ns for name in store.group_names(place)}
 
 
-def test_synthesize_fills_a_store_and_names_what_it_could_not(one: Subject, bad: Subject, tmp_path: Path) -> None:
+def _run(place: str | Path, *subjects: Subject, **settings: Any) -> list[str]:
+    return synthesis.synthesize(subjects, place, progress=False, **settings)
+
+
+def test_synthesize_fills_a_store_and_lists_what_failed(one: Subject, bad: Subject, tmp_path: Path) -> None:
     place = tmp_path / "store"
-    person = replace(one, split="training")
-    notes = synthesis.synthesize([bad, person, replace(one, name="sub-b")], place, progress=False)
+    notes = _run(place, bad, replace(one, split="training"), replace(one, name="sub-b"))
     assert len(notes) == 2 and notes[0].startswith("sub-bad: broken.nii.gz is cut short")
-    assert notes[1] == "2 subjects, 1 failed. Vertebrae, and what was found of them: 2 whole."
-    index = pd.read_parquet(place / "index.parquet")
+    assert notes[1] == "2 subjects, 1 failed. Vertebrae: 2 whole."
+    assert (place / store.INDEX).exists()
+    index = store.read_index(place)
     assert list(zip(index.subject, index.level, index.source, index.person, index.official_split, strict=True)) == [
         ("sub-b", "L2", "ct", "sub-box", ""),
         ("sub-one", "L2", "ct", "sub-box", "training"),
@@ -74,147 +77,121 @@ def test_synthesize_fills_a_store_and_names_what_it_could_not(one: Subject, bad:
     assert failures.subject.tolist() == ["sub-bad"] and failures.reason[0].startswith("broken.nii.gz is cut short")
 
 
-def test_if_all_fail_the_first_reasons_are_told(bad: Subject, tmp_path: Path) -> None:
+def test_the_first_reasons_are_given_if_all_fail(bad: Subject, tmp_path: Path) -> None:
+    place = tmp_path / "store"
     with pytest.raises(InputError, match=r"^No subject could be synthesised\. sub-bad: broken\.nii\.gz is cut short"):
-        synthesis.synthesize([bad], tmp_path / "store", progress=False)
-    many = [replace(bad, name=f"sub-{n}") for n in range(5)]
-    with pytest.raises(InputError, match=r"sub-2: .* 2 more stand in failures\.csv\.$"):
-        synthesis.synthesize(iter(many), tmp_path / "store", progress=False)
-    assert len(pd.read_csv(tmp_path / "store" / synthesis.FAILURES)) == 6
+        _run(place, bad)
+    with pytest.raises(InputError, match=r"sub-2: .* 2 more are listed in failures\.csv\.$"):
+        _run(place, *(replace(bad, name=f"sub-{n}") for n in range(5)), workers=0)
+    assert len(pd.read_csv(place / synthesis.FAILURES)) == 6
     with pytest.raises(InputError, match="There is no sample store"):
-        store.read_index(tmp_path / "store")
+        store.read_index(place)
 
 
-def test_done_subjects_are_not_done_again_and_changed_ones_are(one: Subject, tmp_path: Path) -> None:
+def test_subjects_are_made_again_only_if_files_or_settings_change(one: Subject, tmp_path: Path) -> None:
     place, two = tmp_path / "store", replace(one, name="sub-two")
 
-    def run(*subjects: Subject, **settings: object) -> dict[str, int]:
-        synthesis.synthesize(subjects, place, progress=False, **settings)  # type: ignore[arg-type]
+    def times(*subjects: Subject, **settings: Any) -> dict[str, int]:
+        _run(place, *subjects, **settings)
         return _times(place)
 
-    first = run(one, two)
+    first = times(one, two)
     assert len(first) == 2
-    assert run(one, two) == first == run(two)
+    assert times(one, two) == first == times(two)
     assert one.mask is not None
     for changed in (
-        lambda: run(one, two, projection="cone"),
-        lambda: run(one, two, surroundings="cube"),
-        lambda: (os.utime(one.mask, (1, 1)), run(one, two))[1],
-        lambda: run(replace(one, person="p"), replace(two, person="p")),
+        lambda: times(one, two, projection="cone"),
+        lambda: times(one, two, field_of_view="crop"),
+        lambda: (os.utime(one.mask, (1, 1)), times(one, two))[1],
+        lambda: times(replace(one, person="p"), replace(two, person="p")),
     ):
         before, after = _times(place), changed()
         assert len(after) == 2, "what is replaced is removed"
-        assert after.keys() != before.keys()
+        assert not before.keys() & after.keys()
     assert set(store.read_index(place).person) == {"p"}
 
 
-def test_a_seed_counts_for_phantoms_alone(one: Subject, patient: Patient, tmp_path: Path) -> None:
+def test_a_seed_matters_to_phantoms_alone(one: Subject, patient: Patient, tmp_path: Path) -> None:
     place, phantom = tmp_path / "store", part_alone(patient, "sub-phantom", tmp_path / "m.nii.gz")
-    phantom = replace(phantom, person=one.person)
-    synthesis.synthesize([one, phantom], place, progress=False)
+    _run(place, one, phantom)
     before = _times(place)
-    synthesis.synthesize([one, phantom], place, seed=1, progress=False)
+    _run(place, one, phantom, seed=1)
     changed = before.items() ^ _times(place).items()
     assert {name.rpartition("-")[0] for name, _ in changed} == {"sub-phantom"} and len(_times(place)) == 2
 
 
-def test_a_file_is_known_by_its_stated_hash(one: Subject, tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_stated_hash(one: Subject, tmp_path: Path) -> None:
     place = tmp_path / "store"
     assert one.ct and one.mask
-    stated = {path: DataFile("ct", "sub-one", n * 64, 1, "x", path) for n, path in (("0", one.ct), ("1", one.mask))}
-    synthesis.synthesize([replace(one, files=stated)], place, progress=False)
+    stated = {path: _stated(n * 64) for n, path in (("0", one.ct), ("1", one.mask))}
+    _run(place, replace(one, files=stated))
     before = _times(place)
     for path in stated:
         os.utime(path, (1, 1))
-    synthesis.synthesize([replace(one, files=stated)], place, progress=False)
+    _run(place, replace(one, files=stated))
     assert _times(place) == before
-    other = stated | {one.ct: replace(stated[one.ct], sha256="f" * 64)}
-    synthesis.synthesize([replace(one, files=other)], place, progress=False)
+    _run(place, replace(one, files={**stated, one.ct: _stated("f" * 64)}))
     assert _times(place).keys() != before.keys() and len(_times(place)) == 1
 
 
-def test_failures_are_forgotten_once_they_are_mended(one: Subject, bad: Subject, tmp_path: Path) -> None:
+def _stated(sha256: str) -> DataFile:
+    return DataFile(role="ct", subject="sub-one", sha256=sha256, url="https://example.org/a.nii.gz")
+
+
+def test_failures_are_removed_from_the_list_once_they_succeed(one: Subject, bad: Subject, tmp_path: Path) -> None:
     place = tmp_path / "store"
-    synthesis.synthesize([one, bad, replace(bad, name="sub-other")], place, progress=False)
-    synthesis.synthesize([replace(one, name="sub-bad")], place, progress=False)
+    _run(place, one, bad, replace(bad, name="sub-other"))
+    _run(place, replace(one, name="sub-bad"))
     assert pd.read_csv(place / synthesis.FAILURES).subject.tolist() == ["sub-other"]
     assert set(store.read_index(place).subject) == {"sub-one", "sub-bad"}
 
 
-def test_one_subject_under_two_names_is_refused(one: Subject, tmp_path: Path) -> None:
-    """Also where an earlier run made the first, and where one was ended before it could compare."""
-    place = tmp_path / "store"
-    copy = replace(one, name="sub-two", person="")
-    reason = "sub-one and sub-two are one subject under two names: their L2 are 0.00 mm apart; leave one out."
-    told = synthesis.synthesize([one, copy], place, progress=False)
-    assert told == [f"sub-two: {reason}", "1 subjects, 1 failed. Vertebrae, and what was found of them: 1 whole."]
-    assert pd.read_csv(place / synthesis.FAILURES).values.tolist() == [["sub-two", reason]]
-    assert list(store.read_index(place).subject) == ["sub-one"] and len(store.shard_names(place)) == 1
-    assert synthesis.synthesize([one, copy], place, progress=False) == told
-    samples.write_samples(place, replace(samples.read_samples(place, "sub-one"), subject="sub-a", person=""))
-    assert synthesis.synthesize([one], place, progress=False)[-1].startswith("1 subjects, 1 failed.")
-    assert list(store.read_index(place).subject) == ["sub-one"]
-
-
-def test_two_subjects_of_one_id_and_a_missing_file_fail_alone(one: Subject, tmp_path: Path) -> None:
-    notes = synthesis.synthesize(
-        [one, replace(one, name="SUB-ONE"), replace(one, name="sub-x", mask=tmp_path / "gone.nii.gz")],
-        tmp_path / "store",
-        progress=False,
-    )
-    assert notes[:-1] == [
-        "SUB-ONE: there are two subjects with the id SUB-ONE; rename one.",
-        "sub-x: gone.nii.gz of sub-x does not exist.",
-    ]
-
-
-def test_an_unforeseen_error_fails_its_subject_alone(
+def test_equal_names_a_missing_file_and_an_unforeseen_error_fail_alone(
     one: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = samples.cut_samples
 
-    def break_down(*arguments: object, **options: object) -> samples.Samples:
-        if "sub-x" in arguments:
+    def break_down(*arguments: Any, **options: Any) -> samples.Samples:
+        if "sub-y" in arguments:
             raise ZeroDivisionError("division by zero")
-        return cut(*arguments, **options)  # type: ignore[arg-type]
+        return cut(*arguments, **options)
 
     monkeypatch.setattr(samples, "cut_samples", break_down)
-    notes = synthesis.synthesize([replace(one, name="sub-x"), one], tmp_path / "store", progress=False)
-    assert notes[:-1] == ["sub-x: ZeroDivisionError: division by zero"]
+    gone = replace(one, name="sub-x", mask=tmp_path / "gone.nii.gz")
+    notes = synthesis.synthesize(
+        iter([one, replace(one, name="SUB-ONE"), gone, replace(one, name="sub-y")]), tmp_path / "store", progress=False
+    )
+    assert notes[:-1] == [
+        "SUB-ONE: there are two subjects with the id SUB-ONE; rename one.",
+        "sub-x: gone.nii.gz of sub-x does not exist.",
+        "sub-y: ZeroDivisionError: division by zero",
+    ]
 
 
-def test_subjects_are_asked_for_as_they_are_made(one: Subject, tmp_path: Path) -> None:
-    """A set of thousands is unpacked on the way."""
-    place = tmp_path / "store"
-    found = []
-
-    def stream() -> Iterator[Subject]:
-        for n in range(synthesis.FEW):
-            found.append(len(store.shard_names(place)))
-            yield replace(one, name=f"sub-{n}")
-
-    synthesis.synthesize(stream(), f"memory://{tmp_path.name}/store", progress=False)
-    assert samples.read_samples(f"memory://{tmp_path.name}/store", "sub-0").levels.tolist() == [L2]
+def test_an_object_store_can_be_filled(one: Subject, tmp_path: Path) -> None:
+    place = f"memory://{tmp_path.name}/store"
+    _run(place, one)
+    assert samples.read_samples(place, "sub-one").levels.tolist() == [L2]
 
 
 def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
     one: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, many = tmp_path / "store", [replace(one, name=f"sub-{n}") for n in range(3)]
-    put = store.put
+    write = store.write_files
 
-    def full(folder: str, name: str, content: bytes) -> None:
-        if name.startswith("sub-1"):
+    def full(folder: str, contents: dict[str, bytes]) -> None:
+        if any(name.startswith("sub-1") for name in contents):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        put(folder, name, content)
+        write(folder, contents)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "put", full)
-        with pytest.raises(InputError, match=r"^No room is left for .*store; free some and run this again"):
-            synthesis.synthesize(many, place, progress=False)
+        patched.setattr(store, "write_files", full)
+        with pytest.raises(InputError, match=r"^The disk of .*store is full; free some space and run this again"):
+            _run(place, *many)
     first = _times(place)
     assert set(store.read_index(place).subject) == {"sub-0"}
-    synthesis.synthesize(many, place, progress=False)
+    _run(place, *many)
     assert len(_times(place)) == 3 and first.items() <= _times(place).items()
     assert not (place / synthesis.FAILURES).exists()
 
@@ -222,8 +199,8 @@ def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
 # On workers
 
 
-def test_dask_is_imported_where_it_is_used() -> None:
-    code = "import sys, transvert.synthesis; print([m for m in ('dask', 'distributed', 'torch') if m in sys.modules])"
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    code = "import sys, transvert.data.synthesis; print([m for m in ('dask', 'distributed', 'torch', 'zarr') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -232,7 +209,7 @@ def test_a_cluster_at_an_address_makes_what_one_process_makes(one: Subject, bad:
 
     many = [bad, *(replace(one, name=f"sub-{n}") for n in range(3))]
     here, there = tmp_path / "here", tmp_path / "there"
-    told = synthesis.synthesize(many, here, progress=False)
+    told = _run(here, *many)
     options = {
         "n_workers": 1,
         "threads_per_worker": 1,
@@ -242,14 +219,14 @@ def test_a_cluster_at_an_address_makes_what_one_process_makes(one: Subject, bad:
     }
     with LocalCluster(**options) as cluster:
         assert synthesis.synthesize(many, there, scheduler=cluster.scheduler_address, progress=False) == told
-    assert store.shard_names(here) == store.shard_names(there)
+    assert store.group_names(here) == store.group_names(there)
     for n in range(3):
         one_s, other_s = samples.read_samples(here, f"sub-{n}"), samples.read_samples(there, f"sub-{n}")
         assert_array_equal(one_s.hu, other_s.hu)
         assert_array_equal(one_s.pictures, other_s.pictures)
 
 
-def test_a_worker_has_one_thread_its_memory_and_keeps_what_it_has() -> None:
+def test_a_worker_has_one_thread_and_its_memory_limit() -> None:
     with open_client("", 1, "1 GB") as client:
         (found,) = client.run(lambda: dict(os.environ)).values()
         assert WORKER_ENVIRONMENT.items() <= found.items()
@@ -257,22 +234,22 @@ def test_a_worker_has_one_thread_its_memory_and_keeps_what_it_has() -> None:
         assert threads == 1 and client.scheduler_info()["workers"][worker]["memory_limit"] == 10**9
 
 
-def test_no_cluster_and_no_amount_of_memory_get_their_sentence(one: Subject, tmp_path: Path) -> None:
+def test_no_cluster_and_no_amount_of_memory_are_refused(one: Subject, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No Dask scheduler answers at nowhere .*; start one with `dask scheduler`"):
         synthesis.synthesize([one], tmp_path / "store", scheduler="nowhere", progress=False)
-    with pytest.raises(InputError, match="'much' is no amount of memory; write it as \"4 GB\""):
+    with pytest.raises(InputError, match="'much' is not an amount of memory; write it as \"4 GB\""):
         synthesis.synthesize([one], tmp_path / "store", workers=1, memory="much", progress=False)
 
 
 @pytest.fixture
 def start(patient: Patient, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the command line on a folder of eight subjects; what still runs in the end is ended."""
+    """Starts the command line on a folder of eight subjects, and ends it after the test."""
     for n in range(8):
         _small(patient, f"sub-box_scan-{n}", tmp_path / "set")
     began: list[subprocess.Popen[str]] = []
 
     def begin(*options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "transvert", "synthesize", str(tmp_path / "set"), "--out"]
+        command = [sys.executable, "-m", "transvert.cli", "synthesize", str(tmp_path / "set"), "--out"]
         began.append(subprocess.Popen([*command, str(tmp_path / "store"), *options], stdout=-1, stderr=-1, text=True))
         return began[-1]
 
@@ -282,9 +259,9 @@ def start(patient: Patient, tmp_path: Path) -> Iterator[Callable[..., subprocess
         process.communicate()
 
 
-def _first_shard(place: Path, process: subprocess.Popen[str]) -> None:
+def _first_group(place: Path, process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 120
-    while not store.shard_names(place):
+    while not store.group_names(place):
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.01)
 
@@ -299,14 +276,14 @@ def test_a_killed_run_leaves_a_store_and_the_next_one_completes_it(
 ) -> None:
     place = tmp_path / "store"
     process = start("--workers", "1")
-    _first_shard(place, process)
+    _first_group(place, process)
     workers = _workers(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     first = _times(place)
-    assert 1 <= len(first) < 8 and not (place / "index.parquet").exists()
+    assert 1 <= len(first) < 8 and not (place / store.INDEX).exists()
     index = store.read_index(place)
-    assert set(index["shard"]) <= set(store.shard_names(place))
+    assert set(index["group"]) <= set(store.group_names(place))
     assert samples.read_samples(place, index.subject[0]).levels.tolist() == [L2]
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert workers and not alive, "no worker stays behind"
@@ -314,14 +291,14 @@ def test_a_killed_run_leaves_a_store_and_the_next_one_completes_it(
     process = start("--workers", "1")
     assert process.communicate()[1] is not None and process.returncode == 0
     assert len(_times(place)) == 8 and first.items() <= _times(place).items()
-    assert set(pd.read_parquet(place / "index.parquet").subject) == {f"sub-box_scan-{n}" for n in range(8)}
+    assert set(store.read_index(place).subject) == {f"sub-box_scan-{n}" for n in range(8)}
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_missing(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = start("--workers", "1")
-    _first_shard(tmp_path / "store", process)
+    _first_group(tmp_path / "store", process)
     killed = _workers(process)
     assert len(killed) == 1
     killed[0].kill()
@@ -331,7 +308,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_missing(
 
 
 def test_a_subject_too_large_for_its_worker_is_listed_and_the_rest_go_on(patient: Patient, tmp_path: Path) -> None:
-    """A mask as large as a city, of which nothing but its size counts, and a worker of 600 MB."""
+    """The mask needs more than the worker's 600 MB."""
     large = Volume(np.zeros((900, 900, 900), np.uint8), np.diag([0.1, 0.1, 0.1, 1.0]))
     large.data[100:400, 100:400, 100:400] = L2
     subjects = [
@@ -339,5 +316,5 @@ def test_a_subject_too_large_for_its_worker_is_listed_and_the_rest_go_on(patient
         _small(patient, "sub-one", tmp_path),
     ]
     notes = synthesis.synthesize(subjects, tmp_path / "store", workers=1, memory="600 MB", progress=False)
-    assert notes[:-1] == ["sub-large: it ended its workers, most likely for want of memory; give them more."]
+    assert notes[:-1] == ["sub-large: it ended its workers, most likely for lack of memory; give them more."]
     assert set(store.read_index(tmp_path / "store").subject) == {"sub-one"}

@@ -1,10 +1,10 @@
-"""Patches that look along a vertebra's own rays: the frame of its two local rays, and pictures cut in that frame.
+"""Patches of radiographs around a vertebra, as a network expects them.
 
-A cone's rays reach a vertebra far from the central ray askew, up to 15 degrees on a whole spine's film. A network that
-has learned from rays along y and x of its cube would take that for a lean of the vertebra. Its cube is therefore turned
-until the local AP ray runs along y and the local lateral ray along x, as nearly as two rays that are not quite square
-allow, and each patch is cut in the turned cube's own plane. What is left is the rays' spread over the cube itself, 2
-degrees at its rim.
+The rays of a cone beam reach a vertebra far from the central ray obliquely, up to 15 degrees on a whole-spine radiograph.
+A network trained with rays along y and x of its cube would take this for a tilt of the vertebra. Its cube is therefore
+rotated until the local AP ray runs along y and the local lateral ray along x, as closely as two rays that are not quite
+perpendicular allow, and each patch is sampled in the rotated cube's own plane. What remains is the divergence of the
+rays within the cube, 2 degrees at its border. This companion's choice; the paper does not treat it.
 """
 
 from __future__ import annotations
@@ -19,50 +19,52 @@ from transvert.drr.geometry import View
 from transvert.io import InputError
 
 SIZE = 64
-
+"""Pixels along each side of a patch, and voxels along each side of a cube."""
 SPACING_MM = 1.5
-
 CENTROID_SIGMA_MM = 5.0
-"""The width of a centroid map's Gaussian, as the public port of the paper draws it."""
-
-
+"""Standard deviation of a centroid map's Gaussian, as in the public port of the paper."""
 LEAST_ANGLE_DEG = 45.0
-"""Between two views' rays at a vertebra. With less, they see it from nearly one side."""
+"""Smallest angle between the rays of two views at a vertebra that still gives two different projections."""
+CLIP = 5.0
+"""Standardised patches are clipped to this many standard deviations, so that a metal implant leaves contrast to the rest."""
+LOCAL_PIXELS = 8.0
+"""Standard deviation of the Gaussian neighbourhood of `standardise`: 12 mm in a sample's patch."""
+FLOOR = 0.1
+"""Share of the whole patch's variance that is added to the local one, so that noise is not amplified to look like bone."""
+_PARTS = 3
+"""Least number of image samples per patch pixel along rows and columns before the image is binned."""
 
 
 def crop_patches(
     films: Sequence[np.ndarray], views: tuple[View, View], clicks: Sequence[np.ndarray], centre: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a network is shown of one vertebra, and the axes of the cube in which it answers.
+    """A network's input for one vertebra, and the axes of the cube that the network predicts.
 
     Args:
-        films: the AP and the lateral film's pictures, brighter is more attenuation.
-        views: theirs.
-        clicks: the vertebra's landmark in each, (2,) row and column.
-        centre: (3,) RAS mm, where the vertebra is placed.
+        films: the AP and the lateral picture, (rows, columns); brighter is more attenuation.
+        views: their views.
+        clicks: the vertebra's landmark in each picture, (2,) row and column.
+        centre: (3,) RAS mm, the middle of the cube.
 
     Returns:
-        (2, 2, 64, 64) float32 as `network_input` makes it, and (3, 3) as `local_axes` gives them.
+        (2, 2, 64, 64) float32 as from `network_input`, and (3, 3) as from `local_axes`.
     """
     axes = local_axes(*views, centre)
-    squares = [plane(axes, which) for which in (0, 1)]
-    cuts = [
-        cut_patch(pixels, view, centre, SIZE, SPACING_MM, square)
-        for pixels, view, square in zip(films, views, squares, strict=True)
-    ]
-    # The rays rarely meet: each view's own landmark lies a little off its patch's centre.
-    offsets = [
-        offset_mm(view, click, centre, square) for view, click, square in zip(views, clicks, squares, strict=True)
-    ]
-    patches, valid = (np.array(parts) for parts in zip(*cuts, strict=True))
-    return network_input(patches, valid, np.array(offsets)), axes
+    patches, valid, offsets = [], [], []
+    for which, (pixels, view, click) in enumerate(zip(films, views, clicks, strict=True)):
+        steps = plane(axes, which)
+        patch, inside = cut_patch(pixels, view, centre, SIZE, SPACING_MM, steps)
+        patches.append(patch)
+        valid.append(inside)
+        # The two rays rarely meet, so each landmark lies a little off its patch's centre.
+        offsets.append(offset_mm(view, click, centre, steps))
+    return network_input(np.array(patches), np.array(valid), np.array(offsets)), axes
 
 
 def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
-    """The frame in which two views see a small thing straight from the front and from the side.
+    """The right-handed frame nearest to the rays of two views at a point: one sees it from the front, one from the side.
 
-    Of all right-handed frames it is the one nearest to the two rays, their signs as in the pictures: AP and PA views
-    have one frame, and so have both lateral ones.
+    The signs of the rays follow the pictures, so that AP and PA views give one frame, and so do both lateral views.
 
     Args:
         ap: a view whose picture has the patient's right on the left.
@@ -70,13 +72,12 @@ def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
         point: (3,) RAS mm.
 
     Returns:
-        (3, 3), the columns are the frame's x, y and z in RAS: to the right, to the front and to the head of a patient
-        as straight as the views.
+        (3, 3), its columns are unit vectors in RAS: to the right, front and head of a patient as straight as the views.
 
     Raises:
         InputError: the two rays are nearly parallel.
     """
-    front, right = (_towards(view, point, sign) for view, sign in ((ap, 1), (lateral, -1)))
+    front, right = _oriented_ray(ap, point, 1), _oriented_ray(lateral, point, -1)
     if abs(right @ front) > np.cos(np.radians(LEAST_ANGLE_DEG)):
         raise InputError(
             f"The views '{ap.name}' and '{lateral.name}' see the spine from nearly one side; give an AP (or PA) film and "
@@ -88,59 +89,49 @@ def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
 
 
 def plane(axes: np.ndarray, which: int) -> np.ndarray:
-    """(2, 3) RAS: down and across in the AP patch (0) or in the lateral patch (1) of a frame of `local_axes`."""
+    """(2, 3) RAS: the row and column directions of the AP patch (0) or lateral patch (1) in a frame of `local_axes`."""
     return -np.stack([axes[:, 2], axes[:, which]])
 
 
 def offset_mm(view: View, pixel: np.ndarray, centre: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """(2,) mm down and across from a square's centre to where the ray of a pixel (2,) passes through the square."""
+    """(2,) mm along rows and columns from a patch's centre to the point where the ray of a pixel meets the patch's plane."""
     start, way = view.rays(np.asarray(pixel, float))
     normal = np.cross(*steps)
     passed = start + way * ((centre - start) @ normal / (way @ normal))
     return steps @ (passed - centre)
 
 
-def _towards(view: View, point: np.ndarray, sign: int) -> np.ndarray:
-    """(3,) the unit ray through a point, turned to the patient's front (an AP or PA view, 1) or right (a lateral, -1)."""
+def _oriented_ray(view: View, point: np.ndarray, sign: int) -> np.ndarray:
+    """(3,) the unit ray through a point, pointing to the patient's front (AP or PA view, 1) or right (lateral, -1)."""
     way = view.direction if view.source is None else point - view.source
     way = way / np.linalg.norm(way)
     return way * np.sign(sign * (way @ np.cross(view.row_step, view.column_step)))
 
 
-CLIP = 5.0
-"""Standardised patches end at this many standard deviations, so that a metal implant leaves contrast to the rest."""
-LOCAL_PIXELS = 8.0
-"""The neighbourhood in which `standardise` looks: a Gaussian's sigma, 12 mm in a sample's patch."""
-_PARTS = 3  # of a patch's pixel, down and across, are what is sampled of a picture at least
-FLOOR = 0.1
-"""How much of the whole patch's variance is added to the local one, so that noise is not blown up to bone."""
-
-
 def standardise(patch: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Takes a patch's local brightness and contrast away, so that a network sees the vertebra and not the body.
+    """Removes local brightness and contrast, so that the patch shows the vertebra and not the body.
 
-    On a whole-body radiograph the shadows of lungs, heart and the body's edge vary 10 to 30 times as much over a patch
-    as the vertebra's own bone does (measured on the embedded chest CT), and a film's grey scale is anybody's. So each
-    pixel is put against the weighted mean and standard deviation around it, a Gaussian of `LOCAL_PIXELS`; film
-    processors do the like before a radiologist looks.
+    Lungs, heart and the body's outline vary 10 to 30 times as much over a patch of a whole-body radiograph as the
+    vertebra's bone does (measured on the embedded chest CT), and grey scales differ between films. Each pixel is
+    therefore divided by the standard deviation around it, after the mean around it is subtracted, both weighted by a
+    Gaussian of `LOCAL_PIXELS`. This companion's choice; radiograph processors do much the same for display.
 
     Args:
-        patch: (N, N), float.
-        valid: (N, N), bool; False where the patch lies beyond the film, whose last pixel is left out too. NaN is never
-            valid.
+        patch: (N, N) float.
+        valid: (N, N) bool, False beyond the film, whose last pixel is left out too. NaN is never valid.
 
     Returns:
-        float32, clipped to -CLIP..CLIP; 0 where not valid, and everywhere in a patch that is constant.
+        (N, N) float32, clipped to -CLIP..CLIP; 0 where not valid, and everywhere in a constant patch.
     """
     valid = np.isfinite(patch) if valid is None else np.isfinite(patch) & valid
-    # A film's outermost pixels are half film, and would be the strongest edge of the patch.
+    # The outermost pixels are only half covered and would be the strongest edge of the patch.
     valid = ndimage.binary_erosion(valid, np.ones((3, 3)), border_value=1)
     if not valid.any():
         return np.zeros(patch.shape, np.float32)
     values = np.where(valid, patch, 0).astype(float)
     values = np.where(valid, values - values[valid].mean(), 0)
     size = np.abs(values).max()
-    # Against the values' size: a constant patch leaves the rounding of its mean, which is no contrast.
+    # Relative to the values: in a constant patch only the rounding error of the mean is left.
     if size <= 1e-6 * np.abs(patch[valid]).max():
         return np.zeros(patch.shape, np.float32)
     rows, columns = (smoothing_matrix(n) for n in patch.shape)
@@ -153,7 +144,7 @@ def standardise(patch: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
 
 @functools.cache
 def smoothing_matrix(size: int) -> np.ndarray:
-    """(size, size) float64: row i weights the pixels of a line by a Gaussian of `LOCAL_PIXELS` around pixel i."""
+    """(size, size) float64; row i weights the pixels of a line by a Gaussian of `LOCAL_PIXELS` around pixel i."""
     distance = np.subtract.outer(np.arange(size), np.arange(size))
     return np.exp(-0.5 * (distance / LOCAL_PIXELS) ** 2)
 
@@ -166,93 +157,87 @@ def cut_patch(
     spacing_mm: float,
     steps: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples a picture where it shows a square in space, so that the patch is life-sized whatever the magnification.
+    """Samples a picture where it shows a square in space, so that the patch is life-sized at any magnification.
 
-    Each point is where its own ray goes, so that magnification changes across a tilted square as it should. Where the
-    patch is coarser than the picture, a point is the mean over its own small square, so that fine detail and noise do
-    not alias.
+    Each point is projected along its own ray. Where the patch is coarser than the picture, a point is the mean over its
+    own small square, to avoid aliasing.
 
     Args:
         image: (rows, columns) float, a picture of `view`.
         view: parallel or cone.
-        centre: (3,) RAS mm, where point ((size - 1) / 2, (size - 1) / 2) of the patch lies.
-        size: points a side.
+        centre: (3,) RAS mm, the patch's centre, at point ((size - 1) / 2, (size - 1) / 2).
+        size: points along each side.
         spacing_mm: between points, in the square.
-        steps: (2, 3) unit vectors, down and across in the square; by default along the view's rows and columns.
+        steps: (2, 3) unit vectors along the square's rows and columns; by default the view's own.
 
     Returns:
-        (size, size) float32, and (size, size) bool, True where the picture reaches; the patch is 0 elsewhere.
+        (size, size) float32, 0 beyond the picture, and (size, size) bool, True within it.
 
     Raises:
-        InputError: a picture that is not the view's.
+        InputError: the picture does not have the view's shape.
     """
     if image.shape != view.shape:
         raise InputError(f"A picture of {image.shape} is not one of the view '{view.name}', which has {view.shape}.")
     centre = np.asarray(centre, float)
-    down, across = (view.row_step / view.pixel_mm[0], view.column_step / view.pixel_mm[1]) if steps is None else steps
+    if steps is None:
+        steps = np.stack([view.row_step / view.pixel_mm[0], view.column_step / view.pixel_mm[1]])
+    row_step, column_step = steps
 
     def pixels(parts: tuple[int, int]) -> np.ndarray:
-        """Where the picture shows the patch's points, each split into parts along its rows and columns."""
+        """The picture's pixel at each of the patch's points, which are split into parts along rows and columns."""
         rows_mm, columns_mm = (((np.arange(size * n) + 0.5) / n - size / 2) * spacing_mm for n in parts)
-        return view.project(centre + rows_mm[:, None, None] * down + columns_mm[None, :, None] * across)
+        return view.project(centre + rows_mm[:, None, None] * row_step + columns_mm[None, :, None] * column_step)
 
     where = pixels((1, 1))
     valid = np.all((where >= -0.5) & (where <= np.array(image.shape) - 0.5), axis=-1)
     if not valid.any():
         return np.zeros((size, size), np.float32), valid
     coarser = spacing_mm * view.magnification(centre) / np.array(view.pixel_mm)
-    # Of a film with much finer pixels, a few of them together are sampled as one.
-    together = np.maximum(coarser // _PARTS, 1).astype(int)
-    image, first = _bin(image, where, together)
-    rows, columns = np.maximum(np.ceil(coarser / together - 0.25), 1).astype(int).tolist()
-    where = np.nan_to_num((pixels((rows, columns)) - first) / together)
+    # If the picture's pixels are much finer, several are binned into one before sampling.
+    factor = np.maximum(coarser // _PARTS, 1).astype(int)
+    image, first = _bin(image, where, factor)
+    rows, columns = np.maximum(np.ceil(coarser / factor - 0.25), 1).astype(int).tolist()
+    where = np.nan_to_num((pixels((rows, columns)) - first) / factor)
     sampled = ndimage.map_coordinates(image, np.moveaxis(where, -1, 0), output=np.float32, order=1, mode="nearest")
     patch = sampled.reshape(size, rows, size, columns).mean(axis=(1, 3))
     return np.where(valid, patch, np.float32(0)), valid
 
 
-def _bin(image: np.ndarray, where: np.ndarray, together: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a picture around pixels (..., 2), `together` (2,) rows and columns made one, and its first pixel's middle."""
-    if (together == 1).all():
+def _bin(image: np.ndarray, where: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bins the part of a picture around pixels (..., 2); also gives the centre of its first bin, (2,) row and column."""
+    if (factor == 1).all():
         return image, np.zeros(2)
-    low = (np.nanmin(where, axis=(0, 1)) - 2 * together).clip(0, image.shape - together).astype(int)
-    high = (np.nanmax(where, axis=(0, 1)) + 3 * together).clip(low + together, image.shape).astype(int)
-    (rows, columns), (down, across) = (high - low) // together, together
-    part = image[low[0] : low[0] + rows * down, low[1] : low[1] + columns * across]
-    coarse = part.reshape(rows, down, columns, across).mean(axis=(1, 3), dtype=np.float32)
-    return coarse, low + (together - 1) / 2
+    low = (np.nanmin(where, axis=(0, 1)) - 2 * factor).clip(0, image.shape - factor).astype(int)
+    high = (np.nanmax(where, axis=(0, 1)) + 3 * factor).clip(low + factor, image.shape).astype(int)
+    rows, columns = (high - low) // factor
+    part = image[low[0] : low[0] + rows * factor[0], low[1] : low[1] + columns * factor[1]]
+    coarse = part.reshape(rows, factor[0], columns, factor[1]).mean(axis=(1, 3), dtype=np.float32)
+    return coarse, low + (factor - 1) / 2
 
 
 def centroid_map(offset: np.ndarray, size: int = SIZE, sigma_mm: float = CENTROID_SIGMA_MM) -> np.ndarray:
-    """A Gaussian at the landmark.
+    """(size, size) float32: a Gaussian that is 1 at the landmark.
 
     Args:
-        offset: (2,) mm down and across from the patch's centre.
-        size: pixels a side, `SPACING_MM` apart.
-        sigma_mm: of the Gaussian.
-
-    Returns:
-        (size, size) float32, 1 at the landmark.
+        offset: (2,) mm along rows and columns from the patch's centre to the landmark.
+        size: pixels along each side, `SPACING_MM` apart.
+        sigma_mm: the Gaussian's standard deviation.
     """
     steps = (np.arange(size) - (size - 1) / 2) * SPACING_MM
-    down, across = (np.exp(-0.5 * ((steps - o) / sigma_mm) ** 2) for o in offset)
-    return np.outer(down, across).astype(np.float32)
+    rows, columns = (np.exp(-0.5 * ((steps - o) / sigma_mm) ** 2) for o in offset)
+    return np.outer(rows, columns).astype(np.float32)
 
 
 def network_input(patches: np.ndarray, valid: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Two patches as a network wants them.
+    """A network's input from two patches.
 
     Args:
         patches: (2, 64, 64), AP and lateral, brighter is more attenuation, any linear grey scale.
         valid: (2, 64, 64) bool, False beyond the film.
-        offsets: (2, 2) mm, each view's landmark, down and across from its patch's centre.
+        offsets: (2, 2) mm along rows and columns from each patch's centre to its landmark.
 
     Returns:
         (2, 2, 64, 64) float32: per view the standardised patch and the centroid map.
     """
-    return np.stack(
-        [
-            np.stack([standardise(patch, inside), centroid_map(offset)])
-            for patch, inside, offset in zip(patches, valid, offsets, strict=True)
-        ]
-    )
+    pairs = zip(patches, valid, offsets, strict=True)
+    return np.stack([[standardise(patch, inside), centroid_map(offset)] for patch, inside, offset in pairs])

@@ -1,8 +1,8 @@
-"""Vertebra samples: what is cut around each vertebra of a subject, and the store that keeps it.
+"""Vertebra samples: cubes and patches cut around each vertebra of a subject.
 
 A sample is a cube of 96 mm at 1.5 mm around the centroid of one vertebra: the target, its patch of each radiograph and
-the landmark in each. The store keeps a wider cube (126 mm) of CT and labels and a wider patch, so that training can
-turn, stretch and shift a vertebra without inventing what lies at the rim.
+its landmark in each. Kept is a wider cube of CT and labels (126 mm) and a wider patch, so that training can rotate,
+stretch and shift a vertebra without inventing what lies at the border.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from transvert import levels
-from transvert.data import twins
 from transvert.data.patches import SIZE, SPACING_MM, cut_patch, network_input
-from transvert.data.store import Shelf, read_index, read_rows, shard_name, write_shard
+from transvert.data.store import SampleCache, group_name, read_index, read_rows, write_group
 from transvert.drr import geometry, projector
 from transvert.drr.geometry import VIEWS
 from transvert.imaging import masks
@@ -27,15 +25,14 @@ from transvert.imaging.volume import Volume, cube_affine, cut_cube
 from transvert.io import InputError
 
 WIDE = 84
-DRR_PIXEL_MM = 0.75
-"""Detector pitch of the whole-body DRRs that patches are cut from."""
-
-
-FIELDS_OF_VIEW = ("body", "cube")
-"""What a vertebra's radiographs show around it: the whole CT, or nothing beyond its own cube of 96 mm."""
-
+"""Voxels along each side of the wide cube, and pixels along each side of the wide patch."""
 RIM = (WIDE - SIZE) // 2
 MIDDLE = slice(RIM, RIM + SIZE)
+DRR_PIXEL_MM = 0.75
+"""Pixel size in the body of the full DRRs that patches are cut from."""
+FIELDS_OF_VIEW = ("full", "crop")
+"""What a vertebra's radiographs show: the whole CT, or its own cube of 96 mm alone."""
+_ARRAYS = ("hu", "labels", "pictures")
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,11 @@ class Samples:
         hu: (N, 84, 84, 84) int16, HU, RAS order.
         labels: (N, 84, 84, 84) uint8, VerSe numbers, RAS order.
         pictures: (N, 2, 84, 84) float32, attenuation × mm, AP and lateral; NaN beyond the picture.
-        notes: what was mended or skipped, one sentence each.
-        surroundings: one of `SURROUNDINGS`: what the pictures show.
-        person: whom several subjects (scans) may have in common, "" for the subject itself.
-        official_split: that of the data set, such as "training", or "".
-        counts: how many vertebrae of the mask were whole, cut, merged ...; the kinds are those of `mend`.
+        notes: one sentence for each vertebra that was cleaned or skipped.
+        field_of_view: one of `FIELDS_OF_VIEW`.
+        person: the name that all scans of one person share; "" if it is the subject's name.
+        official_split: the data set's own split, such as "training", or "".
+        counts: number of vertebrae of the mask by kind (whole, truncated, merged ...), as `clean_mask` counts them.
     """
 
     subject: str
@@ -67,7 +64,7 @@ class Samples:
     labels: np.ndarray
     pictures: np.ndarray
     notes: list[str] = field(default_factory=list)
-    surroundings: str = "body"
+    field_of_view: str = "full"
     person: str = ""
     official_split: str = ""
     counts: dict[str, int] = field(default_factory=dict)
@@ -77,15 +74,15 @@ class Samples:
 
     @property
     def names(self) -> list[str]:
-        """Of the levels: "T4" and so on."""
+        """The names of the levels, such as "T4"."""
         return [levels.name(level) for level in self.levels]
 
     def targets(self) -> np.ndarray:
-        """(N, 64, 64, 64) bool, the vertebra itself, RAS order."""
+        """(N, 64, 64, 64) bool, True in the vertebra itself, RAS order."""
         return self.labels[:, MIDDLE, MIDDLE, MIDDLE] == self.levels[:, None, None, None]
 
     def images(self) -> np.ndarray:
-        """(N, 2, 2, 64, 64) float32: per view the standardised patch and the centroid map; a network's input."""
+        """(N, 2, 2, 64, 64) float32, a network's input: per view the standardised patch and the centroid map."""
         patches = self.pictures[:, :, MIDDLE, MIDDLE]
         middle = np.zeros((2, 2))
         return np.stack([network_input(pair, np.isfinite(pair), middle) for pair in patches])
@@ -93,15 +90,14 @@ class Samples:
     def chosen(self, wanted: list[int]) -> Samples:
         """The samples of the wanted levels only, in the wanted order."""
         rows = [int(np.flatnonzero(self.levels == level)[0]) for level in wanted]
-        names = ("levels", "centroids", "hu", "labels", "pictures")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("levels", "centroids", *_ARRAYS)})
 
     def sample(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """HU, labels and pictures of one sample: (84, 84, 84) int16 and uint8, and (2, 84, 84) float32."""
         return self.hu[row], self.labels[row], self.pictures[row]
 
-    def order(self, row: int) -> None:
-        """Nothing to wait for here; see `StoredSamples.order`."""
+    def prefetch(self, row: int) -> None:
+        """Does nothing: the samples are in memory. See `StoredSamples.prefetch`."""
 
 
 def cut_samples(
@@ -111,45 +107,56 @@ def cut_samples(
     *,
     source: str = "ct",
     projection: str = "parallel",
-    surroundings: str = "body",
+    field_of_view: str = "full",
 ) -> Samples:
     """Cuts the samples of one subject out of its CT (or phantom) and mask.
 
     Args:
-        ct: HU; it need not share the mask's grid, the world coordinates count.
+        ct: HU; its grid may differ from the mask's, both are placed by world coordinates.
         mask: VerSe levels.
         subject: the subject's name.
         source: "ct" or "phantom".
-        projection: "parallel", or "cone" with the distances of `geometry` around the middle of what is cast.
-        surroundings: "body" casts the whole CT: ribs and bowel lie over the vertebra as on a film. "cube" casts each
-            vertebra's cube of 96 mm alone, resampled to 1.5 mm, as the public benchmark does: an easier task.
+        projection: "parallel", or "cone" with the distances of `geometry` around the middle of the projected volume.
+        field_of_view: "full" projects the whole CT, so that ribs and bowel overlie the vertebra as on a radiograph.
+            "crop" projects each vertebra's cube of 96 mm alone, resampled to 1.5 mm, as the public benchmark does: an
+            easier task.
 
     Returns:
-        The subject's whole vertebrae, head to tail, mended and chosen by the rule of `mend`; `notes` say what it did.
+        The subject's whole vertebrae, head to tail, cleaned and chosen by `clean_mask`.
 
     Raises:
-        InputError: no whole vertebra is left; unknown surroundings or projection.
+        InputError: no whole vertebra is left; unknown field of view or projection.
     """
-    if surroundings not in FIELDS_OF_VIEW:
-        raise InputError(f"'{surroundings}' are no surroundings; use {' or '.join(FIELDS_OF_VIEW)}.")
-    mended = masks.clean_mask(mask)
-    found = mended.parts
+    if field_of_view not in FIELDS_OF_VIEW:
+        raise InputError(f"'{field_of_view}' is not a field of view; use {' or '.join(FIELDS_OF_VIEW)}.")
+    cleaned = masks.clean_mask(mask)
+    found = cleaned.parts
     if not found:
-        raise InputError(f"No whole vertebra in {subject}: " + " ".join(mended.notes or ["its mask is empty."]))
+        raise InputError(f"No whole vertebra in {subject}: " + " ".join(cleaned.notes or ["its mask is empty."]))
     centroids = [masks.centroid(mask, *part) for part in found.values()]
-    cubes = _cut_labels(mask, found, centroids)
-    found_hu = (cut_cube(ct, centre, WIDE, SPACING_MM, order=1, fill=-1000).data for centre in centroids)
-    hu = [np.clip(np.rint(cube), -1024, 4000).astype(np.int16) for cube in found_hu]
-    if surroundings == "body":
-        patches = _cast(ct, centroids, projection)
+    cubes = (cut_cube(ct, centre, WIDE, SPACING_MM, order=1, fill=-1000).data for centre in centroids)
+    hu = [np.clip(np.rint(cube), -1024, 4000).astype(np.int16) for cube in cubes]
+    if field_of_view == "full":
+        pictures = _project_full(ct, centroids, projection)
     else:
-        patches = np.array([_cast_cube(*pair, projection) for pair in zip(hu, centroids, strict=True)])
-    arrays = np.array(list(found), np.uint8), np.array(centroids, np.float32), np.array(hu), np.array(cubes), patches
-    return Samples(subject, source, projection, *arrays, mended.notes, surroundings, counts={**mended.counts})
+        pictures = np.array([_project_crop(*pair, projection) for pair in zip(hu, centroids, strict=True)])
+    return Samples(
+        subject,
+        source,
+        projection,
+        levels=np.array(list(found), np.uint8),
+        centroids=np.array(centroids, np.float32),
+        hu=np.array(hu),
+        labels=np.array(_cut_labels(mask, found, centroids)),
+        pictures=pictures,
+        notes=cleaned.notes,
+        field_of_view=field_of_view,
+        counts={**cleaned.counts},
+    )
 
 
 def _cut_labels(mask: Volume, found: dict[int, masks.Part], centres: list[np.ndarray]) -> list[np.ndarray]:
-    """(84, 84, 84) uint8 around each of `centres`: the mask's labels, of mended vertebrae as they were mended."""
+    """(84, 84, 84) uint8 around each centre: the mask's labels, with cleaned vertebrae in place of the mask's own."""
     kept = np.arange(256, dtype=np.uint8)
     kept[list(found)] = 0
     clean = kept[mask.data]
@@ -159,8 +166,8 @@ def _cut_labels(mask: Volume, found: dict[int, masks.Part], centres: list[np.nda
     return [cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centres]
 
 
-def _cast(ct: Volume, centres: list[np.ndarray], projection: str) -> np.ndarray:
-    """(N, 2, 84, 84) float32, the patches around `centres` of both pictures of a whole volume; NaN beyond them."""
+def _project_full(ct: Volume, centres: list[np.ndarray], projection: str) -> np.ndarray:
+    """(N, 2, 84, 84) float32, patches around the centres in both views of a whole volume; NaN beyond the pictures."""
     attenuation = Volume(projector.attenuation(ct.data), ct.affine)
     views = body_views(ct, projection)
     pictures = [projector.cast(attenuation, view) for view in views]
@@ -172,8 +179,8 @@ def _cast(ct: Volume, centres: list[np.ndarray], projection: str) -> np.ndarray:
     return patches
 
 
-def _cast_cube(hu: np.ndarray, centre: np.ndarray, projection: str) -> np.ndarray:
-    """(2, 84, 84) float32, both pictures of the middle of a vertebra's own cube; NaN around them."""
+def _project_crop(hu: np.ndarray, centre: np.ndarray, projection: str) -> np.ndarray:
+    """(2, 84, 84) float32, both views of the middle of a vertebra's own cube; NaN around them."""
     cone, pixel_mm = _detector(projection, SPACING_MM)
     views = [geometry.named_view(name, centre, (SIZE, SIZE), pixel_mm, cone=cone) for name in VIEWS]
     cube = Volume(projector.attenuation(hu[MIDDLE, MIDDLE, MIDDLE]), cube_affine(centre, SIZE, SPACING_MM))
@@ -194,7 +201,7 @@ def body_views(volume: Volume, projection: str) -> tuple[geometry.View, geometry
 
 
 def _detector(projection: str, pixel_mm: float) -> tuple[bool, float]:
-    """Whether rays spread, and the pitch on the detector of pixels of `pixel_mm` in the body's middle."""
+    """Whether rays diverge, and the detector's pixel size for pixels of `pixel_mm` at the isocentre."""
     if projection not in ("parallel", "cone"):
         raise InputError(f"'{projection}' is not a projection; use parallel or cone.")
     cone = projection == "cone"
@@ -202,21 +209,17 @@ def _detector(projection: str, pixel_mm: float) -> tuple[bool, float]:
 
 
 def write_samples(store: str | Path, samples: Samples, digest: str = "") -> str:
-    """Adds a subject's shard to a store; whole, beside any number of other writers. `transvert.store` says how.
+    """Writes a subject's samples into a store, in place of any that it has of the same subject.
 
     Args:
         store: a folder, or an address that fsspec knows.
         samples: at least one.
-        digest: of what they were made from, or else of themselves; equal ones are written in the same place.
+        digest: hexadecimal; identifies what the samples were made from. By default a hash of the samples themselves.
 
     Returns:
-        The shard's name. `read_index` knows it from now on; `store.write_index` makes that fast.
+        The name of the group. `read_index` finds it from now on; `store.write_index` makes that faster.
     """
-    arrays = {name: getattr(samples, name) for name in ("hu", "labels", "pictures")}
-    grid = cube_affine(np.zeros(3), WIDE, SPACING_MM)
-    bones = [Volume(cube == level, grid) for cube, level in zip(samples.labels, samples.levels, strict=True)]
-    lengths = np.array([twins.lengths_mm(bone) for bone in bones])
-    digest = digest or hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()
+    arrays = {name: getattr(samples, name) for name in _ARRAYS}
     rows = pd.DataFrame(
         {
             "subject": samples.subject,
@@ -224,67 +227,66 @@ def write_samples(store: str | Path, samples: Samples, digest: str = "") -> str:
             "level": samples.names,
             "source": samples.source,
             "projection": samples.projection,
-            "surroundings": samples.surroundings,
+            "field_of_view": samples.field_of_view,
             **{f"centroid_{axis}_mm": samples.centroids[:, i] for i, axis in enumerate("xyz")},
-            **dict(zip(twins.LENGTHS, lengths.T, strict=True)),
             "official_split": samples.official_split,
             "notes": "\n".join(samples.notes),
             "counts": json.dumps(samples.counts),
-            "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
     )
-    name = shard_name(samples.subject, digest)
-    write_shard(store, name, rows, arrays)
+    if not digest:
+        content = rows.to_json().encode() + b"".join(array.tobytes() for array in arrays.values())
+        digest = hashlib.sha256(content).hexdigest()
+    name = group_name(samples.subject, digest)
+    write_group(store, name, rows, arrays)
     return name
 
 
 def read_samples(store: str | Path, subject: str) -> Samples:
-    """The samples of one subject of a store.
+    """Reads the samples of one subject of a store.
 
     Raises:
-        InputError: no such subject, or a damaged shard.
+        InputError: no such subject, or damaged samples.
     """
     index = read_index(store)
     rows = index[index["subject"] == subject]
     if rows.empty:
         known = sorted(set(index["subject"]))
-        told = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-        raise InputError(f"The store {store} has no subject '{subject}'; it has {told}.")
-    return StoredSamples(Shelf(store), rows).load()
+        more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+        raise InputError(f"The store {store} has no subject '{subject}'; it has {', '.join(known[:8])}{more}.")
+    return StoredSamples(SampleCache(store), rows).load()
 
 
 class StoredSamples:
-    """The samples of one subject that stay in their store: to training what `Samples` is, read one by one.
+    """The samples of one subject that stay in their store. Training reads them one by one, as it does `Samples`.
 
     Args:
-        shelf: of the store; all subjects share it.
-        rows: of the store's index, of this subject and in the wanted order.
+        cache: of the store, shared by its subjects.
+        rows: the subject's rows of the store's index, in the wanted order.
     """
 
-    def __init__(self, shelf: Shelf, rows: pd.DataFrame):
-        self._shelf = shelf
+    def __init__(self, cache: SampleCache, rows: pd.DataFrame):
+        self._cache = cache
         self._rows = rows
-        self.subject, self.source = str(rows["subject"].iloc[0]), str(rows["source"].iloc[0])
-        self.surroundings = str(rows["surroundings"].iloc[0])
+        self.subject, self.source, self.field_of_view = rows[["subject", "source", "field_of_view"]].iloc[0]
         self.levels = np.array([levels.number(level) for level in rows["level"]], np.uint8)
-        self._places = list(zip(rows["shard"], rows["row"], strict=True))
+        self._places = list(zip(rows["group"], rows["row"], strict=True))
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def order(self, row: int) -> None:
-        """Starts to read a sample, so that `sample` need not wait for it."""
-        self._shelf.order(*self._places[row])
+    def prefetch(self, row: int) -> None:
+        """Starts to read a sample in the background, so that `sample` need not wait for it."""
+        self._cache.prefetch(*self._places[row])
 
     def sample(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `Samples.sample`; not to be changed."""
-        arrays = self._shelf.read(*self._places[row])
+        arrays = self._cache.read(*self._places[row])
         return arrays["hu"], arrays["labels"], arrays["pictures"]
 
     def load(self) -> Samples:
-        """All of them, in memory."""
+        """Reads all samples into memory."""
         first = self._rows.iloc[0]
-        (shard,) = set(self._rows["shard"])
         return Samples(
             subject=self.subject,
             source=self.source,
@@ -292,9 +294,9 @@ class StoredSamples:
             levels=self.levels,
             centroids=self._rows[[f"centroid_{axis}_mm" for axis in "xyz"]].to_numpy(np.float32),
             notes=first["notes"].splitlines(),
-            surroundings=self.surroundings,
+            field_of_view=self.field_of_view,
             person=first["person"],
             official_split=first["official_split"],
             counts=json.loads(first["counts"]),
-            **read_rows(self._shelf.store, shard, list(self._rows["row"])),
+            **read_rows(self._cache.store, first["group"], list(self._rows["row"])),
         )

@@ -1,4 +1,4 @@
-"""Splits: which people are trained on and which are held out."""
+"""Splits of a store: which people a network learns from and which are held out."""
 
 from __future__ import annotations
 
@@ -9,46 +9,29 @@ import numpy as np
 import pandas as pd
 
 from transvert import io
-from transvert.data import store
 from transvert.data.samples import Samples, StoredSamples
+from transvert.data.store import SampleCache
 from transvert.io import InputError
 
 
 def split_index(index: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Which samples of a store are learned from. What is held out is a person, with all of their scans.
+    """Marks each sample of a store as training or held out. A person is held out with all of their scans.
 
     Args:
-        index: a store's.
-        name: a CSV of `data_manifests/splits`; "subjects" to hold out every fifth person; "loso:NAME" to hold out the
-            person or the subject of that name alone (leave one subject out; `folds` gives them all); "folds:K:N" to
-            hold out the Nth of K groups of people; "official" for what the data set's authors trained on; "all" to hold
-            out nobody.
+        index: a store's index.
+        name: "subjects" holds out every fifth person; "loso:NAME" the person or subject of that name (leave one subject
+            out); "folds:K:N" group N of K groups of people; "official" all but the data set's own training split; "all"
+            no one. Any other name is a CSV of `data_manifests/splits` with columns subject, level and split.
 
     Returns:
-        The index with a column `split`: "train", "held_out_vertebra" or "held_out_subject". Samples the CSV does not
+        The index with a column `split`: "train", "held_out_vertebra" or "held_out_subject". Samples that a CSV does not
         name are left out.
 
     Raises:
         InputError: no such split or subject, nothing to train on, or a held-out person who is also trained on.
     """
-    persons = index["person"]
-    if name == "subjects":
-        everyone = sorted(set(persons))
-        made = _held_out(index, persons.isin(everyone[4::5] or everyone[1:][-1:]))
-    elif name == "all":
-        made = index.assign(split="train")
-    elif name == "official":
-        made = _held_out(index, index["official_split"] != "training")
-    elif name == "folds" or name.startswith("folds:"):
-        made = _held_out(index, persons.isin(_group(index, name)))
-    elif name == "loso" or name.startswith("loso:"):
-        one = name.removeprefix("loso").removeprefix(":")
-        held = persons[(persons == one) | (index["subject"] == one)]
-        if held.empty:
-            raise InputError(
-                f"'{name}' names no subject of this store; write loso:NAME with a NAME such as {persons.iloc[0]}."
-            )
-        made = _held_out(index, persons.isin(held))
+    if name in ("subjects", "official", "all") or name.partition(":")[0] in ("loso", "folds"):
+        made = index.assign(split=np.where(_held_out(index, name), "held_out_subject", "train"))
     else:
         path = io.share_folder("data_manifests") / "splits" / f"{name}.csv"
         if not path.exists():
@@ -63,17 +46,32 @@ def split_index(index: pd.DataFrame, name: str) -> pd.DataFrame:
     return made
 
 
-def _held_out(index: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
-    return index.assign(split=np.where(held, "held_out_subject", "train"))
+def _held_out(index: pd.DataFrame, name: str) -> np.ndarray | pd.Series:
+    """Whether each sample is held out by a split that has a rule."""
+    people, (kind, _, rest) = index["person"], name.partition(":")
+    if name == "subjects":
+        everyone = sorted(set(people))
+        return people.isin(everyone[4::5] or everyone[1:][-1:])
+    if name == "official":
+        return index["official_split"] != "training"
+    if name == "all":
+        return np.zeros(len(index), bool)
+    if kind == "folds":
+        return people.isin(_fold(index, name))
+    held = people[(people == rest) | (index["subject"] == rest)]
+    if held.empty:
+        known = people.iloc[0]
+        raise InputError(f"'{name}' names no subject of this store; write loso:NAME with a NAME such as {known}.")
+    return people.isin(held)
 
 
 def group_people(index: pd.DataFrame, count: int) -> list[list[str]]:
-    """The people of a store in `count` groups of about as many vertebrae; equal stores give equal groups.
+    """Divides the people of a store into groups of about as many vertebrae; equal stores give equal groups.
 
-    Whoever has most vertebrae comes first, and each goes to the group that has fewest so far.
+    People are taken from the most vertebrae to the fewest, and each joins the group with the fewest so far.
 
     Raises:
-        InputError: fewer than two groups, or more than there are people.
+        InputError: fewer than two groups, or more groups than people.
     """
     sizes = index["person"].value_counts()
     if not 2 <= count <= len(sizes):
@@ -87,8 +85,8 @@ def group_people(index: pd.DataFrame, count: int) -> list[list[str]]:
     return groups
 
 
-def _group(index: pd.DataFrame, name: str) -> list[str]:
-    """The people whom "folds:K:N" holds out."""
+def _fold(index: pd.DataFrame, name: str) -> list[str]:
+    """The people that "folds:K:N" holds out."""
     parts = name.split(":")[1:]
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[1]) <= int(parts[0]):
         raise InputError(f"'{name}' is not one split; write folds:K:N for group N of K, such as folds:5:1.")
@@ -96,21 +94,21 @@ def _group(index: pd.DataFrame, name: str) -> list[str]:
 
 
 def iterate_folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The trainings that a split asks for: one, or several that hold out each person once.
+    """The trainings of a split: one, or several that together hold out each person once.
 
     Args:
-        index: a store's.
-        name: as in `split`; "loso" for one training a person; "folds:K" for K, each with a group of people held out.
+        index: a store's index.
+        name: as in `split_index`; or "loso" for one training per person, "folds:K" for one per group of people.
 
     Yields:
-        The training's name and the index as `split` gives it. The name is the held-out person's for "loso", "fold1" and
-        so on for "folds:K", and "" where there is one training alone.
+        The training's name and its index as from `split_index`. The name is the held-out person for "loso", "fold1" and
+        so on for "folds:K", and "" for a single training.
     """
     kind, _, count = name.partition(":")
     if name == "loso":
         parts = {person: f"loso:{person}" for person in sorted(set(index["person"]))}
     elif kind == "folds" and count.isdecimal():
-        group_people(index, int(count))  # Says what is wrong before anything is trained.
+        group_people(index, int(count))  # Refuses a bad count before anything is trained.
         parts = {f"fold{n}": f"{name}:{n}" for n in range(1, int(count) + 1)}
     else:
         parts = {"": name}
@@ -119,10 +117,10 @@ def iterate_folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.Data
 
 
 def train_and_watched(rows: pd.DataFrame, patience: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Which samples of a split a training learns from, and which it looks at meanwhile.
+    """The samples that a training learns from and the samples that it is validated on.
 
-    That is everybody who is held out; but where a patience decides by it when to end, every fifth of the others, so that
-    nothing is chosen by looking at whom the network will be tested on.
+    Validation uses the held-out people. With early stopping (patience above 0) it uses every fifth training person
+    instead, so that the test data influences no choice.
     """
     learned, watched = rows[rows["split"] == "train"], rows[rows["split"] != "train"]
     if patience:
@@ -132,17 +130,17 @@ def train_and_watched(rows: pd.DataFrame, patience: int) -> tuple[pd.DataFrame, 
 
 
 def stream_samples(place: str | Path, rows: pd.DataFrame, *, keep: int = 1000) -> list[StoredSamples]:
-    """The samples that the rows of a store's index (or of `split`) name, by subject, left in the store until needed.
+    """The samples of rows of a store's index, one entry per subject, left in the store until needed.
 
     Args:
         place: the store.
-        rows: of its index.
-        keep: how many samples stay in memory once read, 1.8 MB each.
+        rows: of its index, or of `split_index`.
+        keep: number of samples kept in memory once read, 1.8 MB each.
     """
-    shelf = store.Shelf(place, keep)
-    return [StoredSamples(shelf, part) for _, part in rows.groupby("subject", sort=False)]
+    cache = SampleCache(place, keep)
+    return [StoredSamples(cache, part) for _, part in rows.groupby("subject", sort=False)]
 
 
 def load_samples(place: str | Path, rows: pd.DataFrame) -> list[Samples]:
-    """As `streamed`, all in memory."""
+    """As `stream_samples`, but all in memory."""
     return [subject.load() for subject in stream_samples(place, rows)]

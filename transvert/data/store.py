@@ -1,24 +1,23 @@
-"""A store of samples: one Parquet file a subject, its shard, and a Parquet index made of what the shards say.
+"""A store of samples: one Zarr group per subject, and an index that summarises them.
 
-A shard has a row group a sample, so that a sample is read without its neighbours: from a folder or, by ranges, from any
-place that fsspec knows, such as `s3://bucket/store`. What the index says of the samples stands in the shard's footer.
-Voxels are kept as bytes, all low ones before all high ones, under zstd: a sixth smaller than npz and read six times as
-fast, and a sample that is drawn alone costs no whole shard (benchmarks/store.md). Each page has a checksum.
+    store/index.json
+    store/sub-verse004-0123456789ab/.zgroup  .zattrs  hu/  labels/  pictures/
 
-Many workers write at once, for none touches another's file: a shard appears whole, under a name of its own, which is
-its subject's and a digest of what it was made from. The index is a summary. One that names other shards than those that
-are there is out of date, and the shards themselves are asked; so a store is readable at any moment, and complete
-without one.
+Each array has one chunk per sample, so that a sample is read without its neighbours, from a folder or from any address
+that fsspec knows, such as `s3://bucket/store`. Chunks are byte-shuffled and compressed by zstd with a checksum.
+
+Many processes write at once, because each subject has its own group. A group counts from the moment it has attributes,
+which are written last: a subject is there whole or not at all. The index only saves time: a store is readable without
+it, and an outdated one is completed from the groups' attributes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 import json
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,261 +27,247 @@ import pandas as pd
 
 from transvert.io import InputError, atomic_path
 
-INDEX = "index.parquet"
-_KEY = "transvert"
+INDEX = "index.json"
+_ATTRIBUTES = ".zattrs"
 _READERS = 8
-_ABANDONED_S = 3600.0
 
 
-def shard_name(subject: str, digest: str) -> str:
-    """The file name of a subject's shard; `digest` stands for everything it was made from."""
-    return f"{subject}-{digest[:12]}.parquet"
+def group_name(subject: str, digest: str) -> str:
+    """The folder name of a subject's group; `digest` identifies the input files and settings."""
+    return f"{subject}-{digest[:12]}"
 
 
-def shard_names(store: str | Path) -> list[str]:
-    """The shards of a store, in order; none where there is no store."""
-    files, folder = _place(store)
-    files.invalidate_cache()
-    try:
-        paths = files.ls(folder, detail=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    names = (path.rstrip("/").rpartition("/")[2] for path in paths)
-    return sorted(name for name in names if name.endswith(".parquet") and name != INDEX and not name.startswith("."))
+def group_names(store: str | Path) -> list[str]:
+    """The names of the complete groups of a store; none where there is no store."""
+    return sorted(_read_attributes(store))
 
 
-def put(store: str | Path, name: str, content: bytes) -> None:
-    """Writes a file of a store, whole or not at all."""
-    files, folder = _place(store)
-    if _is_local(files):
+def write_files(store: str | Path, contents: dict[str, bytes]) -> None:
+    """Writes files into a store by their paths there, each whole or not at all."""
+    files, folder, local = _locate(store)
+    if not local:
+        files.pipe({f"{folder}/{name}": content for name, content in contents.items()})
+        return
+    for name, content in contents.items():
         with atomic_path(Path(folder) / name) as temporary:
             temporary.write_bytes(content)
-    else:
-        files.pipe_file(f"{folder}/{name}", bytes(content))
 
 
-def get(store: str | Path, name: str) -> bytes | None:
-    """A file of a store; None where there is none."""
-    files, folder = _place(store)
+def read_file(store: str | Path, name: str) -> bytes | None:
+    """The content of a file of a store; None where there is none."""
+    files, folder, _ = _locate(store)
     try:
         return files.cat_file(f"{folder}/{name}")
     except FileNotFoundError:
         return None
 
 
-def write_shard(store: str | Path, name: str, rows: pd.DataFrame, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a shard, replacing one of the same name.
+def write_group(store: str | Path, name: str, rows: pd.DataFrame, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a subject's group, whole or not at all, in place of all earlier groups of the same subject.
 
     Args:
         store: a folder, or an address that fsspec knows.
-        name: from `shard_name`.
-        rows: one a sample, what the index says of it: text and numbers. Needs `subject` and `made`, a time that sorts.
-        arrays: by name (samples, ...), of any dtype; what is read back.
+        name: from `group_name`.
+        rows: the index's entry for each sample: text and numbers, with a column `subject`.
+        arrays: (N, ...) per name, one chunk per sample. No value may be the least of a signed or the greatest of an
+            unsigned integer type, or -inf: these mark a lost chunk.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    columns = {key: pa.array([_grouped(values) for values in stack], pa.binary()) for key, stack in arrays.items()}
-    kinds = {key: [stack.dtype.str, stack.shape[1:]] for key, stack in arrays.items()}
-    buffer = io.BytesIO()
-    table = pa.table(columns)
-    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False, "store_schema": False}
-    with parquet.ParquetWriter(buffer, table.schema, write_page_checksum=True, **options) as writer:
-        writer.write_table(table, row_group_size=1)
-        writer.add_key_value_metadata({_KEY: json.dumps({"arrays": kinds, "rows": rows.to_dict("list")})})
-    put(store, name, buffer.getvalue())
+    content = _encode(arrays, {"rows": rows.to_dict("records")})
+    attributes = {f"{name}/{_ATTRIBUTES}": content.pop(_ATTRIBUTES)}
+    write_files(store, {f"{name}/{key}": value for key, value in content.items()})
+    files, _, _ = _locate(store)
+    for other, path in _list_groups(store).items():
+        if other != name and _subject(other) == _subject(name):
+            _remove_group(files, path)
+    write_files(store, attributes)
 
 
 def read_rows(store: str | Path, name: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Samples of a shard: each array of `write_shard` as (rows, ...).
+    """Reads samples of a group: each array of `write_group` as (rows, ...).
 
     Raises:
-        InputError: the shard is damaged or gone.
+        InputError: the group is damaged or gone.
     """
-
-    return _with_shard(store, name, lambda shard: _arrays(shard, rows))
+    try:
+        found = {}
+        for key, array in _open_arrays(str(store), name).items():
+            found[key] = np.stack([array[row] for row in rows])
+            if (found[key].reshape(len(rows), -1)[:, 0] == array.fill_value).any():
+                raise ValueError(f"a chunk of {key} is missing")
+    except Exception as error:  # noqa: BLE001 Zarr, its codecs and fsspec raise errors of many types
+        raise _damage(name, error) from None
+    return found
 
 
 def read_index(store: str | Path) -> pd.DataFrame:
-    """The index of a store: one row a sample, by subject and then as the shard has them.
-
-    Of a subject with several shards, the one made last counts.
+    """The index of a store: one row per sample with its `group` and `row` there, by subject and then by row.
 
     Raises:
-        InputError: there is no store, or a shard of it is damaged.
+        InputError: there is no store, or a group is damaged.
     """
-    names = shard_names(store)
-    if not names:
+    found = _read_attributes(store)
+    if not found:
         raise InputError(f"There is no sample store at {store}; run notebook 01 or `transvert synthesize` first.")
-    written = _written_index(store)
-    if written is not None and set(written["shard"]) == set(names):
-        return written
-    return _summary(store, names, written)
+    return _as_table(found)
 
 
-def write_index(store: str | Path, wanted: Collection[str] = ()) -> pd.DataFrame:
-    """Writes the index of all shards, and removes shards that another of the same subject replaces.
-
-    Args:
-        store: as in `write_shard`; one without shards gets no index.
-        wanted: names of shards that count even if the same subject has one that was made later.
-
-    Returns:
-        The index.
-    """
-    files, folder = _place(store)
-    names = shard_names(store)
-    if not names:
-        return pd.DataFrame({"subject": [], "shard": []})
-    index = _summary(store, names, _written_index(store), wanted)
-    buffer = io.BytesIO()
-    index.to_parquet(buffer, index=False)
-    put(store, INDEX, buffer.getvalue())
-    # Of those that were looked at: a shard that came since is another worker's.
-    remove(store, set(names) - set(index["shard"]))
-    for path in Path(folder).glob(".writing-*") if _is_local(files) else ():
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                path.unlink()
-    return index
+def write_index(store: str | Path) -> pd.DataFrame:
+    """Writes the index of all complete groups, if there are any, and returns it as `read_index` does."""
+    found = _read_attributes(store)
+    if found:
+        write_files(store, {INDEX: json.dumps(found).encode()})
+    return _as_table(found)
 
 
-def remove(store: str | Path, names: Collection[str]) -> None:
-    """Removes shards; who else tidies up may have been faster."""
-    files, folder = _place(store)
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            files.rm_file(f"{folder}/{name}")
-
-
-def listed(store: str | Path) -> set[str]:
-    """The shards that the index named when it was last written; none where there is no index."""
-    written = _written_index(store)
-    return set() if written is None else set(written["shard"])
-
-
-class Shelf:
-    """Samples of a store, read when they are asked for; those read last are kept, and those to come can be ordered.
+class SampleCache:
+    """Reads samples of a store, ahead of time if wished, and keeps those read last.
 
     Args:
-        store: as in `write_shard`.
-        keep: how many samples stay in memory.
+        store: as in `write_group`.
+        keep: number of samples kept in memory.
     """
 
     def __init__(self, store: str | Path, keep: int = 1000):
         self.store = store
         self.keep = keep
         self._kept: OrderedDict[tuple[str, int], Future[dict[str, np.ndarray]]] = OrderedDict()
-        self._readers = ThreadPoolExecutor(_READERS, "shelf")
+        self._readers = ThreadPoolExecutor(_READERS, "samples")
 
-    def order(self, shard: str, row: int) -> None:
-        """Starts to read a sample, unless it is here."""
-        if (shard, row) not in self._kept:
-            self._kept[shard, row] = self._readers.submit(read_rows, self.store, shard, [row])
+    def prefetch(self, group: str, row: int) -> None:
+        """Starts to read a sample in the background, unless it is kept."""
+        if (group, row) not in self._kept:
+            self._kept[group, row] = self._readers.submit(read_rows, self.store, group, [row])
             while len(self._kept) > self.keep:
                 self._kept.popitem(last=False)
 
-    def read(self, shard: str, row: int) -> dict[str, np.ndarray]:
-        """The arrays of one sample, as `read_rows` has them, without the first axis; not to be changed."""
-        self.order(shard, row)
-        self._kept.move_to_end((shard, row))
+    def read(self, group: str, row: int) -> dict[str, np.ndarray]:
+        """The arrays of one sample, as in `read_rows` but without the first axis; not to be changed."""
+        self.prefetch(group, row)
+        self._kept.move_to_end((group, row))
         try:
-            arrays = self._kept[shard, row].result()
+            arrays = self._kept[group, row].result()
         except InputError:
-            del self._kept[shard, row]  # Another time it may be whole.
+            del self._kept[group, row]  # The next attempt reads it again.
             raise
         return {key: values[0] for key, values in arrays.items()}
 
 
-def _place(store: str | Path) -> tuple[Any, str]:
-    """The file system of a store, and its path there."""
+def _locate(store: str | Path) -> tuple[Any, str, bool]:
+    """The file system of a store, its path there, and whether it is a local folder."""
     import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(str(store))
-    except (ImportError, ValueError) as error:
-        raise InputError(f"The store {store} can't be opened: {' '.join(str(error).split())}.") from None
-
-
-def _is_local(files: Any) -> bool:
     from fsspec.implementations.local import LocalFileSystem
 
-    return isinstance(files, LocalFileSystem)
-
-
-def _with_shard(store: str | Path, name: str, read: Callable[[Any], Any]) -> Any:
-    from pyarrow import ArrowException, parquet
-
-    files, folder = _place(store)
     try:
-        with (
-            # The ranges that Parquet asks for, and nothing around them.
-            files.open(f"{folder}/{name}", "rb", cache_type="none") as file,
-            parquet.ParquetFile(file, pre_buffer=True, page_checksum_verification=True) as shard,
-        ):
-            return read(shard)
-    except (ArrowException, OSError, EOFError, LookupError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        files, folder = fsspec.core.url_to_fs(str(store))
+    except (ImportError, ValueError) as error:
+        raise InputError(f"The store {store} can't be opened: {' '.join(str(error).split())}.") from None
+    return files, folder, isinstance(files, LocalFileSystem)
+
+
+def _list_groups(store: str | Path) -> dict[str, str]:
+    """Name and path of every group of a store, complete or not."""
+    files, folder, _ = _locate(store)
+    files.invalidate_cache()
+    try:
+        entries = {entry["name"].rstrip("/"): entry["type"] for entry in files.ls(folder, detail=True)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    if any(path.endswith(".parquet") for path in entries):
         raise InputError(
-            f"The shard {name} is damaged ({reason}); delete it and run `transvert synthesize` again."
-        ) from None
+            f"The store {store} holds Parquet files of an earlier version; delete it and make it again with "
+            "`transvert synthesize`."
+        )
+    return {path.rpartition("/")[2]: path for path, kind in entries.items() if kind == "directory"}
 
 
-def _arrays(shard: Any, rows: Sequence[int]) -> dict[str, np.ndarray]:
-    kinds = _said(shard)["arrays"]
-    found = {key: np.empty((len(rows), *shape), dtype) for key, (dtype, shape) in kinds.items()}
-    for place, row in enumerate(rows):
-        group = shard.read_row_group(int(row), columns=list(kinds), use_threads=False)
-        for key, stack in found.items():
-            _ungroup(group.column(key)[0].as_buffer(), stack[place])
+def _subject(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def _remove_group(files: Any, path: str) -> None:
+    """Removes a group, its attributes first: what is left after a kill does not count."""
+    for target in (f"{path}/{_ATTRIBUTES}", path):
+        with contextlib.suppress(FileNotFoundError):
+            files.rm(target, recursive=True)
+
+
+def _encode(arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a Zarr group, format 2, which Zarr 2 and Zarr 3 both read: path in the group to content."""
+    import zarr
+    from numcodecs import Shuffle, Zstd
+
+    content: dict[str, Any] = {}
+    version = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
+    group = zarr.open_group(content, mode="w", **version)
+    for key, stack in arrays.items():
+        zarr.create(
+            stack.shape,
+            chunks=(1, *stack.shape[1:]),
+            dtype=stack.dtype,
+            filters=[Shuffle(stack.itemsize)],
+            compressor=Zstd(3, checksum=True),
+            fill_value=_mark_of_loss(stack.dtype),
+            store=content,
+            path=key,
+            **version,
+        )[:] = stack
+    group.attrs.update(attributes)
+    return {key: value if isinstance(value, bytes) else value.to_bytes() for key, value in content.items()}
+
+
+def _mark_of_loss(dtype: np.dtype[Any]) -> float:
+    """A value that no sample has. Zarr fills a chunk that is missing, without an error."""
+    if dtype.kind == "f":
+        return -np.inf
+    return int(np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max)
+
+
+@functools.lru_cache(4096)
+def _open_arrays(store: str, name: str) -> dict[str, Any]:
+    """The arrays of a group by name. Equal names mean equal arrays, so they are opened once."""
+    import zarr
+
+    files, folder, local = _locate(store)
+    path = f"{folder}/{name}"
+    arrays = dict(zarr.open_group(path if local else files.get_mapper(path), mode="r").arrays())
+    if not arrays:
+        raise ValueError("it has no arrays")
+    return arrays
+
+
+def _damage(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return InputError(
+        f"The samples {name} are damaged ({reason}); delete this folder of the store and run `transvert synthesize` again."
+    )
+
+
+def _read_attributes(store: str | Path) -> dict[str, Any]:
+    """The attributes of every complete group by name: from the index where it has them, else from the groups."""
+    paths = _list_groups(store)
+    try:
+        written = json.loads(read_file(store, INDEX) or b"{}")
+    except ValueError:
+        written = {}
+    found = {name: written[name] for name in paths if name in written}
+    unknown = {f"{path}/{_ATTRIBUTES}": name for name, path in paths.items() if name not in found}
+    files, _, _ = _locate(store)
+    for path, content in (files.cat(list(unknown), on_error="return") if unknown else {}).items():
+        if isinstance(content, Exception):
+            if isinstance(content, FileNotFoundError):
+                continue
+            raise content
+        try:
+            found[unknown[path]] = json.loads(content)
+            found[unknown[path]]["rows"][0]["subject"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise _damage(unknown[path], error) from None
     return found
 
 
-def _said(shard: Any) -> dict[str, Any]:
-    return json.loads(shard.metadata.metadata[_KEY.encode()])
-
-
-def _rows(store: str | Path, name: str) -> pd.DataFrame:
-    """What a shard says of its samples, from its footer alone."""
-    rows = pd.DataFrame(_with_shard(store, name, _said)["rows"])
-    return rows.assign(shard=name, row=range(len(rows)))
-
-
-def _written_index(store: str | Path) -> pd.DataFrame | None:
-    """The index as it was last written; None where there is none that can be read, for it can be made again."""
-    from pyarrow import ArrowException
-
-    content = get(store, INDEX)
-    try:
-        return None if content is None else pd.read_parquet(io.BytesIO(content))
-    except (ArrowException, OSError, ValueError):
-        return None
-
-
-def _summary(
-    store: str | Path, names: list[str], written: pd.DataFrame | None, wanted: Collection[str] = ()
-) -> pd.DataFrame:
-    """The index of these shards; those that a written one knows are not asked again."""
-    parts = [] if written is None else [written[written["shard"].isin(names)]]
-    known = set() if written is None else set(written["shard"])
-    with ThreadPoolExecutor(_READERS) as readers:
-        parts += readers.map(lambda name: _rows(store, name), [name for name in names if name not in known])
-    index = pd.concat(parts, ignore_index=True)
-    shards = index.drop_duplicates("shard")[["subject", "shard", "made"]]
-    shards = shards.assign(wanted=shards["shard"].isin(list(wanted))).sort_values(["wanted", "made"])
-    chosen = shards.drop_duplicates("subject", keep="last")["shard"]
-    return index[index["shard"].isin(chosen)].sort_values(["subject", "row"], ignore_index=True)
-
-
-def _grouped(values: np.ndarray) -> bytes:
-    """The bytes of an array, every value's first byte first, then every second: so alike ones stand together."""
-    flat = np.ascontiguousarray(values).reshape(-1)
-    return flat.view(np.uint8).reshape(len(flat), -1).T.tobytes()
-
-
-def _ungroup(content: Any, values: np.ndarray) -> None:
-    """Fills an array with what `_grouped` made of one like it."""
-    planes = np.frombuffer(content, np.uint8).reshape(values.itemsize, -1)
-    singles = values.reshape(-1).view(np.uint8).reshape(planes.shape[::-1])
-    for byte, plane in enumerate(planes):
-        singles[:, byte] = plane
+def _as_table(attributes: dict[str, Any]) -> pd.DataFrame:
+    """The index as a table. Two runs at once may leave two groups of a subject; the last by name counts."""
+    groups = {_subject(name): name for name in sorted(attributes)}.values()
+    rows = [{**row, "group": name, "row": n} for name in groups for n, row in enumerate(attributes[name]["rows"])]
+    table = pd.DataFrame(rows) if rows else pd.DataFrame({"subject": [], "group": [], "row": []})
+    return table.sort_values(["subject", "row"], ignore_index=True)

@@ -172,9 +172,7 @@ def _digest(subject: Subject, settings: Settings) -> str:
                 raise InputError(f"{path.name} of {subject.name} does not exist.")
             state = path.stat()
             known = [file.sha256] if file and file.sha256 else [state.st_size, state.st_mtime_ns]
-            stated: list[Any] = [file.unit, file.frame] if file else []
-            # Few masks state these, and the samples of all others keep their name.
-            stated += [file.cropped, file.without] if file and (file.cropped or file.without) else []
+            stated = [file.unit, file.frame, file.cropped, file.without] if file else []
             inputs.append([role, *known, *stated])
     seed = settings.seed if subject.ct is None else None
     how = [_VERSION, settings.projection, settings.field_of_view, seed, subject.person, subject.split]
@@ -256,7 +254,7 @@ def open_client(scheduler: str = "", workers: int = 0, memory: str = WORKER_MEMO
     options = {
         "threads_per_worker": 1,
         "memory_limit": limit,
-        "dashboard_address": None,
+        "dashboard_address": ":0",
         "silence_logs": logging.CRITICAL,
     }
     with (
