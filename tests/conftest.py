@@ -123,6 +123,11 @@ class Patient:
         return Subject("sub-box", self.ct_path, self.mask_path, "verse", {}, {})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the longest tests, so that two processes end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("reproduce") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
     """Background jobs of a shell ignore Ctrl-C, and so would the processes that tests start."""

@@ -131,9 +131,9 @@ def train(
 
     if augmentation not in AUGMENTATIONS:
         raise InputError(f"'{augmentation}' is not an augmentation; use {' or '.join(AUGMENTATIONS)}.")
-    strength = AUGMENTATIONS[augmentation]
-    recipe = Recipe(network, steps=steps, epoch_steps=200, batch=batch, strength=strength, seed=seed)
-    table = train_folds(store, split, recipe, out, resume=not fresh, say=typer.echo)
+    ranges = AUGMENTATIONS[augmentation]
+    recipe = Recipe(network, steps=steps, epoch_steps=200, batch=batch, augmentation=ranges, seed=seed)
+    table = train_folds(store, split, recipe, out, resume=not fresh)
     if len(table):
         subjects = table["subject"].nunique()
         typer.echo(f"Mean Dice {table['dice'].mean():.3f} over {len(table)} vertebrae of {subjects} held-out subjects.")
@@ -144,14 +144,14 @@ def train(
 @app.command()
 def evaluate(sources: Sources, out: Out, weights: Weights = "") -> None:
     """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or a phantom painted from its mask."""
-    from transvert.data.store import read_index, shard_names
+    from transvert.data.store import group_names, read_index
     from transvert.data.subjects import find_subjects
     from transvert.model.evaluate import evaluate_subjects, score_rows
     from transvert.model.networks import load_network
     from transvert.runs import write_table
 
     network, card = load_network(weights)
-    if len(sources) == 1 and shard_names(sources[0]):
+    if len(sources) == 1 and group_names(sources[0]):
         table = score_rows(sources[0], read_index(sources[0]), network)
         write_table(out / "metrics.csv", table)
     else:
