@@ -1,4 +1,4 @@
-"""DICOM films: pixels and acquisition metadata read from a file, and DX images made of simulated films.
+"""DICOM films: pixels and acquisition metadata.
 
 A stored value becomes a grey value in this order:
 
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transvert.drr.geometry import View
 from transvert.io import InputError
 
 if TYPE_CHECKING:
@@ -94,17 +93,6 @@ class ImageOrientation:
         """The upright picture of a stored one (rows, columns): a view of the array, not a copy."""
         picture = stored.T if self.transposed else stored
         return picture[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
-
-    def upright_pixel(self, stored: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The place in the upright picture of a pixel of the stored one.
-
-        Args:
-            stored: (..., 2) row and column.
-            shape: rows and columns of the upright picture.
-        """
-        pixel = np.asarray(stored, float)
-        pixel = pixel[..., ::-1] if self.transposed else pixel
-        return np.where((self.upside_down, self.mirrored), np.array(shape) - 1 - pixel, pixel)
 
     def upright_pair(self, stored: tuple[Any, Any]) -> tuple[Any, Any]:
         """An amount along rows and one along columns, such as the pixel pitch, in the order of the upright picture."""
@@ -234,82 +222,6 @@ def check_pixel_mm(pixel_mm: tuple[float, float], name: str) -> None:
 def too_large(name: str) -> str:
     """The error message for a film of more than `MOST_PIXELS`."""
     return f"The film {name} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller."
-
-
-def simulated_dataset(
-    grey: np.ndarray, view: View, bits: int, inverted: bool, response: str, source_to_patient_mm: float | None
-) -> Dataset:
-    """A DX image with the least that DICOM PS3.3 A.26 asks for; the arguments are those of `radiograph.write_dicom`."""
-    import pydicom
-    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
-
-    # Equal films get equal identifiers, so that a run can be repeated to the byte.
-    study, series, instance = (
-        generate_uid(entropy_srcs=[part, str((view.to_dict(), bits, inverted, response)), grey.tobytes().hex()])
-        for part in ("study", "series", "sop")
-    )
-    spacing = [f"{mm:.8g}" for mm in view.pixel_mm]
-    content: dict[str, Any] = {
-        "SOPClassUID": DigitalXRayImageStorageForPresentation,
-        "SOPInstanceUID": instance,
-        "StudyInstanceUID": study,
-        "SeriesInstanceUID": series,
-        **dict.fromkeys(("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"), ""),
-        **dict.fromkeys(("PatientBirthDate", "PatientSex", "AcquisitionDeviceProcessingDescription"), ""),
-        "PatientName": "SIMULATED^FILM",
-        "PatientID": "SIMULATED",
-        "PatientIdentityRemoved": "YES",
-        "DeidentificationMethod": "Simulated by transvert; no film of a patient",
-        "Modality": "DX",
-        "PresentationIntentType": "FOR PRESENTATION",
-        "Manufacturer": "transvert",
-        "SeriesNumber": 1,
-        "InstanceNumber": 1,
-        "ImageType": ["DERIVED", "PRIMARY", ""],
-        "DerivationDescription": "Simulated radiograph: ray integrals through a volume",
-        "PatientOrientation": [_direction_letters(view.column_step), _direction_letters(view.row_step)],
-        "ImageLaterality": "U",
-        "AnatomicRegionSequence": [],
-        "AcquisitionContextSequence": [],
-        "DetectorType": "",
-        "PositionerType": "",
-        "ImagerPixelSpacing": spacing,
-        "PixelSpacing": spacing,
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME1" if inverted else "MONOCHROME2",
-        "Rows": grey.shape[0],
-        "Columns": grey.shape[1],
-        "BitsAllocated": grey.dtype.itemsize * 8,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": 0,
-        "PixelIntensityRelationship": {"log": "LOG", "linear": "LIN"}[response],
-        "PixelIntensityRelationshipSign": 1 if inverted else -1,  # 1: high values mean many photons.
-        "RescaleIntercept": 0,
-        "RescaleSlope": 1,
-        "RescaleType": "US",
-        "PresentationLUTShape": "INVERSE" if inverted else "IDENTITY",
-        "WindowCenter": 2 ** (bits - 1),
-        "WindowWidth": 2**bits,
-        "LossyImageCompression": "00",
-        "BurnedInAnnotation": "NO",
-        "PixelData": np.ascontiguousarray(grey, grey.dtype.newbyteorder("<")).tobytes(),
-    }
-    if view.name in POSITIONS:
-        content["ViewPosition"] = POSITIONS[view.name]
-    if view.source is not None:
-        normal = np.cross(view.row_step, view.column_step)
-        distance = abs(float((view.corner - view.source) @ normal) / float(np.linalg.norm(normal)))
-        content["DistanceSourceToDetector"] = f"{distance:.8g}"
-        if source_to_patient_mm is not None:
-            content["DistanceSourceToPatient"] = f"{source_to_patient_mm:.8g}"
-            content["EstimatedRadiographicMagnificationFactor"] = f"{distance / source_to_patient_mm:.8g}"
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    for keyword, value in content.items():
-        setattr(dataset, keyword, value)
-    return dataset
 
 
 def _check_film(dataset: Dataset, name: str) -> None:
@@ -516,10 +428,3 @@ def _check_view(found: str, expected: str | None, name: str, origin: str) -> Non
             f"The film {name} is {kinds[0]} one by its {origin}, but it is given as the {kinds[1]} one; exchange the two "
             "films, or state the film's orientation by hand if its file is wrong."
         )
-
-
-def _direction_letters(vector: np.ndarray) -> str:
-    """The patient's direction of a vector, strongest part first, such as "L", or "LA" if it is oblique."""
-    unit = vector / np.linalg.norm(vector)
-    order = [i for i in np.argsort(-np.abs(unit), kind="stable") if abs(unit[i]) > 0.1]
-    return "".join(("RL", "AP", "HF")[i][int(unit[i] < 0)] for i in order)

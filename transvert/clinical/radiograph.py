@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
 
 from transvert.clinical import dicom
 from transvert.clinical.dicom import MOST_PIXELS, Acquisition, ImageOrientation
@@ -26,6 +26,38 @@ _SCREEN_DPI = (72, 96, 144)  # Written by drawing programs and screenshots witho
 _ROWS = 256  # Converted at a time, so that a large film is held in memory once, not three times.
 # Object identifiers of enveloped, encrypted, and authenticated-enveloped data (RFC 5652, 5083).
 _ENCRYPTED = [b"\x2a\x86\x48\x86\xf7\x0d\x01" + end for end in (b"\x07\x03", b"\x07\x06", b"\x09\x10\x01\x17")]
+
+# The DICOM attributes that all simulated films share.
+_SIMULATED: dict[str, Any] = {
+    **dict.fromkeys(("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"), ""),
+    **dict.fromkeys(("PatientBirthDate", "PatientSex", "AcquisitionDeviceProcessingDescription"), ""),
+    **dict.fromkeys(("DetectorType", "PositionerType"), ""),
+    "PatientName": "SIMULATED^FILM",
+    "PatientID": "SIMULATED",
+    "PatientIdentityRemoved": "YES",
+    "DeidentificationMethod": "Simulated by transvert; no film of a patient",
+    "Modality": "DX",
+    "PresentationIntentType": "FOR PRESENTATION",
+    "Manufacturer": "transvert",
+    "SeriesNumber": 1,
+    "InstanceNumber": 1,
+    "ImageType": ["DERIVED", "PRIMARY", ""],
+    "DerivationDescription": "Simulated radiograph: ray integrals through a volume",
+    "ImageLaterality": "U",
+    "AnatomicRegionSequence": [],
+    "AcquisitionContextSequence": [],
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "PixelRepresentation": 0,
+    "PixelIntensityRelationship": "LOG",
+    "PixelIntensityRelationshipSign": -1,  # Low values mean many photons.
+    "RescaleIntercept": 0,
+    "RescaleSlope": 1,
+    "RescaleType": "US",
+    "PresentationLUTShape": "IDENTITY",
+    "LossyImageCompression": "00",
+    "BurnedInAnnotation": "NO",
+}
 
 
 @dataclass(frozen=True)
@@ -94,16 +126,13 @@ def read_radiograph(
     return Radiograph(np.ascontiguousarray(pixels, np.float32), pitch, acquisition)
 
 
-def to_grey(
-    image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | None = None, inverted: bool = False
-) -> np.ndarray:
+def to_grey(image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | None = None) -> np.ndarray:
     """Converts a picture to grey values.
 
     Args:
         image: (rows, columns) float.
         bits: 8 to 16; the highest grey value is 2**bits - 1.
         window: the values that become black and white; by default the 0.5th and 99.5th percentile.
-        inverted: white for low values, the exact complement.
 
     Returns:
         (rows, columns) uint8 for 8 bits, else uint16.
@@ -119,87 +148,107 @@ def to_grey(
     if window is not None and not -np.inf < low < high < np.inf:
         raise InputError(f"The window from {low:g} to {high:g} shows nothing; its first value must be the smaller one.")
     scaled = np.clip((np.asarray(image, float) - low) / (high - low if high > low else 1.0), 0, 1)
-    grey = np.rint(scaled * (2**bits - 1))
-    return (2**bits - 1 - grey if inverted else grey).astype(np.uint8 if bits == 8 else np.uint16)
+    return np.rint(scaled * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def write_png(
-    path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float], *, bits: int | None = None
-) -> Path:
+def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float]) -> Path:
     """Writes a grey picture as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm is read as 0.6998 mm.
 
     Args:
         path: the file.
         grey: (rows, columns) uint8 or uint16, from `to_grey`.
         pixel_mm: pitch on the detector, one number or row and column.
-        bits: of `grey`; by default all of its type. 9 to 15 bits are stretched to PNG's 16, so that viewers show white
-            as white, and PNG's "sBIT" states their number: divide by 65535 / (2**bits - 1).
 
     Raises:
-        InputError: a picture that is not `bits` deep, or pixels without a size.
+        InputError: not a grey picture, or pixels without a size.
     """
-    bits = _check_bits(grey, bits)
+    _check_bits(grey, grey.dtype.itemsize * 8)
     row_mm, column_mm = exposure.pitch_mm(pixel_mm)
-    info = PngInfo()
-    if bits not in (8, 16):
-        info.add(b"sBIT", bytes([bits]))
-        grey = np.rint(grey * (65535 / (2**bits - 1))).astype(np.uint16)
     with atomic_path(path) as temporary:
-        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm), pnginfo=info)
+        Image.fromarray(grey).save(temporary, format="PNG", dpi=(25.4 / column_mm, 25.4 / row_mm))
     return Path(path)
 
 
-def write_dicom(
-    path: str | Path,
-    grey: np.ndarray,
-    view: View,
-    *,
-    bits: int | None = None,
-    inverted: bool = False,
-    response: str = "log",
-    source_to_patient_mm: float | None = None,
-) -> Path:
-    """Writes a simulated film as a DX image, atomically. The file says that it is simulated and names no patient.
+def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, bits: int | None = None) -> Path:
+    """Writes a simulated, logarithmic film as a DX image (DICOM PS3.3 A.26), atomically.
 
-    Viewers show bone white either way: an inverted picture is stored as MONOCHROME1, in which low values are white.
+    The file says that it is simulated and names no patient. Equal films give equal files.
 
     Args:
         path: the file.
-        grey: (rows, columns), from `to_grey` with the same `bits` and `inverted`.
+        grey: (rows, columns) uint8 or uint16, from `to_grey`.
         view: gives the pixel pitch, the patient's orientation and, for a cone view, the source's distance.
         bits: of `grey`; by default all of its type.
-        inverted: high values are where the exposure was high.
-        response: that of `exposure.expose`, "log" or "linear".
-        source_to_patient_mm: of a cone view, if known: the source's distance from the isocentre.
 
     Raises:
-        InputError: a picture of another shape than the view's, or not `bits` deep, or another response.
+        InputError: a picture of another shape than the view's, or not `bits` deep.
     """
+    import pydicom
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
     if grey.shape != view.shape:
         raise InputError(
             f"A picture of {grey.shape} is no film of the view '{view.name}', which has {view.shape}; "
             "it must have the view's shape."
         )
-    if response not in exposure.RESPONSES:
-        raise InputError(f"A film's response is {' or '.join(exposure.RESPONSES)}, not '{response}'.")
-    dataset = dicom.simulated_dataset(grey, view, _check_bits(grey, bits), inverted, response, source_to_patient_mm)
+    bits = grey.dtype.itemsize * 8 if bits is None else bits
+    _check_bits(grey, bits)
+    study, series, instance = (
+        generate_uid(entropy_srcs=[part, str((view.to_dict(), bits)), grey.tobytes().hex()])
+        for part in ("study", "series", "sop")
+    )
+    spacing = [f"{mm:.8g}" for mm in view.pixel_mm]
+    content: dict[str, Any] = {
+        "SOPClassUID": DigitalXRayImageStorageForPresentation,
+        "SOPInstanceUID": instance,
+        "StudyInstanceUID": study,
+        "SeriesInstanceUID": series,
+        **_SIMULATED,
+        "PatientOrientation": [_direction_letters(view.column_step), _direction_letters(view.row_step)],
+        "ImagerPixelSpacing": spacing,
+        "PixelSpacing": spacing,
+        "Rows": grey.shape[0],
+        "Columns": grey.shape[1],
+        "BitsAllocated": grey.dtype.itemsize * 8,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "WindowCenter": 2 ** (bits - 1),
+        "WindowWidth": 2**bits,
+        "PixelData": np.ascontiguousarray(grey, grey.dtype.newbyteorder("<")).tobytes(),
+    }
+    if view.name in dicom.POSITIONS:
+        content["ViewPosition"] = dicom.POSITIONS[view.name]
+    if view.source is not None:
+        normal = np.cross(view.row_step, view.column_step)
+        distance = abs(float((view.corner - view.source) @ normal) / float(np.linalg.norm(normal)))
+        content["DistanceSourceToDetector"] = f"{distance:.8g}"
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    for keyword, value in content.items():
+        setattr(dataset, keyword, value)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
     return Path(path)
 
 
-def _check_bits(grey: np.ndarray, bits: int | None) -> int:
-    """The bits of a grey picture that is to be written, by default all of its type."""
+def _direction_letters(vector: np.ndarray) -> str:
+    """The patient's direction of a vector, strongest part first, such as "L", or "LA" if it is oblique."""
+    unit = vector / np.linalg.norm(vector)
+    order = [i for i in np.argsort(-np.abs(unit), kind="stable") if abs(unit[i]) > 0.1]
+    return "".join(("RL", "AP", "HF")[i][int(unit[i] < 0)] for i in order)
+
+
+def _check_bits(grey: np.ndarray, bits: int) -> None:
+    """Checks that a picture is grey and `bits` deep."""
     if grey.dtype not in (np.uint8, np.uint16) or grey.ndim != 2:
         raise InputError(f"A picture of {grey.shape} {grey.dtype} is no grey picture; make one with to_grey.")
     full = grey.dtype.itemsize * 8
-    bits = full if bits is None else bits
     if bits not in range(8 if full == 8 else 9, full + 1) or int(grey.max(initial=0)) >= 2**bits:
         raise InputError(
             f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} does not have {bits} bits; "
             "give the bits that it was made with."
         )
-    return bits
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
