@@ -266,8 +266,8 @@ def tilt_endplates(plates: Endplates, superior: np.ndarray, inferior: np.ndarray
     middle = (superior[SAGITTAL] + inferior[SAGITTAL]) / 2
     opening = sum(sign * np.tan(np.radians(tilt[SAGITTAL] - middle)) for sign, tilt in ((1, superior), (-1, inferior)))
     change = float(opening) * plates.depth_mm / 2
-    heights = {"anterior_mm": plates.middle_mm - change, "posterior_mm": plates.middle_mm + change}
-    return replace(plates, superior_normal=up, inferior_normal=down, **heights)
+    front, back = plates.middle_mm - change, plates.middle_mm + change
+    return replace(plates, superior_normal=up, inferior_normal=down, anterior_mm=front, posterior_mm=back)
 
 
 def _solid_body(vertebra: Vertebra) -> tuple[Volume, Volume]:

@@ -163,7 +163,7 @@ def _measure(row: Mapping[str, str], found: Bodies, reference: Mapping[str, Any]
     """One measure whose levels are all there; between the end levels of `reference`, if it has any."""
     needed = [found[levels.number(row[end])] for end in ("upper", "lower") if row[end]]
     if row["sign"]:
-        return {"value": int(row["sign"]) * _angle(*needed, SAGITTAL)}
+        return {"value": int(row["sign"]) * _angle(needed[0], needed[1], SAGITTAL)}
     match row["measure"]:
         case "sacral_slope":
             return {"value": tilt_deg(needed[0].superior_normal, SAGITTAL)}
@@ -175,7 +175,8 @@ def _measure(row: Mapping[str, str], found: Bodies, reference: Mapping[str, Any]
     if not set(ends) <= set(found):
         return {"value": None}
     if row["measure"] == "coronal_cobb":
-        return _curve(found, *(ends or _steepest(found, _trunk(found))), reference.get("convexity"))
+        upper, lower = ends or _steepest(found, _trunk(found))
+        return _curve(found, upper, lower, reference.get("convexity"))
     pairs = [ends] if ends else combinations(_trunk(found), 2)
     angle, upper, lower = max((_angle(found[a], found[b], SAGITTAL), a, b) for a, b in pairs)
     return {"value": angle, "upper": levels.name(upper), "lower": levels.name(lower)}

@@ -482,7 +482,7 @@ def _draw_sides(axes: Sequence[Axes], draw: Callable[[float], np.ndarray], pixel
         picture = draw(turn_deg)
         height, width = (n * pixel_mm for n in picture.shape[:2])
         axis.imshow(picture, extent=(-width / 2, width / 2, height, 0))
-        filled = (picture < 1).any(axis=2)
+        filled = np.any(picture < 1, axis=2)
         if filled.any():
             rows, columns = (np.flatnonzero(filled.any(axis=n)) * pixel_mm for n in (1, 0))
             axis.set(xlim=(columns[0] - 15 - width / 2, columns[-1] + 15 - width / 2), ylim=(rows[-1] + 5, rows[0] - 5))

@@ -1,4 +1,4 @@
-"""Leans weighed: what shapes, places and corners say of a spine whose leans are known."""
+"""Tilts of endplates: what shapes, places and marked corners say about a spine whose tilts are known."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from transvert.clinical import endplate_prior, landmarks
-from transvert.clinical.endplate_prior import CORONAL, SAGITTAL, EndplateLine, Observations
-from transvert.clinical.endplates import Endplates, unit
+from transvert.clinical import endplates, landmarks
+from transvert.clinical.endplates import CORONAL, SAGITTAL, EndplateLine, Endplates, Observations, unit
 from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS
 
@@ -31,38 +30,36 @@ def _plates(
 
 
 def _spine(leans: dict[int, float], plane: int = SAGITTAL) -> tuple[dict[int, Endplates], dict[int, np.ndarray]]:
-    """Bodies that lean as told in one plane, as usual bodies do (wedge and offset of the table), and their places.
+    """Bodies that lean as stated in one plane, as usual bodies do (wedge and offset of the table), and their places.
 
     Places are chosen from the tail up so that each line from neighbour to neighbour is as usual beside its body's lean.
     """
-    known, order = endplate_prior.usual_tilts(), sorted(leans)
+    known, order = endplates.tilt_statistics(), sorted(leans)
     places = {order[-1]: np.zeros(3), order[-2]: np.zeros(3)}
-    way = np.radians(leans[order[-1]] + known["chord_above", plane, endplate_prior.region(order[-1])][0])
+    way = np.radians(leans[order[-1]] + known["chord_above", plane, endplates.region(order[-1])][0])
     step = PITCH_MM * np.array([np.sin(way), np.cos(way)])
     places[order[-2]][[plane, 2]] = step
     for n in range(len(order) - 3, -1, -1):
         middle, lower = order[n + 1], order[n + 2]
-        way = np.tan(np.radians(leans[middle] + known["chord", plane, endplate_prior.region(middle)][0]))
+        way = np.tan(np.radians(leans[middle] + known["chord", plane, endplates.region(middle)][0]))
         places[order[n]] = places[lower].copy()
         places[order[n]][[plane, 2]] += 2 * PITCH_MM * np.array([way, 1.0])
     found = {}
     for level, lean in leans.items():
-        wedge = known["wedge", plane, endplate_prior.region(level)][0]
+        wedge = known["wedge", plane, endplates.region(level)][0]
         ends = np.zeros((2, 2))
         ends[:, plane] = lean + wedge / 2, lean - wedge / 2
         found[level] = _plates(tuple(ends[0]), tuple(ends[1]), places[level])
     return found, places
 
 
-def _marked(places: dict[int, np.ndarray], mm: float, rims: Sequence[EndplateLine] = (), **more: Any) -> Observations:
+def _marked(places: dict[int, np.ndarray], mm: float, lines: Sequence[EndplateLine] = (), **more: Any) -> Observations:
     """Places that all are as unsteady, along each axis."""
-    return Observations(places, dict.fromkeys(places, np.full(3, mm)), rims, **more)
+    return Observations(places, dict.fromkeys(places, np.full(3, mm)), lines, **more)
 
 
 def _lean(plates: Endplates, plane: int = SAGITTAL) -> float:
-    return (
-        endplate_prior.tilt_deg(plates.superior_normal, plane) + endplate_prior.tilt_deg(plates.inferior_normal, plane)
-    ) / 2
+    return (endplates.tilt_deg(plates.superior_normal, plane) + endplates.tilt_deg(plates.inferior_normal, plane)) / 2
 
 
 def _leans(found: dict[int, Endplates]) -> np.ndarray:
@@ -76,129 +73,129 @@ def smooth() -> dict[int, float]:
 
 def test_the_table_has_every_kind_plane_and_region() -> None:
     kinds = {"shape_lean", "shape_wedge", "wedge", "disc", "chord", "chord_above", "chord_below"}
-    assert set(endplate_prior.usual_tilts()) == {
-        (k, p, r) for k in kinds for p in (CORONAL, SAGITTAL) for r in endplate_prior.REGIONS
+    assert set(endplates.tilt_statistics()) == {
+        (k, p, r) for k in kinds for p in (CORONAL, SAGITTAL) for r in endplates.REGIONS
     }
-    assert all(sd > 0 for _, sd in endplate_prior.usual_tilts().values())
-    assert all(mean == 0 for (_, plane, _), (mean, _) in endplate_prior.usual_tilts().items() if plane == CORONAL)
-    assert {level for numbers in endplate_prior.REGIONS.values() for level in numbers} == {*range(3, 26), 28}
+    assert all(sd > 0 for _, sd in endplates.tilt_statistics().values())
+    assert all(mean == 0 for (_, plane, _), (mean, _) in endplates.tilt_statistics().items() if plane == CORONAL)
+    assert {level for numbers in endplates.REGIONS.values() for level in numbers} == {*range(3, 26), 28}
 
 
-def test_one_wild_shape_is_brought_back_by_where_the_spine_stands(smooth: dict[int, float]) -> None:
+def test_one_wrong_shape_is_corrected_by_where_the_spine_stands(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
     wild = dict(found)
     wild[11] = _plates((0, smooth[11] + 25), (0, smooth[11] + 5), found[11].body_centre)
-    weighed = endplate_prior.fit_endplate_tilts(wild, _marked(places, 1.0))
+    tilted = endplates.fit_endplate_tilts(wild, _marked(places, 1.0))
     assert _lean(wild[11]) - smooth[11] == pytest.approx(15, abs=0.1)
-    assert abs(_lean(weighed[11]) - smooth[11]) < 3.5
+    assert abs(_lean(tilted[11]) - smooth[11]) < 3.5
     others = [n for n, level in enumerate(LEVELS) if abs(level - 11) > 2]
     assert_allclose(
-        _leans(weighed)[others],
-        _leans(endplate_prior.fit_endplate_tilts(found, _marked(places, 1.0)))[others],
+        _leans(tilted)[others],
+        _leans(endplates.fit_endplate_tilts(found, _marked(places, 1.0)))[others],
         atol=0.5,
     )
 
 
-def test_a_spine_as_all_others_stays_as_it_is(smooth: dict[int, float]) -> None:
+def test_an_average_spine_keeps_its_tilts(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
-    weighed = endplate_prior.fit_endplate_tilts(found, _marked(places, 0.5))
-    # L5 leans against the line down to it, as nobody's does whose L4 leans alike.
-    assert_allclose(_leans(weighed)[:-1], _leans(found)[:-1], atol=1.0)
-    for level, plates in weighed.items():
+    tilted = endplates.fit_endplate_tilts(found, _marked(places, 0.5))
+    # The line below L5 does not fit its lean.
+    assert_allclose(_leans(tilted)[:-1], _leans(found)[:-1], atol=1.0)
+    for level, plates in tilted.items():
         assert_allclose(np.linalg.norm([plates.superior_normal, plates.inferior_normal], axis=1), 1)
         assert_allclose(plates.superior_centre, found[level].superior_centre)
         assert plates.middle_mm == found[level].middle_mm
 
 
-def test_the_weighed_lean_is_nearer_the_truth_on_average_and_its_covariance_says_by_how_much(
+def test_fitted_tilts_are_closer_to_the_truth_by_as_much_as_the_covariance_states(
     smooth: dict[int, float],
 ) -> None:
     """Shapes with the table's own errors, clicks with theirs: what comes out is off by what the system says."""
-    random, known = np.random.default_rng(0), endplate_prior.usual_tilts()
+    random, known = np.random.default_rng(0), endplates.tilt_statistics()
     found, places = _spine(smooth)
     before, after, stated = [], [], []
-    for _ in range(60):
+    for _ in range(30):
         wrong = {}
         for level, plates in found.items():
-            here = endplate_prior.region(level)
+            here = endplates.region(level)
             lean = random.normal(0, known["shape_lean", SAGITTAL, here][1])
             wedge = random.normal(0, known["shape_wedge", SAGITTAL, here][1])
-            ends = [endplate_prior.tilt_deg(n, SAGITTAL) for n in (plates.superior_normal, plates.inferior_normal)]
+            ends = [endplates.tilt_deg(n, SAGITTAL) for n in (plates.superior_normal, plates.inferior_normal)]
             wrong[level] = _plates((0, ends[0] + lean + wedge / 2), (0, ends[1] + lean - wedge / 2))
         clicked = {level: at + random.normal(0, 2.0, 3) for level, at in places.items()}
-        weighed = endplate_prior.fit_endplate_tilts(wrong, _marked(clicked, 2.0))
-        truth = _leans(endplate_prior.fit_endplate_tilts(found, _marked(places, 0.0)))
+        tilted = endplates.fit_endplate_tilts(wrong, _marked(clicked, 2.0))
+        truth = _leans(endplates.fit_endplate_tilts(found, _marked(places, 0.0)))
         before.append(_leans(wrong) - truth)
-        after.append(_leans(weighed) - truth)
+        after.append(_leans(tilted) - truth)
     assert np.std(after) < 0.5 * np.std(before)
-    system = endplate_prior._system(found, sorted(found), _marked(places, 2.0), SAGITTAL)
-    spread = system.solve()[1]
+    spread = endplates._solve_tilts(endplates._tilt_equations(found, sorted(found), _marked(places, 2.0), SAGITTAL))[1]
     halves = np.kron(np.eye(len(found)), [0.5, 0.5])
     stated = np.sqrt(np.diag(halves @ spread @ halves.T))
     # Anatomy, which is exact here, is part of what is stated.
     assert 0.4 < np.sqrt(np.mean(np.square(after))) / np.sqrt(np.mean(stated**2)) < 1.1
 
 
-def test_unsteady_clicks_count_for_less(smooth: dict[int, float]) -> None:
+def test_uncertain_landmarks_have_less_weight(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
     off = {level: at + np.array([0, 8.0, 0]) if level == 13 else at for level, at in places.items()}
     moved = [
         np.abs(
-            _leans(endplate_prior.fit_endplate_tilts(found, _marked(off, mm)))
-            - _leans(endplate_prior.fit_endplate_tilts(found, _marked(places, mm)))
+            _leans(endplates.fit_endplate_tilts(found, _marked(off, mm)))
+            - _leans(endplates.fit_endplate_tilts(found, _marked(places, mm)))
         ).max()
         for mm in (0.0, 2.0, 8.0)
     ]
     assert moved[0] > 1.3 * moved[1] > 1.3 * 1.3 * moved[2]
 
 
-def test_a_rim_that_is_sure_is_believed_in_its_own_plane(smooth: dict[int, float]) -> None:
+def test_a_certain_line_fixes_its_tilt_in_its_own_plane(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
-    rims = [EndplateLine(11, True, SAGITTAL, 40.0, 0.1), EndplateLine(19, False, CORONAL, -12.0, 0.1)]
-    weighed = endplate_prior.fit_endplate_tilts(found, _marked(places, 1.0, rims))
-    assert endplate_prior.tilt_deg(weighed[11].superior_normal, SAGITTAL) == pytest.approx(40, abs=0.1)
-    assert endplate_prior.tilt_deg(weighed[19].inferior_normal, CORONAL) == pytest.approx(-12, abs=0.1)
-    assert abs(endplate_prior.tilt_deg(weighed[11].superior_normal, CORONAL)) < 1.5
+    lines = [EndplateLine(11, True, SAGITTAL, 40.0, 0.1), EndplateLine(19, False, CORONAL, -12.0, 0.1)]
+    tilted = endplates.fit_endplate_tilts(found, _marked(places, 1.0, lines))
+    assert endplates.tilt_deg(tilted[11].superior_normal, SAGITTAL) == pytest.approx(40, abs=0.1)
+    assert endplates.tilt_deg(tilted[19].inferior_normal, CORONAL) == pytest.approx(-12, abs=0.1)
+    assert abs(endplates.tilt_deg(tilted[11].superior_normal, CORONAL)) < 1.5
 
 
 def test_heights_follow_the_wedge() -> None:
-    turned = endplate_prior._turned(_plates((0, 0), (0, 0)), np.array([0.0, 5.0]), np.array([0.0, -5.0]))
+    turned = endplates.tilt_endplates(_plates((0, 0), (0, 0)), np.array([0.0, 5.0]), np.array([0.0, -5.0]))
     # 10 degrees over 30 mm, lower at the front.
     assert turned.posterior_mm - turned.anterior_mm == pytest.approx(60 * np.tan(np.radians(5)))
     assert turned.anterior_mm < turned.middle_mm == 20.0
 
 
-def test_draws_vary_as_the_covariance_says_and_are_repeated_by_their_seed(smooth: dict[int, float]) -> None:
+def test_random_tilts_vary_as_the_covariance_states_and_repeat_by_seed(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
     random = np.random.default_rng(3)
     drawn = np.array(
-        [_leans(endplate_prior.fit_endplate_tilts(found, _marked(places, 0.0, random=random))) for _ in range(200)]
+        [_leans(endplates.fit_endplate_tilts(found, _marked(places, 0.0, random=random))) for _ in range(120)]
     )
-    spread = endplate_prior._system(found, sorted(found), _marked(places, 0.0), SAGITTAL).solve(unsteady=False)[1]
+    equations = endplates._tilt_equations(found, sorted(found), _marked(places, 0.0), SAGITTAL)
+    spread = endplates._solve_tilts(equations, places_exact=True)[1]
     halves = np.kron(np.eye(len(found)), [0.5, 0.5])
     assert_allclose(drawn.std(0), np.sqrt(np.diag(halves @ spread @ halves.T)), rtol=0.2)
     one, other = (
-        _leans(endplate_prior.fit_endplate_tilts(found, _marked(places, 0.0, random=np.random.default_rng(5))))
+        _leans(endplates.fit_endplate_tilts(found, _marked(places, 0.0, random=np.random.default_rng(5))))
         for _ in range(2)
     )
     assert_allclose(one, other)
 
 
 @pytest.mark.parametrize("levels", [[20], [11, 13], [3, 4], []])
-def test_few_vertebrae_or_gaps_do_no_harm(levels: list[int]) -> None:
+def test_few_vertebrae_and_gaps_give_finite_tilts(levels: list[int]) -> None:
     found = {level: _plates((3, 10), (3, 4)) for level in levels}
     places = {level: np.array([0.0, 0.0, -PITCH_MM * level]) for level in levels}
-    weighed = endplate_prior.fit_endplate_tilts(found, _marked(places, 2.0))
-    assert list(weighed) == levels
-    for plates in weighed.values():
+    tilted = endplates.fit_endplate_tilts(found, _marked(places, 2.0))
+    assert list(tilted) == levels
+    for plates in tilted.values():
         assert np.isfinite(plates.superior_normal).all()
     if levels == [11, 13]:  # T5 is missing: nothing is known of the line between them.
-        alone = endplate_prior.fit_endplate_tilts({11: found[11]}, _marked({}, 2.0))
-        assert_allclose(weighed[11].superior_normal, alone[11].superior_normal)
+        alone = endplates.fit_endplate_tilts({11: found[11]}, _marked({}, 2.0))
+        assert_allclose(tilted[11].superior_normal, alone[11].superior_normal)
 
 
 @pytest.mark.parametrize("names", [("ap", "left_lateral"), ("pa", "right_lateral")], ids=str)
-def test_marked_corners_tell_the_endplates_tilts(names: tuple[str, str]) -> None:
+def test_marked_corners_give_the_endplates_tilts(names: tuple[str, str]) -> None:
     """Corners of a tilted body far off the central rays, on cone films from either side."""
     isocentre, centre = np.array([5.0, -8.0, 300.0]), np.array([20.0, -30.0, 420.0])
     views = tuple(geometry.named_view(name, isocentre, (800, 600), (0.5, 0.5), cone=True) for name in names)
@@ -217,16 +214,16 @@ def test_marked_corners_tell_the_endplates_tilts(names: tuple[str, str]) -> None
         ):
             for side, sign in zip(sides, (1, -1), strict=True):
                 corners[which][19][f"{side}_{end}"] = view.project(middle + sign * way)
-    found = endplate_prior.endplate_lines(replace(marks, corners=corners), views, {19: centre}, 1.0)
-    told = {(rim.superior, rim.plane): rim for rim in found}
+    found = endplates.endplate_lines(replace(marks, corners=corners), views, {19: centre}, 1.0)
+    by_end = {(line.superior, line.plane): line for line in found}
     assert len(found) == 4
-    for (superior, plane), rim in told.items():
+    for (superior, plane), line in by_end.items():
         normal = plates.superior_normal if superior else plates.inferior_normal
         # The view looks along the other tilt too: a small angle's small part.
-        assert rim.tilt_deg == pytest.approx(endplate_prior.tilt_deg(normal, plane), abs=0.8)
+        assert line.tilt_deg == pytest.approx(endplates.tilt_deg(normal, plane), abs=0.8)
         length = 30 if plane == SAGITTAL else 40
-        assert rim.sd_deg == pytest.approx(
-            np.hypot(endplate_prior.CORNER_DEG, np.degrees(np.sqrt(2) / length)), rel=0.05
+        assert line.sd_deg == pytest.approx(
+            np.hypot(endplates.CORNER_SD_DEG, np.degrees(np.sqrt(2) / length)), rel=0.05
         )
     lost = {"ap": {}, "lateral": {19: {"anterior_superior": corners["lateral"][19]["anterior_superior"]}}}
-    assert endplate_prior.endplate_lines(replace(marks, corners=lost), views, {19: centre}, 1.0) == []
+    assert endplates.endplate_lines(replace(marks, corners=lost), views, {19: centre}, 1.0) == []
