@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -141,21 +139,6 @@ def test_wheel_carries_manifests_parameters_and_notebooks(tmp_path: Path) -> Non
     assert tables and tables <= packed
     unwanted = ("ipynb_checkpoints", ".pt", "tests/", "benchmarks/")
     assert not [name for name in packed if any(part in name for part in unwanted)]
-
-
-def test_binder_picks_its_own_environment(tmp_path: Path) -> None:
-    if importlib.util.find_spec("repo2docker") is None:
-        pytest.skip("jupyter-repo2docker is not installed, so Binder's reading of the repository is not checked.")
-    for name in ("binder", "environment.yml", "constraints.txt", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"Building conda environment for python={PYTHON}" in done.stderr
-    assert '--file "binder/environment.yml"' in done.stdout and "RUN ./binder/postBuild" in done.stdout
-    # pip needs the pins when the environment is made: the repository must be copied before.
-    assert done.stdout.index(" src/ ${REPO_DIR}/") < done.stdout.index("binder/environment.yml")
 
 
 def test_versions_and_addresses_agree() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,16 +41,6 @@ def parse(cell: NotebookNode) -> ast.Module:
     return ast.parse(TransformerManager().transform_cell(cell.source))
 
 
-def headings(notebook: NotebookNode) -> list[tuple[int, str]]:
-    """Level and text of every Markdown heading, without the comments of fenced code."""
-    found = []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            text = re.sub(r"^```.*?^```", "", cell.source, flags=re.DOTALL | re.MULTILINE)
-            found += [(len(marks), title) for marks, title in re.findall(r"^(#{1,6}) +(.+)$", text, re.MULTILINE)]
-    return found
-
-
 def texts(notebook: NotebookNode) -> Iterator[str]:
     """Everything a reader sees as text: sources, printed output, and displayed text and HTML."""
     for cell in notebook.cells:
@@ -76,17 +65,6 @@ def test_notebook_opens_with_title_and_badges(notebook: NotebookNode) -> None:
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert "https://colab.research.google.com/github/" in first.source
     assert "https://mybinder.org/v2/gh/" in first.source
-
-
-def test_notebook_headings_are_in_order(notebook: NotebookNode) -> None:
-    levels = [level for level, _ in headings(notebook)]
-    assert levels[0] == 1 and levels.count(1) == 1, "one title, at the top"
-    assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), "no level is skipped"
-
-
-def test_notebook_ends_with_what_it_wrote_and_what_is_next(notebook: NotebookNode) -> None:
-    wrote, following = (title.lower() for _, title in headings(notebook)[-2:])
-    assert "wrote" in wrote and "next" in following
 
 
 def test_notebook_cells_and_functions_are_short(notebook: NotebookNode) -> None:
