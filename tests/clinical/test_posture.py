@@ -1,6 +1,7 @@
 """Endplates, rotation and posture against bodies with known tilt: discs of bone with an arch and processes behind."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from transvert import levels
-from transvert.clinical import endplates, vertebra
+from transvert.clinical import endplates, posture, vertebra
 from transvert.clinical.posture import add_spread, measure_posture, write_posture
 from transvert.clinical.vertebra import Vertebra
 from transvert.io import InputError
@@ -32,36 +33,58 @@ BARS = [
 ]
 
 
-def _vertebra(level, sagittal=0.0, coronal=0.0, at=(0.0, 0.0, 0.0), wedge=0.0, radii=(17.0, 15.0), height=20.0):
-    """A tilted elliptic disc with bars behind it; degrees and mm. Occupancies, as a network's output."""
-    axis = np.array([np.tan(np.radians(coronal)), np.tan(np.radians(sagittal)), 1.0])
-    axis /= np.linalg.norm(axis)
-    right = np.array([1.0, 0.0, 0.0]) - axis[0] * axis
-    right /= np.linalg.norm(right)
-    x, y, z = np.einsum("ij,jxyz->ixyz", [right, np.cross(axis, right), axis], POINTS - BODY[:, None, None, None])
+def _occupancy(points, radii=(17.0, 15.0), height=20.0, wedge=0.0, bars=None):
+    """An elliptic disc with bars behind it, at points (3, ...) in its own frame; the bars have a frame of their own."""
+    x, y, z = points - np.reshape(BODY, (3, 1, 1, 1))
     half = height / 2 - np.tan(np.radians(wedge / 2)) * y
     parts = [np.minimum(radii[0] - np.hypot(x, y * radii[0] / radii[1]), half - np.abs(z))]
     for widths, middle in BARS:
-        offset = np.abs(POINTS - np.reshape(np.add(middle, BODY - (0, radii[1], 0)), (3, 1, 1, 1)))
-        parts.append((np.reshape(widths, (3, 1, 1, 1)) - offset).min(axis=0))
-    inside = np.maximum.reduce(parts)
-    return Vertebra(level, np.asarray(at, float), np.clip(inside / SPACING + 0.5, 0, 1).astype(np.float32), SPACING)
-
-
-def _occupancy(points):
-    """The upright body of 34 x 30 x 20 mm with its bars, at points (3, ...) in its own frame."""
-    x, y, z = points - BODY[:, None, None, None]
-    parts = [np.minimum(17 - np.hypot(x, y * 17 / 15), 10 - np.abs(z))]
-    for widths, middle in BARS:
-        offset = np.abs(points - np.reshape(np.add(middle, BODY - (0, 15, 0)), (3, 1, 1, 1)))
+        offset = np.abs(
+            (points if bars is None else bars) - np.reshape(np.add(middle, BODY - (0, radii[1], 0)), (3, 1, 1, 1))
+        )
         parts.append((np.reshape(widths, (3, 1, 1, 1)) - offset).min(axis=0))
     return np.clip(np.maximum.reduce(parts) / SPACING + 0.5, 0, 1).astype(np.float32)
 
 
-def _ball(level, at, radius=9.0, value=1.0):
-    inside = radius - np.linalg.norm(POINTS, axis=0)
-    probability = value * np.clip(inside / SPACING + 0.5, 0, 1)
+@functools.cache
+def _tilted(sagittal, coronal, **shape):
+    axis = endplates.unit(np.array([np.tan(np.radians(coronal)), np.tan(np.radians(sagittal)), 1.0]))
+    right = endplates.unit(np.array([1.0, 0.0, 0.0]) - axis[0] * axis)
+    around = POINTS - BODY[:, None, None, None]
+    points = np.einsum("ij,jxyz->ixyz", [right, np.cross(axis, right), axis], around) + BODY[:, None, None, None]
+    return _occupancy(points, bars=POINTS, **shape)
+
+
+def _vertebra(level, sagittal=0.0, coronal=0.0, at=(0.0, 0.0, 0.0), **shape):
+    """A body tilted by degrees, with an upright arch."""
+    return Vertebra(level, np.asarray(at, float), _tilted(float(sagittal), float(coronal), **shape), SPACING)
+
+
+def _ball(level, at):
+    probability = np.clip((9.0 - np.linalg.norm(POINTS, axis=0)) / SPACING + 0.5, 0, 1)
     return Vertebra(level, np.asarray(at, float), probability.astype(np.float32), SPACING)
+
+
+@pytest.fixture(autouse=True)
+def _without_rotations(request, monkeypatch):
+    """The search for rotations takes most of the time; only tests marked `rotations` do it."""
+    if "rotations" not in request.fixturenames:
+        monkeypatch.setattr(posture, "axial_rotation_deg", lambda vertebra, near_deg: 0.0)
+
+
+@pytest.fixture
+def rotations():
+    """Rotations are measured."""
+
+
+def _spine(sagittal=None, coronal=None, beside=None, step=30.0):
+    """Bodies with the given tilts by level, one below the other."""
+    order = list(sagittal or coronal)
+    places = [(x, 0, -step * n) for n, x in enumerate(beside or [0] * len(order))]
+    return [
+        _vertebra(n, (sagittal or {}).get(n, 0), (coronal or {}).get(n, 0), at=at)
+        for n, at in zip(order, places, strict=True)
+    ]
 
 
 def _degrees(normal):
@@ -93,7 +116,7 @@ def test_endplates_of_a_tilted_body(sagittal, coronal, radii, height):
     assert found.width_mm == pytest.approx(2 * radii[0], abs=2)
 
 
-def test_a_binary_mask_and_stray_parts_and_holes_do_no_harm():
+def test_a_binary_mask_with_fragments_and_holes_has_the_same_endplates():
     clean = _vertebra(T4, 20, -10)
     mask = clean.probability >= 0.5
     mask[2:9, 55:62, 2:9] = True
@@ -145,7 +168,7 @@ def test_a_wedge_is_positive_where_the_front_is_lower():
     assert row["posterior_mm"] - row["anterior_mm"] == pytest.approx(2 * 15 * 2 * np.tan(np.radians(4)), abs=0.7)
 
 
-def test_lordosis_and_what_is_said_without_l5():
+def test_lordosis_and_the_reason_why_it_is_missing():
     lumbar = [_vertebra(L1 + i, 10.0 * i - 15, at=(0, 0, -35.0 * i)) for i in range(5)]
     assert measure_posture(lumbar)["measures"]["lumbar_lordosis"]["value"] == pytest.approx(40, abs=1.5)
     entry = measure_posture(lumbar[:4])["measures"]["lumbar_lordosis"]
@@ -159,15 +182,12 @@ def test_lordosis_and_what_is_said_without_l5():
 def test_cobb_angle_its_end_levels_and_its_convexity(sign, side):
     # A curve that bulges to one side between T6 and T10: above its apex the bodies lean back to the other side.
     tilts = {10: 0, 11: -4, 13: -16, 15: 2, 17: 20, 19: 5, 20: 0}
-    heights = -25.0 * np.arange(len(tilts))
-    curve = [_vertebra(n, coronal=sign * t, at=(0, 0, z)) for (n, t), z in zip(tilts.items(), heights, strict=True)]
+    curve = _spine(coronal={n: sign * tilt for n, tilt in tilts.items()})
     entry = measure_posture(curve)["measures"]["coronal_cobb"]
     assert entry["value"] == pytest.approx(36, abs=1.5)
-    assert (entry["upper"], entry["lower"]) == ("T6", "T10")
-    assert entry["convexity"] == side
+    assert [entry[key] for key in ("upper", "lower", "convexity")] == ["T6", "T10", side]
     alone = measure_posture(curve[:1])["measures"]["coronal_cobb"]
-    assert alone["value"] is None
-    assert "Fewer than two" in alone["reason"]
+    assert alone["value"] is None and "Fewer than two" in alone["reason"]
 
 
 def _s1_ends(slope=0.0, lean=0.0, at=(3.0, 5.0, 0.0)):
@@ -204,7 +224,7 @@ def test_lordosis_goes_down_to_s1_and_the_last_disc_ends_there():
     assert steeper["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(57, abs=1.5)
 
 
-def test_an_s1_that_is_marked_wrong_is_refused():
+def test_a_wrongly_marked_s1_is_refused():
     ends = _s1_ends()
     with pytest.raises(InputError, match="S1's upper endplate is marked the wrong way round"):
         measure_posture([_vertebra(L5)], ends | {"anterior": ends["posterior"], "posterior": ends["anterior"]})
@@ -213,44 +233,35 @@ def test_an_s1_that_is_marked_wrong_is_refused():
 
 
 def test_each_kyphosis_by_its_own_levels_and_the_largest_found():
-    tilts = {8: 5, 9: 14, 11: 25, 12: 18, 16: -10, 19: -22, 20: -16}  # degrees to the front, T1 to L1
-    heights = -25.0 * np.arange(len(tilts))
-    measures = measure_posture(
-        [_vertebra(n, t, at=(0, 0, z)) for (n, t), z in zip(tilts.items(), heights, strict=True)]
-    )
-    measures = measures["measures"]
-    assert measures["thoracic_kyphosis"]["value"] == pytest.approx(47, abs=1.5)
-    assert measures["thoracic_kyphosis_t1_t12"]["value"] == pytest.approx(27, abs=1.5)
-    assert measures["thoracic_kyphosis_t5_t12"]["value"] == pytest.approx(40, abs=1.5)
-    assert measures["largest_kyphosis"]["value"] == pytest.approx(47, abs=1.5)
-    assert (measures["largest_kyphosis"]["upper"], measures["largest_kyphosis"]["lower"]) == ("T4", "T12")
-    assert all(entry["source"] and entry["definition"] for entry in measures.values())
+    measured = measure_posture(_spine({8: 5, 9: 14, 11: 25, 12: 18, 16: -10, 19: -22, 20: -16}))["measures"]
+    expected = {"": 47, "_t1_t12": 27, "_t5_t12": 40}
+    for name, angle in expected.items():
+        assert measured[f"thoracic_kyphosis{name}"]["value"] == pytest.approx(angle, abs=1.5)
+    largest = measured["largest_kyphosis"]
+    assert largest["value"] == pytest.approx(47, abs=1.5) and (largest["upper"], largest["lower"]) == ("T4", "T12")
+    assert all(entry["source"] and entry["definition"] for entry in measured.values())
 
 
 def _s_curve():
-    """Leans that make a right curve from T4 to T10 and a left one from T10 to L3, with the bodies where such curves go."""
+    """A right curve from T4 to T10 and a left one from T10 to L3, with the bodies where such curves go."""
     tilts = {11: -20, 13: -10, 15: 4, 17: 16, 19: 2, 21: -8, 22: -9}
-    beside = [0, 10, 14, 8, -9, -8, 0]
-    heights = -30.0 * np.arange(len(tilts))
-    return [_vertebra(n, coronal=t, at=(x, 0, z)) for (n, t), x, z in zip(tilts.items(), beside, heights, strict=True)]
+    return _spine(coronal=tilts, beside=[0, 10, 14, 8, -9, -8, 0])
 
 
-def test_curves_that_share_an_end_vertebra_are_told_with_apex_and_side():
+def test_curves_that_share_an_end_vertebra_have_their_apex_and_side():
     measured = measure_posture(_s_curve())
     first, second = measured["curves"]
-    assert first["value"] == pytest.approx(36, abs=1.5)
-    assert [first[k] for k in ("upper", "lower", "apex", "convexity")] == ["T4", "T10", "T8", "right"]
-    assert second["value"] == pytest.approx(25, abs=1.5)
-    assert [second[k] for k in ("upper", "lower", "apex", "convexity")] == ["T10", "L3", "T12", "left"]
+    keys = ("upper", "lower", "apex", "convexity")
+    assert first["value"] == pytest.approx(36, abs=1.5) and second["value"] == pytest.approx(25, abs=1.5)
+    assert [first[k] for k in keys] == ["T4", "T10", "T8", "right"]
+    assert [second[k] for k in keys] == ["T10", "L3", "T12", "left"]
     assert measured["measures"]["coronal_cobb"] | first == measured["measures"]["coronal_cobb"]
-    straight = measure_posture([_vertebra(n, coronal=t, at=(0, 0, -30 * n)) for n, t in ((11, 0), (12, 3), (13, -2))])
-    assert straight["curves"] == []
-    assert 0 < straight["measures"]["coronal_cobb"]["value"] < 10
+    straight = measure_posture(_spine(coronal={11: 0, 12: 3, 13: -2}))
+    assert straight["curves"] == [] and 0 < straight["measures"]["coronal_cobb"]["value"] < 10
 
 
-@pytest.mark.parametrize(
-    ("turn", "coronal", "sagittal"), [(0, 0, 0), (12, 0, 0), (-25, 0, 0), (30, 10, 0), (8, 12, 25), (-15, -10, -30)]
-)
+@pytest.mark.parametrize(("turn", "coronal", "sagittal"), [(0, 0, 0), (-25, 0, 0), (30, 10, 0), (-15, -10, -30)])
+@pytest.mark.usefixtures("rotations")
 def test_the_axial_rotation_of_a_turned_vertebra(turn, coronal, sagittal):
     # It leans to the front first, then to the side, then turns about the body's long axis.
     own = Rotation.from_euler("ZYX", [turn, coronal, sagittal], degrees=True).as_matrix()
@@ -265,7 +276,7 @@ def test_the_axial_rotation_of_a_turned_vertebra(turn, coronal, sagittal):
     assert row["axial_rotation_deg"] == pytest.approx(turn, abs=0.7)
 
 
-def test_a_growth_on_one_side_of_the_body_hardly_turns_it():
+def test_a_growth_on_one_side_hardly_changes_the_rotation():
     own = Rotation.from_euler("ZYX", [20, 5, 10], degrees=True).as_matrix()
     points = np.einsum("ij,jxyz->ixyz", own.T, POINTS)
     growth = (np.abs(points - np.reshape([22.0, 9.0, 0.0], (3, 1, 1, 1))) < np.reshape([5, 9, 8], (3, 1, 1, 1))).all(0)
@@ -283,44 +294,43 @@ def test_endplates_do_not_depend_on_how_the_cube_stands():
     np.testing.assert_allclose(found.body_centre, np.add((40.0, -30.0, 500.0), lean @ BODY), atol=1.0)
 
 
-def test_the_spread_of_draws_is_told_for_each_measure_and_row():
+def test_each_measure_and_row_has_the_spread_of_the_draws():
     steps = np.array([-3.0, -1.0, 1.0, 3.0])
     spine = [_vertebra(T4, 20.0, at=(0, 0, 200)), _vertebra(T12, -20.0)]
     measured = measure_posture(spine)
     draws = [
-        measure_posture([_vertebra(T4, 20.0 + mm, at=(mm, 0, 200)), _vertebra(T12, -20.0)], like=measured)
+        measure_posture([_vertebra(T4, 20.0 + mm, at=(mm, 0, 200)), _vertebra(T12, -20.0)], reference=measured)
         for mm in steps
     ]
-    told = add_spread(measured, draws, "steps")
-    entry = told["measures"]["thoracic_kyphosis"]
+    stated = add_spread(measured, draws, "steps")
+    entry = stated["measures"]["thoracic_kyphosis"]
     assert entry["value"] == measured["measures"]["thoracic_kyphosis"]["value"]
     assert entry["sd"] == pytest.approx(np.std(steps, ddof=1), abs=0.3)
     reach = 3.182 * entry["sd"]  # Student's t for four draws, 97.5 %
     assert (entry["low"], entry["high"]) == pytest.approx((entry["value"] - reach, entry["value"] + reach), abs=0.05)
-    assert told["uncertainty"] == {"cause": "steps", "draws": 4, "interval": "95 %, value -+ Student's t times sd"}
-    absent = told["measures"]["lumbar_lordosis"]
+    assert stated["uncertainty"] == {"cause": "steps", "draws": 4, "interval": "95 %, value -+ Student's t times sd"}
+    absent = stated["measures"]["lumbar_lordosis"]
     assert absent["sd"] is None and absent["low"] is None and absent["reason"]
-    row = told["vertebrae"][0]
+    row = stated["vertebrae"][0]
     assert row["x_mm_sd"] == pytest.approx(np.std(steps, ddof=1), abs=0.01)
-    assert told["vertebrae"][1]["x_mm_sd"] == 0 and told["vertebrae"][1]["disc_below_mm_sd"] is None
-    assert set(row) == set(told["columns"])
+    assert stated["vertebrae"][1]["x_mm_sd"] == 0 and stated["vertebrae"][1]["disc_below_mm_sd"] is None
+    assert set(row) == set(stated["columns"])
     assert "sd" not in measured["measures"]["thoracic_kyphosis"], "the posture that was given stays as it was"
 
 
-def test_draws_hold_the_curves_that_were_found():
+def test_draws_measure_the_same_curves_again():
     measured = measure_posture(_s_curve())
-    other = [_vertebra(v.level, coronal=0.0, at=v.centroid_ras) for v in _s_curve()]
-    other[0] = _vertebra(11, coronal=9.0, at=(0, 0, 0))
-    held = measure_posture(other, like=measured)
-    assert held["curves"][0]["upper"] == "T4" and held["curves"][0]["lower"] == "T10"
-    # T4 now leans to the other side: the same curve, with the other sign.
+    other = _spine(coronal=dict.fromkeys((v.level for v in _s_curve()), 0.0) | {11: 9.0})
+    held = measure_posture(other, reference=measured)
+    # T4 now leans to the other side: the same curve with the other sign.
+    assert (held["curves"][0]["upper"], held["curves"][0]["lower"]) == ("T4", "T10")
     assert held["curves"][0]["value"] == pytest.approx(-9, abs=1.5)
     assert held["measures"]["coronal_cobb"]["value"] == held["curves"][0]["value"]
-    lost = measure_posture(other[1:], like=measured)
+    lost = measure_posture(other[1:], reference=measured)
     assert lost["curves"][0]["value"] is None and lost["measures"]["coronal_cobb"]["value"] is None
 
 
-def test_c1_and_c2_stand_in_the_table_without_angles():
+def test_c1_and_c2_have_no_angles():
     rows = measure_posture([_ball(1, (0, 0, 40)), _ball(2, (1.5, -2, 20))])["vertebrae"]
     assert [row["level"] for row in rows] == ["C1", "C2"]
     assert (rows[1]["x_mm"], rows[1]["y_mm"], rows[1]["z_mm"]) == (1.5, -2, 20)
@@ -347,11 +357,11 @@ def test_a_written_posture_is_strict_json_and_a_table(tmp_path):
     assert [row["level"] for row in rows] == ["C1", "T4"]
     assert set(rows[0]) == set(read["columns"])
     assert float(rows[1]["sagittal_tilt_deg"]) == pytest.approx(10, abs=1.5)
-    told = add_spread(measure_posture(_s_curve()), [], "nothing")
-    write_posture(tmp_path / "curved.json", told)
+    stated = add_spread(measure_posture(_s_curve()), [], "nothing")
+    write_posture(tmp_path / "curved.json", stated)
     with (tmp_path / "curved_measures.csv").open(newline="") as file:
         lines = {line["measure"]: line for line in csv.DictReader(file)}
-    assert set(lines) == {*told["measures"], "coronal_curve_1", "coronal_curve_2"}
+    assert set(lines) == {*stated["measures"], "coronal_curve_1", "coronal_curve_2"}
     assert lines["coronal_curve_2"]["apex"] == "T12" and lines["coronal_cobb"]["convexity"] == "right"
     assert (
         lines["coronal_cobb"]["sd"] == ""
