@@ -146,13 +146,13 @@ def evaluate(sources: Sources, out: Out, weights: Weights = "") -> None:
     """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or a phantom painted from its mask."""
     from transvert.data.store import group_names, read_index
     from transvert.data.subjects import find_subjects
-    from transvert.model.evaluate import evaluate_subjects, score_rows
+    from transvert.model.evaluate import evaluate_subjects, score_store
     from transvert.model.networks import load_network
     from transvert.runs import write_table
 
     network, card = load_network(weights)
     if len(sources) == 1 and group_names(sources[0]):
-        table = score_rows(sources[0], read_index(sources[0]), network)
+        table = score_store(sources[0], read_index(sources[0]), network)
         write_table(out / "metrics.csv", table)
     else:
         table = evaluate_subjects(find_subjects(sources), network, out)
@@ -172,10 +172,10 @@ def calibrate(
     transvert.model.networks.add_to_card adds a calibration to a weights file.
     """
     from transvert.model import calibration
-    from transvert.model.evaluate import unseen_people
+    from transvert.model.evaluate import iterate_unseen
     from transvert.plots import figures
 
-    found = calibration.examine_networks((network, subject) for _, network, _, subject in unseen_people(store, folds))
+    found = calibration.examine_networks((network, subject) for _, network, _, subject in iterate_unseen(store, folds))
     calibration.write_reliability(found, out)
     figures.save_figure(figures.reliability_diagram(found), out / "reliability.png")
     typer.echo(f"{figures.describe_reliability(found)}\nWrote {out}")
