@@ -154,7 +154,7 @@ def list_files(cache: Cache, roles: Collection[str] = ()) -> Iterator[Listing]:
         else:
             found = sort_paths(manifest, walk_folder(_subjects_folder(manifest, must_exist=True)))
         missing -= {file.role for files in found.values() for file, _ in files}
-        if missing and archive in (None, manifest.archives[-1]):
+        if missing and archive in (None, *manifest.archives[-1:]):
             paths = ", ".join(pattern.path for pattern in manifest.layout if pattern.role == min(missing))
             raise InputError(
                 f"No file of the manifest {manifest.name} fits the path of the role {min(missing)}, {paths}; correct the "

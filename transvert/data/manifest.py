@@ -308,14 +308,6 @@ class Manifest(_Model):
             raise ValueError("must not have a 'folder' beside 'files' or 'archives'")
         if len({archive.url for archive in self.archives}) < len(self.archives):
             raise ValueError("names one archive twice; remove one")
-        first: dict[Hashable, int] = {}
-        for number, file in enumerate(self.files, start=1):
-            for place in file.places:
-                if first.setdefault(place, number) != number:
-                    raise ValueError(
-                        f"has two files for one place: file {number}, a {file.role} of {file.subject}, takes the place "
-                        f"of file {first[place]}; remove one"
-                    )
         return self
 
 

@@ -58,7 +58,7 @@ def read_file(store: str | Path, name: str) -> bytes | None:
     files, folder, _ = _locate(store)
     try:
         return files.cat_file(f"{folder}/{name}")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -238,7 +238,8 @@ def _open_arrays(store: str, name: str) -> dict[str, Any]:
 def _damage(name: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split()).rstrip(".")
     return InputError(
-        f"The samples {name} are damaged ({reason}); delete this folder of the store and run `transvert synthesize` again."
+        f"The samples {name} can't be read ({reason}); if they are damaged, delete this folder of the store and run "
+        "`transvert synthesize` again."
     )
 
 
