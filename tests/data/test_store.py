@@ -81,7 +81,8 @@ def test_damaged_samples_are_refused_with_a_sentence(damage: str, tmp_path: Path
     else:
         (chunk.parent / ".zarray").write_bytes(b"{")
     with pytest.raises(
-        InputError, match=r"^The samples sub-a-0 are damaged \(.*\); delete this folder of the store and"
+        InputError,
+        match=r"^The samples sub-a-0 can't be read \(.*\); if they are damaged, delete this folder of the store and",
     ):
         store.read_rows(tmp_path, name, [0, 1, 2])
 
@@ -89,7 +90,9 @@ def test_damaged_samples_are_refused_with_a_sentence(damage: str, tmp_path: Path
 def test_damaged_attributes_are_refused_with_a_sentence(tmp_path: Path) -> None:
     for content in (b"{", b"[]", b"{}", b'{"rows": [{"level": 1}]}'):
         (tmp_path / _write(tmp_path, "sub-a", "0") / ".zattrs").write_bytes(content)
-        with pytest.raises(InputError, match=r"^The samples sub-a-0 are damaged \(.*\); delete this folder"):
+        with pytest.raises(
+            InputError, match=r"^The samples sub-a-0 can't be read \(.*\); if they are damaged, delete this folder"
+        ):
             store.read_index(tmp_path)
 
 
@@ -267,7 +270,7 @@ def test_the_cache_reports_damage_each_time_and_recovers(tmp_path: Path) -> None
     chunk.unlink()
     cache = store.SampleCache(tmp_path)
     for _ in range(2):
-        with pytest.raises(InputError, match="The samples sub-a-0 are damaged"):
+        with pytest.raises(InputError, match="The samples sub-a-0 can't be read"):
             cache.read("sub-a-0", 0)
     chunk.write_bytes(content)
     assert_array_equal(cache.read("sub-a-0", 0)["hu"], _arrays(0)["hu"][0])
