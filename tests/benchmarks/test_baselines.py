@@ -1,4 +1,4 @@
-"""What one gets for nothing: a bone is laid onto another as well as can be, and each null looks where it may."""
+"""Baselines: rigid alignment, and what each baseline may use."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ L1, L2, L3 = 20, 21, 22
 
 
 @pytest.mark.parametrize("turn", [(0.0, 0.0, 0.0), (0.25, -0.1, 0.15), (-0.1, 0.2, -0.3)])
-def test_a_turned_and_shifted_bone_is_laid_back(turn: tuple[float, ...], box_samples: Samples) -> None:
+def test_a_turned_and_shifted_bone_is_aligned(turn: tuple[float, ...], box_samples: Samples) -> None:
     truth = box_samples.targets()[1]
     matrix, middle = Rotation.from_rotvec(turn).as_matrix(), np.array([31.5] * 3)
     offset = middle - matrix @ middle + [2.3, -1.4, 3.1]
     bone = ndimage.affine_transform(truth.astype(np.float32), matrix, offset, order=1) > 0.5
-    before, after = (metrics.compare(mask, truth, 1.5)["dice"] for mask in (bone, baselines.lay(bone, truth) > 0.5))
+    before, after = (metrics.compare(mask, truth, 1.5)["dice"] for mask in (bone, baselines.align(bone, truth) > 0.5))
     assert before < 0.75 and after > 0.94
 
 
-def test_each_null_is_scored_from_what_it_may_know(box_samples: Samples) -> None:
+def test_each_baseline_uses_what_it_may_know(box_samples: Samples) -> None:
     tested = box_samples.chosen([L1, L3])
     wide = replace(box_samples.chosen([L2, L3]), subject="sub-wide")
     grown = np.stack([ndimage.binary_dilation(cube == n) * n for cube, n in zip(wide.labels, wide.levels, strict=True)])
@@ -46,7 +46,7 @@ def test_each_null_is_scored_from_what_it_may_know(box_samples: Samples) -> None
     assert list(baselines.score_baselines([tested], learned, ["visual_hull"]).variant.unique()) == ["visual_hull"]
 
 
-def test_of_several_people_the_mean_counts(box_samples: Samples) -> None:
+def test_other_person_is_the_mean_over_people(box_samples: Samples) -> None:
     tested = box_samples.chosen([L2])
     same = replace(tested, subject="sub-same")
     thin = replace(
@@ -60,7 +60,7 @@ def test_of_several_people_the_mean_counts(box_samples: Samples) -> None:
     assert found[2] == pytest.approx((found[0] + found[1]) / 2)
 
 
-def test_where_nobody_else_has_the_level_there_is_no_row(box_samples: Samples) -> None:
+def test_a_level_that_no_training_subject_has_gets_no_row(box_samples: Samples) -> None:
     one, other = box_samples.chosen([L1]), box_samples.chosen([L2])
     assert baselines.score_baselines([one], [other], ["other_person"]).empty
     table = baselines.score_baselines([one, other], [box_samples.chosen([L2])], ["other_person"])

@@ -1,4 +1,4 @@
-"""Faults of films: without one the stored pictures come back, and each moves what it says, the way it says."""
+"""Corruptions: without one the stored pictures come back, and each changes what it says."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _blob(*centre_mm: float) -> Samples:
     labels = np.where(away < 4, 21, 0).astype(np.uint8)[None]
     pictures = np.zeros((1, 2, WIDE, WIDE), np.float32)
     one = np.array([21], np.uint8), np.zeros((1, 3), np.float32)
-    return Samples("sub-blob", "ct", "parallel", *one, hu, labels, pictures, surroundings="cube")
+    return Samples("sub-blob", "ct", "parallel", *one, hu, labels, pictures, field_of_view="crop")
 
 
 def _where(picture: np.ndarray) -> np.ndarray:
@@ -40,53 +40,53 @@ def _where(picture: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def cube(patient: Patient) -> Samples:
-    return samples.cut_samples(patient.ct, patient.mask, "sub-cube", surroundings="cube")
+    return samples.cut_samples(patient.ct, patient.mask, "sub-cube", field_of_view="crop")
 
 
-def test_without_a_fault_the_stored_pictures_come_back(box_samples: Samples, cube: Samples) -> None:
+def test_without_a_corruption_the_stored_pictures_come_back(box_samples: Samples, cube: Samples) -> None:
     for stored in (box_samples, cube):
-        images, moved = corruptions.corrupted_images(stored)
+        images, moved = corruptions.corrupt_images(stored)
         assert_allclose(images, stored.images(), atol=1e-3)
         assert not moved.any()
     # Of a whole body's samples, its vertebra alone is what the cube's own samples show.
-    assert_allclose(corruptions.corrupted_images(box_samples, alone=True)[0], cube.images(), atol=1e-3)
-    assert np.abs(corruptions.corrupted_images(box_samples)[0] - cube.images()).max() > 0.5
+    assert_allclose(corruptions.corrupt_images(box_samples, crop=True)[0], cube.images(), atol=1e-3)
+    assert np.abs(corruptions.corrupt_images(box_samples)[0] - cube.images()).max() > 0.5
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("kind", corruptions.KINDS)
-def test_a_fault_of_nothing_is_none_to_the_bit(kind: str, alone: bool, box_samples: Samples) -> None:
-    right, still = corruptions.corrupted_images(box_samples, alone=alone)
-    images, moved = corruptions.corrupted_images(box_samples, corruptions.KINDS[kind].make(0), alone=alone)
+def test_amount_zero_equals_no_corruption(kind: str, crop: bool, box_samples: Samples) -> None:
+    right, still = corruptions.corrupt_images(box_samples, crop=crop)
+    images, moved = corruptions.corrupt_images(box_samples, corruptions.KINDS[kind].make(0), crop=crop)
     assert_array_equal(images, right)
     assert_array_equal(moved, still)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in corruptions.KINDS if kind != "none"])
-def test_a_fault_of_something_shows_and_is_the_same_again(kind: str, box_samples: Samples) -> None:
+def test_a_corruption_changes_the_pictures_and_is_reproducible(kind: str, box_samples: Samples) -> None:
     amount = corruptions.KINDS[kind].amounts[-1]
-    once, again = (corruptions.corrupted_images(box_samples, corruptions.KINDS[kind].make(amount)) for _ in range(2))
+    once, again = (corruptions.corrupt_images(box_samples, corruptions.KINDS[kind].make(amount)) for _ in range(2))
     assert_array_equal(once[0], again[0])
-    assert np.abs(once[0] - corruptions.corrupted_images(box_samples)[0]).max() > 0.05
+    assert np.abs(once[0] - corruptions.corrupt_images(box_samples)[0]).max() > 0.05
     # A vertebra's own chance is its own, whoever else is shown.
-    alone = corruptions.corrupted_images(box_samples.chosen([22]), corruptions.KINDS[kind].make(amount))
+    alone = corruptions.corrupt_images(box_samples.chosen([22]), corruptions.KINDS[kind].make(amount))
     assert_allclose(alone[0][0], once[0][2], atol=1e-5)
 
 
 def test_a_turned_lateral_view_moves_the_right_side_to_the_front() -> None:
     """The ball lies 20 mm to the right: the nearer to the front (left in the picture), the farther the view is turned."""
     for degrees in (5.0, 10.0, -10.0):
-        images, _ = corruptions.corrupted_images(_blob(20, 0, 6), Corruption(turn_deg=degrees))
+        images, _ = corruptions.corrupt_images(_blob(20, 0, 6), Corruption(turn_deg=degrees))
         assert_allclose(_where(images[0, 1, 0]), [-6, -20 * np.sin(np.deg2rad(degrees))], atol=0.3)
         assert_allclose(_where(images[0, 0, 0]), [-6, -20], atol=0.3)
     # What lies before the other side of the spine moves the other way.
-    images, _ = corruptions.corrupted_images(_blob(-20, 0, 6), Corruption(turn_deg=10.0))
+    images, _ = corruptions.corrupt_images(_blob(-20, 0, 6), Corruption(turn_deg=10.0))
     assert _where(images[0, 1, 0])[1] > 3
 
 
-def test_a_film_is_too_large_about_the_vertebra() -> None:
+def test_a_film_is_magnified_about_the_vertebra() -> None:
     for fault, sizes in ((Corruption(ap_size=1.1), (1.1, 1)), (Corruption(lateral_size=1.1), (1, 1.1))):
-        images, _ = corruptions.corrupted_images(_blob(20, -10, 15), fault)
+        images, _ = corruptions.corrupt_images(_blob(20, -10, 15), fault)
         assert_allclose(_where(images[0, 0, 0]), np.array([-15, -20]) * sizes[0], atol=0.3)
         assert_allclose(_where(images[0, 1, 0]), np.array([-15, 10]) * sizes[1], atol=0.3)
 
@@ -95,33 +95,33 @@ def test_shadows_from_outside_the_cube_follow_their_film() -> None:
     """A ball's shadow on both films of a body that has nothing in the cube."""
     ball = _blob(20, -10, 15)
     shadow = np.stack([ball.hu[0].sum(axis).T[::-1, ::-1] for axis in (1, 0)]).astype(np.float32)[None]
-    air = replace(ball, hu=np.full_like(ball.hu, -1000), pictures=shadow - shadow.min(), surroundings="body")
-    images, _ = corruptions.corrupted_images(air, Corruption(ap_size=1.1))
+    air = replace(ball, hu=np.full_like(ball.hu, -1000), pictures=shadow - shadow.min(), field_of_view="full")
+    images, _ = corruptions.corrupt_images(air, Corruption(ap_size=1.1))
     assert_allclose(_where(images[0, 0, 0]), np.array([-15, -20]) * 1.1, atol=0.4)
     assert_allclose(_where(images[0, 1, 0]), [-15, 10], atol=0.4)
 
 
 def test_a_click_is_off_by_its_distance_in_each_view_and_patches_follow() -> None:
-    five, at_five = corruptions.corrupted_images(_blob(0, 0, 0), Corruption(click_mm=5))
+    five, at_five = corruptions.corrupt_images(_blob(0, 0, 0), Corruption(landmark_mm=5))
     for view, axis in ((0, 0), (1, 1)):
         vertebra, mark = _where(five[0, view, 0]), _where(five[0, view, 1])
         assert np.hypot(*(mark - vertebra)) == pytest.approx(5, abs=0.3)
         # The vertebra lies beside the patch's centre as the centre lies beside it.
         assert_allclose(vertebra, [at_five[0, 2], at_five[0, axis]], atol=0.3)
         assert mark[1] == pytest.approx(0, abs=0.1)
-    _, at_eight = corruptions.corrupted_images(_blob(0, 0, 0), Corruption(click_mm=8))
+    _, at_eight = corruptions.corrupt_images(_blob(0, 0, 0), Corruption(landmark_mm=8))
     assert_allclose(at_eight, 1.6 * at_five)
-    _, other = corruptions.corrupted_images(_blob(0, 0, 0), Corruption(click_mm=5), seed=1)
+    _, other = corruptions.corrupt_images(_blob(0, 0, 0), Corruption(landmark_mm=5), seed=1)
     assert np.abs(other - at_five).max() > 0.5
 
 
-def test_a_prediction_is_brought_back_to_where_the_truth_lies(box_samples: Samples) -> None:
+def test_a_prediction_is_shifted_back_to_its_truth(box_samples: Samples) -> None:
     truth = box_samples.targets().astype(np.float32)
     moved = np.array([[1.5, -3, 4.5], [0, 0, 0], [-1.5, 0, 3]])
     seen = np.stack([ndimage.shift(one, -by / SPACING_MM, order=0) for one, by in zip(truth, moved, strict=True)])
     assert np.abs(seen[0] - truth[0]).sum() > 100
-    assert_allclose(corruptions.put_back(seen, moved), truth, atol=1e-6)
-    assert corruptions.put_back(truth, np.zeros((3, 3))) is truth
+    assert_allclose(corruptions.shift_back(seen, moved), truth, atol=1e-6)
+    assert corruptions.shift_back(truth, np.zeros((3, 3))) is truth
 
 
 def test_noise_has_the_stated_size(box_samples: Samples) -> None:
@@ -133,22 +133,22 @@ def test_noise_has_the_stated_size(box_samples: Samples) -> None:
     assert abs(np.corrcoef(found[0, 0].ravel(), found[1, 0].ravel())[0, 1]) < 0.05
 
 
-def test_coarse_pixels_lose_what_is_finer(box_samples: Samples) -> None:
+def test_coarse_pixels_lose_finer_detail(box_samples: Samples) -> None:
     """Stripes of one pixel leave no trace beside those of eight."""
     fine, broad = (np.where(np.arange(WIDE) // width % 2, 5.0, -5.0).astype(np.float32) for width in (1, 8))
     air = np.full_like(box_samples.hu, -1000)
     shown = []
     for stripes in (broad, broad + fine):
         striped = replace(box_samples, hu=air, pictures=box_samples.pictures * 0 + stripes)
-        shown.append([corruptions.corrupted_images(striped, Corruption(coarse=coarse))[0] for coarse in (1, 2)])
+        shown.append([corruptions.corrupt_images(striped, Corruption(coarse=coarse))[0] for coarse in (1, 2)])
     assert np.abs(shown[0][0] - shown[1][0]).max() > 0.5
     assert_allclose(shown[0][1], shown[1][1], atol=1e-2)
 
 
-def test_beyond_the_film_there_is_nothing(box_samples: Samples) -> None:
+def test_beyond_the_film_pictures_are_empty(box_samples: Samples) -> None:
     pictures = box_samples.pictures.copy()
     pictures[:, 0, :30] = np.nan
     cut = replace(box_samples, pictures=pictures)
-    images, _ = corruptions.corrupted_images(cut)
+    images, _ = corruptions.corrupt_images(cut)
     assert not images[:, 0, 0, : 30 - MIDDLE.start].any() and np.isfinite(images).all()
     assert_allclose(images, cut.images(), atol=1e-3)

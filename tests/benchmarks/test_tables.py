@@ -1,4 +1,4 @@
-"""What is known of how vertebrae lean is summed up as it should be."""
+"""The anatomical tables: tilts by region, and the share of a landmark's error that a shape undoes."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import pandas as pd
 import pytest
 from conftest import Seeing
 
-from benchmarks import anatomy
-from transvert.clinical import centroids, endplate_prior, endplates
+from benchmarks.tables import anatomy
+from transvert.clinical import centroids, endplates
 from transvert.data.patches import SIZE, SPACING_MM
 
 
-def test_leans_are_summed_up_by_region_with_what_nobody_shows_taken_from_next_to_it() -> None:
+def test_tilts_are_averaged_by_region_and_missing_regions_take_the_nearest() -> None:
     def rows(kind: str, plane: str, region: str, *degrees: float) -> list[dict[str, Any]]:
         return [{"kind": kind, "plane": plane, "region": region, "deg": deg} for deg in degrees]
 
     made = rows("wedge", "sagittal", "T1-T6", 0.0, 10.0, 20.0) + rows("wedge", "coronal", "T1-T6", 4.0, 8.0)
     made += rows("shape_lean", "sagittal", "L1-L3", -10.0, 10.0) + rows("shape_lean", "coronal", "L1-L3", 0.1, -0.1)
     table = anatomy.summarise(pd.DataFrame(made)).set_index(["kind", "plane", "region"])
-    assert len(table) == 2 * 2 * len(endplate_prior.REGIONS)
+    assert len(table) == 2 * 2 * len(endplates.REGIONS)
     assert tuple(table.loc["wedge", "sagittal", "T1-T6"]) == (10.0, 10.0, 3)
-    assert tuple(table.loc["wedge", "sagittal", "L4-L6"]) == (10.0, 10.0, 0)  # Nobody was measured there.
-    # To neither side on average; and normal errors whose mean size is 10 degrees.
+    assert tuple(table.loc["wedge", "sagittal", "L4-L6"]) == (10.0, 10.0, 0)  # The nearest region's.
+    # Coronal means are 0.
     assert tuple(table.loc["wedge", "coronal", "T1-T6"]) == (0.0, 8.94, 2)
     assert tuple(table.loc["shape_lean", "sagittal", "L1-L3"]) == (0.0, 12.53, 2)
     assert table.loc["shape_lean", "coronal", "C"]["sd_deg"] == anatomy.LEAST_DEG["shape_lean"]
 
 
-def test_bones_at_rest_tell_wedge_disc_and_lean_beside_their_neighbours() -> None:
+def test_bones_at_rest_give_wedges_discs_and_tilts() -> None:
     def bone(level: int, centre: tuple[float, float, float], upper: float, lower: float) -> Any:
         ends = [endplates.unit(np.array([0.0, np.tan(np.radians(deg)), 1.0])) for deg in (upper, lower)]
         plates = endplates.Endplates(
@@ -44,7 +44,7 @@ def test_bones_at_rest_tell_wedge_disc_and_lean_beside_their_neighbours() -> Non
     bones = [bone(11, (0, 25, 50), 20, 10), bone(12, (0, 0, 25), 8, 2), bone(14, (0, 0, -30), 0, 0)]
     found = pd.DataFrame(anatomy.at_rest(bones, coronal=False)).set_index(["kind", "region"])["deg"]
     assert found["wedge"].tolist() == pytest.approx([10, 6, 0])
-    assert found["disc"].tolist() == pytest.approx([2])  # T6 is missing, and with it two discs.
+    assert found["disc"].tolist() == pytest.approx([2])  # Level 13 is missing, and with it two discs.
     assert found["chord_below"].tolist() == pytest.approx([45 - 15])
     assert found["chord_above"].tolist() == pytest.approx([45 - 5])
     assert "chord" not in found.index
@@ -53,9 +53,7 @@ def test_bones_at_rest_tell_wedge_disc_and_lean_beside_their_neighbours() -> Non
 
 
 @pytest.mark.parametrize(("sees", "undone"), [(True, 1.0), (False, 0.0)], ids=str)
-def test_what_a_shape_undoes_of_a_click_is_all_where_it_follows_the_films_and_nothing_where_it_does_not(
-    sees: bool, undone: float
-) -> None:
+def test_a_shape_that_follows_the_films_undoes_the_whole_error(sees: bool, undone: float) -> None:
     steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     spot = np.exp(-((np.hypot(steps[:, None], steps) / 5) ** 2)).astype(np.float32)
     images = np.broadcast_to(spot, (3, 2, 2, SIZE, SIZE)).copy()
@@ -63,11 +61,11 @@ def test_what_a_shape_undoes_of_a_click_is_all_where_it_follows_the_films_and_no
     person: Any = SimpleNamespace(images=lambda: images, levels=levels)
     table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
     assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in centroids.AXES]
-    assert table["undone"].tolist() == pytest.approx([undone] * 9, abs=0.15)
-    assert table["off_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
+    assert table["share"].tolist() == pytest.approx([undone] * 9, abs=0.15)
+    assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
 
 
-def test_of_several_weights_those_count_that_move_a_vertebra_less() -> None:
+def test_weights_that_move_a_vertebra_less_are_used() -> None:
     random, made = np.random.default_rng(0), []
     for weights, undone, sd, count in (("sure", 0.8, 0.5, 8), ("less", 0.3, 2.0, 8), ("few", 0.1, 3.0, 4)):
         for region, axis in itertools.product("CTL", centroids.AXES):
@@ -77,6 +75,6 @@ def test_of_several_weights_those_count_that_move_a_vertebra_less() -> None:
             made += [{**here, "strayed_mm": a, "seen_mm": b} for a, b in zip(strayed, seen, strict=True)]
     table = anatomy.summarise_centring(pd.DataFrame(made))
     assert set(table["weights"]) == {"less"} and len(table) == 9
-    assert table["undone"].tolist() == pytest.approx([0.3] * 9, abs=0.2)
-    assert table.loc[table["axis"] != "right", "off_mm"].tolist() == pytest.approx([1.0] * 6, abs=0.8)
-    assert (table.loc[table["axis"] == "right", "off_mm"] == 0).all()
+    assert table["share"].tolist() == pytest.approx([0.3] * 9, abs=0.2)
+    assert table.loc[table["axis"] != "right", "offset_mm"].tolist() == pytest.approx([1.0] * 6, abs=0.8)
+    assert (table.loc[table["axis"] == "right", "offset_mm"] == 0).all()
