@@ -48,14 +48,14 @@ def reproduce(
     if sweep:
         table = workflow.sweep(parameters, workflow.read_grid(sweep), start=start, scheduler=scheduler)
         typer.echo(f"\n{table.to_string(index=False)}\n\nWrote {folder / 'sweep.csv'}")
-        failed = table["failed"].any()
+        if table["failed"].any():
+            raise typer.Exit(1)
     else:
         command = f"transvert reproduce {shlex.quote(params)}"
         summary = workflow.reproduce(parameters, start=start or "01", command=command)
+        if summary.failed:
+            raise typer.Exit(1)
         typer.echo(f"\n{workflow.describe(summary)}\n\nWrote {folder}")
-        failed = bool(summary.failed)
-    if failed:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -47,26 +47,17 @@ _TYPES: dict[str, Callable[[str], Any]] = {
 
 @dataclass
 class Summary:
-    """The outcome of a chain of notebooks, as written to `summary.json`.
-
-    Attributes:
-        run: the run's name.
-        parameters: the run's parameter set.
-        seconds: duration of each notebook that has run, earlier chains included.
-        peak_memory_gib: peak memory of each notebook's kernel.
-        results: mean metrics of notebook 03, one row per split and method.
-        spine: mean of each column of notebook 04's table of vertebrae.
-        failed: one sentence about the notebook that ended the chain, or "".
-        last_lines: the last lines that this notebook printed, and the line of code that failed.
-        resume: the command that continues the chain.
-    """
+    """The outcome of a chain of notebooks, as written to `summary.json`."""
 
     run: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any]
+    # By notebook, those of earlier chains included.
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_gib: dict[str, float] = field(default_factory=dict)
+    # Mean metrics of notebook 03, one row per split and method; means over notebook 04's table of vertebrae.
     results: list[dict[str, Any]] = field(default_factory=list)
     spine: dict[str, float] = field(default_factory=dict)
+    # One sentence about the notebook that ended the chain, what it printed last, and the command that goes on.
     failed: str = ""
     last_lines: list[str] = field(default_factory=list)
     resume: str = ""
@@ -160,8 +151,7 @@ def reproduce(
 
 def stages_from(start: str) -> tuple[str, ...]:
     """The stages from a notebook's number on."""
-    numbers = [name[:2] for name in STAGES]
-    if start not in numbers:
+    if start not in (numbers := [name[:2] for name in STAGES]):
         raise InputError(f"There is no notebook {start}; use 01, 02, 03 or 04.")
     return STAGES[numbers.index(start) :]
 
@@ -268,11 +258,12 @@ def mean_metrics(table: pd.DataFrame) -> pd.DataFrame:
 
 def describe(summary: Summary) -> str:
     """The results as text: mean metrics, the standing spine, and the time and memory of each notebook."""
-    spine = pd.Series(summary.spine, name="mean of vertebrae").to_frame()
+    results = pd.DataFrame(summary.results)
+    spine = pd.DataFrame({"mean of vertebrae": summary.spine})
     costs = pd.DataFrame({"seconds": summary.seconds, "peak GiB": summary.peak_memory_gib})
-    tables = [pd.DataFrame(summary.results).to_string(index=False, na_rep="", float_format="{:.3f}".format)]
-    tables += [spine.to_string(float_format="{:.3f}".format), costs.to_string()]
-    return "\n\n".join(text for text, rows in zip(tables, (summary.results, spine, costs), strict=True) if len(rows))
+    tables = [results.set_index(["split", "method"])] if len(results) else []
+    tables += [table for table in (spine, costs) if len(table)]
+    return "\n\n".join(table.to_string(na_rep="", float_format="{:.3f}".format) for table in tables)
 
 
 def _write_summary(summary: Summary, folder: Path) -> None:
