@@ -22,12 +22,7 @@ Out = Annotated[Path, typer.Option(help="Output folder.")]
 Weights = Annotated[str, typer.Option(help="Weights file (.safetensors). Default: the shipped weights.")]
 Scheduler = Annotated[str, typer.Option(help="Address of a Dask scheduler. Default: this computer's cores.")]
 Store = Annotated[str, typer.Argument(help="Sample store: a folder, or an address such as s3://bucket/store.")]
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        help="Folders in VerSe's layout, folders of TotalSegmentator output, names of data manifests, or YAML files."
-    ),
-]
+SOURCES = "Folders in VerSe's layout, folders of TotalSegmentator output, names of data manifests, or YAML files"
 
 
 @app.command()
@@ -81,7 +76,7 @@ def fetch(
 
 @app.command()
 def synthesize(
-    sources: Sources,
+    sources: Annotated[list[str], typer.Argument(help=f"{SOURCES}.")],
     out: Annotated[str, typer.Option(help="Sample store to write: a folder, or an address such as s3://bucket/store.")],
     projection: Annotated[str, typer.Option(help="Projection: parallel or cone.")] = "parallel",
     field_of_view: Annotated[str, typer.Option(help="full: whole CT. crop: a 96 mm cube per vertebra.")] = "full",
@@ -142,7 +137,11 @@ def train(
 
 
 @app.command()
-def evaluate(sources: Sources, out: Out, weights: Weights = "") -> None:
+def evaluate(
+    sources: Annotated[list[str], typer.Argument(help=f"{SOURCES}; or one sample store.")],
+    out: Out,
+    weights: Weights = "",
+) -> None:
     """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or a phantom painted from its mask."""
     from transvert.data.store import group_names, read_index
     from transvert.data.subjects import find_subjects
@@ -169,7 +168,7 @@ def calibrate(
 ) -> None:
     """Calibrate the error estimates of cross-validated networks on held-out subjects: calibration.json and a diagram.
 
-    transvert.model.networks.add_to_card adds a calibration to a weights file.
+    In Python, transvert.model.networks.add_to_card writes a calibration into a weights file.
     """
     from transvert.model import calibration
     from transvert.model.evaluate import iterate_unseen
