@@ -72,14 +72,12 @@ def write_group(store: str | Path, name: str, rows: pd.DataFrame, arrays: dict[s
         arrays: (N, ...) per name, one chunk per sample. No value may be the least of a signed or the greatest of an
             unsigned integer type, or -inf: these mark a lost chunk.
     """
-    content = _encode(arrays, {"rows": rows.to_dict("records")})
-    attributes = {f"{name}/{_ATTRIBUTES}": content.pop(_ATTRIBUTES)}
-    write_files(store, {f"{name}/{key}": value for key, value in content.items()})
+    write_files(store, {f"{name}/{key}": content for key, content in _encode(arrays).items()})
     files, _, _ = _locate(store)
     for other, path in _list_groups(store).items():
         if other != name and _subject(other) == _subject(name):
             _remove_group(files, path)
-    write_files(store, attributes)
+    write_files(store, {f"{name}/{_ATTRIBUTES}": json.dumps({"rows": rows.to_dict("records")}).encode()})
 
 
 def read_rows(store: str | Path, name: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
@@ -191,14 +189,14 @@ def _remove_group(files: Any, path: str) -> None:
             files.rm(target, recursive=True)
 
 
-def _encode(arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> dict[str, bytes]:
-    """The files of a Zarr group, format 2, which Zarr 2 and Zarr 3 both read: path in the group to content."""
+def _encode(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The files of a Zarr group without its attributes, by path. Zarr 2 and Zarr 3 both read its format 2."""
     import zarr
     from numcodecs import Shuffle, Zstd
 
     content: dict[str, Any] = {}
     version = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
-    group = zarr.open_group(content, mode="w", **version)
+    zarr.open_group(content, mode="w", **version)
     for key, stack in arrays.items():
         zarr.create(
             stack.shape,
@@ -211,7 +209,7 @@ def _encode(arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> dict[s
             path=key,
             **version,
         )[:] = stack
-    group.attrs.update(attributes)
+    content.pop(_ATTRIBUTES, None)
     return {key: value if isinstance(value, bytes) else value.to_bytes() for key, value in content.items()}
 
 
@@ -254,14 +252,14 @@ def _read_attributes(store: str | Path) -> dict[str, Any]:
     unknown = {f"{path}/{_ATTRIBUTES}": name for name, path in paths.items() if name not in found}
     files, _, _ = _locate(store)
     for path, content in (files.cat(list(unknown), on_error="return") if unknown else {}).items():
-        if isinstance(content, Exception):
-            if isinstance(content, FileNotFoundError):
-                continue
-            raise content
+        if isinstance(content, FileNotFoundError):
+            continue
         try:
+            if isinstance(content, Exception):
+                raise content
             found[unknown[path]] = json.loads(content)
             found[unknown[path]]["rows"][0]["subject"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise _damage(unknown[path], error) from None
     return found
 
