@@ -65,7 +65,7 @@ def test_fetch_shows_licence_and_size_before_it_starts(name: str, monkeypatch: p
     monkeypatch.setattr(fetch, "fetch_subjects", lambda found: [])
     shown = CliRunner().invoke(app, ["fetch", name]).output
     assert "Licence: " in shown
-    assert " MB in " in shown
+    assert " MB\n" in shown
 
 
 @pytest.fixture(scope="module")

@@ -58,15 +58,10 @@ def cache_folder() -> Path:
 
 def describe_size(manifest: Manifest) -> str:
     """The size of a data set in words, as far as its manifest states it."""
-    sizes = [file.bytes for file in manifest.files] + [archive.bytes for archive in manifest.archives]
-    if not sizes:
-        return f"that of the files in {_subjects_folder(manifest)}"
-    total, unknown = sum(sizes), sizes.count(0)
-    number = f"{len(sizes)} {'archive' if manifest.archives else 'file'}{'s' if len(sizes) > 1 else ''}"
+    total = sum(file.bytes for file in manifest.files) + sum(archive.bytes for archive in manifest.archives)
     if not total:
-        return f"not stated by the publisher; {number}"
-    size = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
-    return f"{size} in {number}" + (f", {unknown} of them of unknown size" if unknown else "")
+        return "not stated"
+    return f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
 
 
 def fetch_subjects(
@@ -152,7 +147,7 @@ def list_files(cache: Cache, roles: Collection[str] = ()) -> Iterator[Listing]:
             members = cache.open_zip(archive.url).namelist()
             found = sort_paths(manifest, [(name, ZipMember(archive.url, name)) for name in members], archive.split)
         else:
-            found = sort_paths(manifest, walk_folder(_subjects_folder(manifest, must_exist=True)))
+            found = sort_paths(manifest, walk_folder(_subjects_folder(manifest)))
         missing -= {file.role for files in found.values() for file, _ in files}
         if missing and archive in (None, *manifest.archives[-1:]):
             paths = ", ".join(pattern.path for pattern in manifest.layout if pattern.role == min(missing))
@@ -171,19 +166,17 @@ def walk_folder(root: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(root).as_posix(), path
 
 
-def _subjects_folder(manifest: Manifest, *, must_exist: bool = False) -> Path:
+def _subjects_folder(manifest: Manifest) -> Path:
     """The folder in which the subjects of a set without archives lie."""
     folder = manifest.folder or cache_folder() / manifest.name
-    if must_exist and not (folder.is_dir() and any(folder.iterdir())):
-        if manifest.folder:
-            raise InputError(
-                f"The folder {folder} of the manifest {manifest.name} is absent or empty; correct 'folder'."
-            )
-        raise InputError(
-            f"{manifest.title} can't be fetched by a program: {manifest.access.strip().rstrip('.')}. Put it into "
-            f"{folder}, so that it holds {', '.join(pattern.path for pattern in manifest.layout)}, and run this again."
-        )
-    return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        return folder
+    if manifest.folder:
+        raise InputError(f"The folder {folder} of the manifest {manifest.name} is absent or empty; correct 'folder'.")
+    raise InputError(
+        f"{manifest.title} can't be fetched by a program: {manifest.access.strip().rstrip('.')}. Put it into "
+        f"{folder}, so that it holds {', '.join(pattern.path for pattern in manifest.layout)}, and run this again."
+    )
 
 
 def sort_paths(manifest: Manifest, paths: Iterable[tuple[str, Path | ZipMember]], split: str = "") -> Listing:

@@ -186,10 +186,8 @@ class Pattern(_Entry):
         """The regular expression of a whole path, with groups "subject", "scan" and "level"."""
         made = ""
         for token in re.split(r"(\*\*/|\*|\{\w+\})", self.path):
-            group = f"(?P<{token.strip('{}')}>"
-            made += (
-                group.replace("P<", "P=").replace(">", ")") if group in made else _TOKENS.get(token, re.escape(token))
-            )
+            name = token.strip("{}")
+            made += f"(?P={name})" if f"(?P<{name}>" in made else _TOKENS.get(token, re.escape(token))
         return re.compile(made)
 
     @model_validator(mode="after")
@@ -263,14 +261,11 @@ class DataFile(_Entry):
 
     @property
     def places(self) -> list[Hashable]:
-        """Keys that no other file of the set may have: a subject has one CT, one mask, one surface of a level."""
-        subject = self.subject.casefold()  # Some file systems do not distinguish upper and lower case.
-        found: list[Hashable] = [(subject, self.sha256)] if self.sha256 else []
+        """Keys that no other file of the subject may have: one CT, one mask, one surface per level, one film per view."""
         if self.role == "surface":
-            found += [(subject, self.role, level) for level in self.shown]
-        elif self.role in ("ct", "mask", "film"):
-            found.append((subject, self.role, None if self.convention else self.level, self.view))
-        return found
+            return [(self.role, level) for level in self.shown]
+        whole = self.role in ("ct", "mask", "film")
+        return [(self.role, self.view, None if self.convention else self.level)] if whole else []
 
 
 class Manifest(_Model):
@@ -383,13 +378,8 @@ def _describe_error(error: Any, filename: str) -> str:
         location = location[2:]
     key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
-        models: dict[Any, type[BaseModel]] = {
-            "files": DataFile,
-            "archives": Archive,
-            "layout": Pattern,
-            "wheel": WheelMember,
-        }
-        model = next((models[part] for part in reversed(error["loc"][:-1]) if part in models), Manifest)
+        models = {"files": DataFile, "archives": Archive, "layout": Pattern, "wheel": WheelMember}
+        model: Any = next((models[part] for part in reversed(error["loc"][:-1]) if part in models), Manifest)
         return f"{where} has the unknown key '{key}'; the known ones are {', '.join(model.model_fields)}."
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ _SPACING_MM = 1.0
 _LEAST_PITCH_MM = 6.0
 """Pieces of a file whose centres differ less than this in height are not vertebrae that stand on each other."""
 _LENGTH_MM = (25.0, 160.0)
-"""The longest side of a vertebra's box, from a child's C1 to a large man's L3."""
+"""Limits of the longest side of a vertebra's box, from a child's neck to a large man's lumbar spine."""
 _VERSE = (
     Pattern(role="ct", path="**/{subject}{scan}_ct.nii.gz"),
     Pattern(role="mask", path="**/{subject}{scan}_seg-vert_msk.nii.gz", convention="verse"),
@@ -77,20 +78,18 @@ def find_subjects(sources: str | Path | Iterable[str | Path]) -> SubjectStream:
     def start() -> Iterator[Subject]:
         seen: set[str] = set()
         for subject in itertools.chain.from_iterable(streams):
-            twice = subject.name.casefold() in seen  # Some file systems do not distinguish upper and lower case.
-            seen.add(subject.name.casefold())
-            yield (
-                Subject(subject.name, problem=f"There are two subjects {subject.name}; rename one.")
-                if twice
-                else subject
-            )
+            key = subject.name.casefold()  # Some file systems do not distinguish upper and lower case.
+            if key in seen:
+                subject = Subject(subject.name, problem=f"There are two subjects {subject.name}; rename one.")
+            seen.add(key)
+            yield subject
 
     return SubjectStream(sum(map(len, streams)), start)
 
 
 def _find_source(source: str | Path) -> SubjectStream:
     if Path(source).is_dir():
-        return _find_in_folder(Path(source).resolve())
+        return _find_in_folder(Path(os.path.abspath(source)))
     if Path(source).suffix not in (".yaml", ".yml") and source not in available_manifests():
         known = ", ".join(available_manifests())
         raise InputError(f"'{source}' is no folder, no YAML file and none of the data manifests {known}.")
@@ -101,7 +100,8 @@ def _find_source(source: str | Path) -> SubjectStream:
 
 def _find_in_folder(root: Path) -> SubjectStream:
     """The subjects of a folder in VerSe's layout, or else of one of TotalSegmentator's output."""
-    paths = [(f"{root.name}/{path}", file) for path, file in fetch.walk_folder(root)]
+    # With its own name before each path, a single subject's folder fits the same patterns.
+    paths = [(f"{root.name.lstrip('.')}/{path}", file) for path, file in fetch.walk_folder(root)]
     # `derivatives` and a subject's folder in it have their CTs in the `rawdata` beside them.
     beside = [parent / "rawdata" for parent in root.parents[:2] if "derivatives" in (root.name, root.parent.name)]
     raw = [(f"rawdata/{path}", file) for folder in beside for path, file in fetch.walk_folder(folder)]
@@ -240,7 +240,9 @@ def _read_surface(subject: Subject, path: Path) -> trimesh.Trimesh:
     name = subject.files[path].faces
     if not name:
         return mesh.read_surface(path)
-    faces = [other for other, file in subject.files.items() if file.role == "faces" and other.name.endswith(name)]
+    # A cached file's name begins with digits of its hash.
+    files = (other for other, file in subject.files.items() if file.role == "faces")
+    faces = [other for other in files if other.name == name or other.name.endswith(f"-{name}")]
     if not faces:
         raise InputError(
             f"{path.name} of {subject.name} has its faces in {name}, but no file of the role faces is named so; add it."
