@@ -57,7 +57,7 @@ def reproduce(
 def fetch(
     name: Annotated[str, typer.Argument(help="Data manifest: a name in data_manifests/, or a YAML file.")] = "embedded",
 ) -> None:
-    """Show a data set's licence and size, then download and verify it. Run it again to resume a download."""
+    """Show a data set's licence and size, then download and verify it. Run it again to complete it."""
     from transvert.data.fetch import cache_folder, describe_size, fetch_subjects
     from transvert.data.manifest import load_manifest
 
