@@ -176,7 +176,7 @@ def _predict(network: nn.Module, images: np.ndarray, *, calibration: Calibration
     """Predicts as for the calibration, which holds for such predictions alone."""
     if calibration is None:
         return predict(network, images, mirror=True)
-    return tta_predict(network, images, calibration.jitter).probability
+    return tta_predict(network, images, calibration.tta)
 
 
 def posture_table(found: Reconstruction, truth: Samples | None = None) -> pd.DataFrame:
