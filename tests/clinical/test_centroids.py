@@ -21,7 +21,7 @@ from transvert.data.patches import SIZE, SPACING_MM
 from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS, View
 from transvert.model import metrics
-from transvert.model.predict import placed
+from transvert.model.predict import landmark_offset_mm
 
 T12, L1, L2 = 19, 20, 21
 TURN = np.linalg.qr(np.array([[1.0, 0.1, -0.2], [-0.1, 1.0, 0.3], [0.2, -0.3, 1.0]]))[0]
@@ -109,7 +109,7 @@ def test_a_body_is_less_certain_along_its_depth() -> None:
 
 
 def test_clicks_place_a_vertebra_as_triangulation_does(patient: Patient) -> None:
-    """`predict.placed` gives the same place from patches as two rays do in space."""
+    """`predict.landmark_offset_mm` gives the same place from patches as two rays do in space."""
     _, views, isocentre = simulate_radiographs(patient.ct, pixel_mm=1.5)
     there = patient.centroids[L2]
     marks = landmarks.project_landmarks(*views, isocentre, {L2: there})
@@ -119,7 +119,7 @@ def test_clicks_place_a_vertebra_as_triangulation_does(patient: Patient) -> None
         steps = patches.plane(axes, ("ap", "lateral").index(which))
         marks.centroids[which][L2] = view.project(there + steps.T @ [down, across])
     place = marks.triangulate(*views)[0][L2]
-    assert_allclose(axes.T @ (place - there), placed(clicks), atol=0.1)
+    assert_allclose(axes.T @ (place - there), landmark_offset_mm(clicks), atol=0.1)
 
 
 # Bodies and clicks

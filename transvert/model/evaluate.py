@@ -1,4 +1,4 @@
-"""The four steps of the walk as functions: what the notebooks and the command line both call."""
+"""Evaluation: the metrics of predicted vertebrae, of samples, stores and whole subjects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from transvert import levels, runs
-from transvert.data import manifest, samples, store, synthesis
+from transvert.data import manifest, samples, store
 from transvert.data.patches import SPACING_MM
 from transvert.data.samples import Samples
 from transvert.data.splits import stream_samples
@@ -22,12 +22,12 @@ from transvert.model.networks import load_network
 from transvert.model.predict import predict
 from transvert.progress import progress_bar
 
-open_subject, synthesize = load_subject, synthesis.synthesize
-COLUMNS = ("subject", "level", "dice", "hd95_mm", "assd_mm", "nsd_1p5mm", "source")
+COLUMNS = ("subject", "level", *metrics.METRICS, "source")
+"""Columns of a table of metrics; `source` is "ct" or "phantom"."""
 
 
 def score_samples(subject: Samples, predictions: np.ndarray, *, threshold: float = 0.5) -> pd.DataFrame:
-    """The metrics of predicted vertebrae, one row each, with the columns `COLUMNS`.
+    """The metrics of predicted vertebrae: one row each, with the columns `COLUMNS`.
 
     Args:
         subject: the truth.
@@ -36,37 +36,30 @@ def score_samples(subject: Samples, predictions: np.ndarray, *, threshold: float
     """
     rows = []
     for level, truth, prediction in zip(subject.levels, subject.targets(), predictions, strict=True):
-        found = metrics.compare(prediction > threshold, truth, (SPACING_MM,) * 3)
+        found = metrics.compare(prediction > threshold, truth, SPACING_MM)
         rows.append({"subject": subject.subject, "level": levels.name(level), **found, "source": subject.source})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def visual_hulls(subject: Samples) -> np.ndarray:
-    """(N, 64, 64, 64) bool: the visual hull of each vertebra from its two perfect silhouettes; the second null."""
-    targets = subject.targets()
-    ap, lateral = (np.swapaxes(targets.any(axis=axis), 1, 2)[:, ::-1, ::-1] for axis in (2, 1))
-    return np.array([metrics.visual_hull(a, b) for a, b in zip(ap, lateral, strict=True)])
-
-
-def score_rows(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd.DataFrame:
-    """The metrics of the samples that the rows of a store's index name, as `score` gives them; mirrored and averaged."""
+def score_store(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd.DataFrame:
+    """The metrics of the samples that rows of a store's index name, as `score_samples`; predicted with `mirror`."""
     loaded = (subject.load() for subject in stream_samples(place, rows))
     tables = [score_samples(made, predict(network, made.images(), mirror=True)) for made in loaded]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
-def unseen_people(place: str | Path, weights: str | Path) -> Iterator[tuple[str, nn.Module, dict[str, Any], Samples]]:
-    """Everybody of a store whom trained weights have not learned from, a subject at a time.
+def iterate_unseen(place: str | Path, weights: str | Path) -> Iterator[tuple[str, nn.Module, dict[str, Any], Samples]]:
+    """Iterates over the subjects of a store whose people the weights were not trained on.
 
     Args:
         place: the store.
-        weights: a file, "shipped", or a folder with the weights of a fold in each of its folders.
+        weights: a file, "shipped", or a folder of `train.train_folds` with one folder per fold.
 
     Yields:
-        The fold's name ("" of a file), its network and card, and a subject's samples.
+        The fold's name ("" for a file), its network and card, and a subject's samples.
 
     Raises:
-        InputError: no weights, or they know everybody.
+        InputError: no weights, or they were trained on everyone.
     """
     if weights == "shipped" or not Path(weights).is_dir():
         files = {"": weights}
@@ -75,12 +68,12 @@ def unseen_people(place: str | Path, weights: str | Path) -> Iterator[tuple[str,
     index, some = store.read_index(place), False
     for fold, file in files.items():
         network, card = load_network(file)
-        known = set(index["person"][index["subject"].isin(card.get("subjects", []))])
-        for part in stream_samples(place, index[~index["person"].isin(known)]):
+        trained = set(index["person"][index["subject"].isin(card.get("subjects", []))])
+        for part in stream_samples(place, index[~index["person"].isin(trained)]):
             some = True
             yield fold, network, card, part.load()
     if not some:
-        raise InputError(f"The weights {weights} know everybody of this store, or there are none; test on others.")
+        raise InputError(f"{weights} holds no weights, or they were trained on everyone in this store; test on others.")
 
 
 def evaluate_subjects(
@@ -88,10 +81,20 @@ def evaluate_subjects(
     network: nn.Module,
     out: Path,
     *,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Predicts every whole vertebra of every subject and writes `metrics.csv` (and `skipped.txt`) into `out`.
+    """Evaluates every whole vertebra of every subject, and writes `metrics.csv` and `skipped.txt`.
+
+    Args:
+        subjects: as `data.subjects.find_subjects` finds them.
+        network: trained.
+        out: the folder to write into.
+        log: called with a sentence for each vertebra or subject that was skipped.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The table of metrics, with the columns `COLUMNS`.
 
     Raises:
         InputError: no subject could be evaluated; nothing is written then.
@@ -99,15 +102,15 @@ def evaluate_subjects(
     tables, notes = [], []
     for subject in progress_bar(list(subjects), "subjects", quiet=not progress):
         try:
-            ct, mask, source = open_subject(subject)
+            ct, mask, source = load_subject(subject)
             made = samples.cut_samples(ct, mask, subject.name, source=source)
             tables.append(score_samples(made, predict(network, made.images(), mirror=True)))
-            fresh = [f"{subject.name}: {note}" for note in made.notes]
+            found = [f"{subject.name}: {note}" for note in made.notes]
         except InputError as error:
-            fresh = [f"{subject.name}: {error}"]
-        for note in fresh:
-            say(note)
-        notes += fresh
+            found = [f"{subject.name}: {error}"]
+        for note in found:
+            log(note)
+        notes += found
     if not tables:
         raise InputError("No subject could be evaluated. " + " ".join(notes))
     table = pd.concat(tables, ignore_index=True)

@@ -1,57 +1,59 @@
-"""What a training lowers: overlap and cross-entropy, or the paper's kind of regression, and what the films must show."""
+"""Losses: soft Dice with cross-entropy, and the least-squares adversarial term of the paper."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from transvert.io import InputError
 
-LOSSES = ("dice_ce", "dice", "regression")
-"""Soft Dice plus cross-entropy; soft Dice alone, as the public port is trained; or the mean absolute difference, as a network that regresses grey values is trained."""
+LOSSES = ("dice_ce", "dice")
+"""Soft Dice plus cross-entropy; soft Dice alone, which the public port is trained with."""
 
 
-def loss_and_dice(
-    logits: Tensor, targets: Tensor, kind: str = "dice_ce", projection_weight: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """What a training lowers, and the soft Dice for its curve.
+def segmentation_loss(logits: Tensor, targets: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
+    """The loss of a batch and its mean soft Dice.
 
     Args:
         logits: (B, 1, X, Y, Z) float32.
         targets: (B, 1, X, Y, Z) float32, 0 and 1.
         kind: one of `LOSSES`.
-        projection_weight: of `projection_loss`, which is added.
 
     Returns:
-        The loss, with gradients, and the mean soft Dice, without.
+        The loss, with gradients, and the soft Dice, without.
 
     Raises:
         InputError: an unknown kind.
     """
+    if kind not in LOSSES:
+        raise InputError(f"'{kind}' is not a loss; use {' or '.join(LOSSES)}.")
     probability = logits.sigmoid()
-    common = (probability * targets).sum((1, 2, 3, 4))
+    overlap = (probability * targets).sum((1, 2, 3, 4))
     total = (probability + targets).sum((1, 2, 3, 4))
-    dice = ((2 * common + 1) / (total + 1)).mean()
+    dice = ((2 * overlap + 1) / (total + 1)).mean()
+    loss = 1 - dice
     if kind == "dice_ce":
-        loss = 1 - dice + functional.binary_cross_entropy_with_logits(logits, targets)
-    elif kind == "dice":
-        loss = 1 - dice
-    elif kind == "regression":
-        loss = (probability - targets).abs().mean() * targets[0].numel() / targets.sum((1, 2, 3, 4)).mean().clamp(min=1)
-    else:
-        raise InputError(f"'{kind}' is not a loss; use {', '.join(LOSSES[:-1])} or {LOSSES[-1]}.")
-    if projection_weight:
-        loss = loss + projection_weight * projection_loss(probability, targets)
+        loss = loss + functional.binary_cross_entropy_with_logits(logits, targets)
     return loss, dice.detach()
 
 
-def projection_loss(probability: Tensor, targets: Tensor) -> Tensor:
-    """How far the prediction's thickness along both views' rays is from the bone's, relative to the bone's mean.
+def adversarial_losses(discriminator: nn.Module, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares losses of a discriminator and of the network (Mao et al., 2017, arXiv 1611.04076).
 
-    (B, 1, X, Y, Z) each. The films show thickness; a reconstruction that does not throw their shadows is wrong.
+    The discriminator learns to score real vertebrae as 1 and predictions as 0, the network to be scored as 1.
+
+    Args:
+        discriminator: scores (B, 1, X, Y, Z); may be distributed.
+        logits: (B, 1, X, Y, Z) float32.
+        targets: (B, 1, X, Y, Z) float32, 0 and 1.
+
+    Returns:
+        The discriminator's loss and the network's; the gradient of each reaches its own weights alone.
     """
-    parts = []
-    for along in (3, 2):
-        made, true = probability.sum(along), targets.sum(along)
-        parts.append((made - true).abs().sum((1, 2, 3)) / true.sum((1, 2, 3)).clamp(min=1))
-    return (parts[0] + parts[1]).mean() / 2
+    predicted = logits.sigmoid()
+    real, fake = discriminator(torch.cat([targets, predicted.detach()])).float().chunk(2)
+    module = getattr(discriminator, "module", discriminator)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    score = torch.func.functional_call(module, weights, predicted).float()
+    return (((real - 1) ** 2).mean() + (fake**2).mean()) / 2, ((score - 1) ** 2).mean() / 2

@@ -1,4 +1,4 @@
-"""How far a reconstruction is from the truth, in millimetres; tables of it; and two predictions that use no network.
+"""Metrics of a reconstruction in millimetres, tables of them, and two baselines without a network.
 
 The numbers are MONAI's, with these definitions (read in its source, version 1.6):
 
@@ -127,11 +127,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_shape(targets: np.ndarray) -> np.ndarray:
-    """The mean training shape: what one can predict without looking at any picture.
+    """Baseline: the mean training shape, a prediction without any radiograph.
 
-    The voxel-wise mean of shapes that vary, cut at 0.5, is smaller than the shapes are. So the mean is bent (piecewise
-    linearly, keeping its order, with 0 and 1 fixed) such that 0.5 cuts out the mean volume of the targets, as nearly as
-    the mean's distinct values allow. The caller cuts at 0.5, as for a network.
+    The plain mean of varying shapes, thresholded at 0.5, is smaller than they are. So its values are mapped piecewise
+    linearly (keeping their order, with 0 and 1 fixed) such that 0.5 cuts out the mean volume.
 
     Args:
         targets: (N, S, S, S) uint8, 0 or 1, aligned as the samples are.
@@ -148,31 +147,19 @@ def mean_shape(targets: np.ndarray) -> np.ndarray:
     values, counts = np.unique(mean, return_counts=True)
     if values[0] > 0:
         values, counts = np.append(0.0, values), np.append(0, counts)
-    volumes = np.cumsum(counts[::-1])[::-1]  # voxels at least as large as each value
+    volumes = np.cumsum(counts[::-1])[::-1]  # Voxels at least as large as each value.
     best = 1 + int(np.argmin(np.abs(volumes[1:] - mean.sum(dtype=float))))
     cut = float(values[best - 1] + values[best]) / 2
     return np.interp(mean, [0.0, cut, 1.0], [0.0, 0.5, 1.0]).astype(np.float32)
 
 
-def visual_hull(ap_silhouette: np.ndarray, lateral_silhouette: np.ndarray) -> np.ndarray:
-    """The largest shape that two parallel silhouettes allow: what the pictures say without any knowledge of vertebrae.
+def visual_hulls(targets: np.ndarray) -> np.ndarray:
+    """Baseline: the visual hulls of vertebrae, the largest shapes with their exact parallel AP and lateral silhouettes.
 
     Args:
-        ap_silhouette: (S, S) bool, row 0 at the top, column 0 at the patient's right.
-        lateral_silhouette: (S, S) bool, row 0 at the top, column 0 at the patient's front.
+        targets: (N, S, S, S) bool, RAS order.
 
     Returns:
-        (S, S, S) bool, [x, y, z] in RAS order.
-
-    Raises:
-        InputError: the silhouettes are not squares of one size.
+        (N, S, S, S) bool.
     """
-    size = len(ap_silhouette)
-    if ap_silhouette.shape != (size, size) or lateral_silhouette.shape != (size, size):
-        raise InputError(
-            f"The silhouettes {ap_silhouette.shape} and {lateral_silhouette.shape} must be squares of one size."
-        )
-    # Rows fall with z, columns fall with x (AP) and y (lateral): turn both pictures by 180 degrees, then transpose.
-    ap_xz = ap_silhouette.astype(bool)[::-1, ::-1].T
-    lateral_yz = lateral_silhouette.astype(bool)[::-1, ::-1].T
-    return ap_xz[:, None, :] & lateral_yz[None, :, :]
+    return np.logical_and(targets.any(axis=2, keepdims=True), targets.any(axis=1, keepdims=True))

@@ -1,12 +1,10 @@
-"""The optimiser: steps of equal size in every direction of a weight matrix.
+"""Optimisers: Muon, with AdamW for what is not a matrix.
 
-AdamW scales each weight by itself. Muon (Jordan and others, 2024; https://kellerjordan.github.io/posts/muon) takes a
-layer's averaged gradient as one matrix, outputs by inputs, and sets all of its singular values to about one, so that
-the directions which few samples ask for are learned as fast as the common ones. On this task 300 such steps learn what
-1,200 of AdamW do, for a tenth more time a step.
+AdamW scales each weight by itself. Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) takes a layer's
+averaged gradient as one matrix and sets all of its singular values to about one, so that rare directions are learned as
+fast as common ones. On this task 300 such steps learn what 1,200 of AdamW do, for a tenth more time per step.
 
-torch has a `Muon`, too, for parameters that are matrices; this one takes convolutions and orthogonalises all layers of
-one shape together.
+`torch.optim.Muon` takes matrices alone; this one takes convolutions and orthogonalises all layers of a shape together.
 """
 
 from __future__ import annotations
@@ -20,24 +18,24 @@ from torch import Tensor
 from transvert.io import InputError
 
 OPTIMISERS = ("muon", "adamw")
-"""This companion's choice, and the usual one."""
+"""This companion's choice, and the common one."""
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's; after five rounds all singular values lie between 0.7 and 1.2.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: five rounds take all singular values to 0.7 to 1.2.
 _ROUNDS = 5
 
 
 class Muon(torch.optim.AdamW):
     """Muon for weight matrices and convolutions; AdamW for biases, gains and normalisation.
 
-    A matrix's step is scaled to the size that one of AdamW usually has (Liu and others, 2025, arXiv 2502.16982), so
-    that both share one learning rate and one weight decay.
+    A matrix's step is scaled to the usual size of AdamW's (Liu et al., 2025, arXiv 2502.16982), so that both share one
+    learning rate and one weight decay.
 
     Args:
         parameters: of the network.
         learning_rate: as AdamW's.
         weight_decay: decoupled, as AdamW's.
-        momentum: of the averaged gradient, Nesterov's.
-        dtype: the orthogonalisation's; bfloat16 is enough, where the processor computes in it.
+        momentum: Nesterov momentum of the averaged gradient.
+        dtype: of the orthogonalisation; bfloat16 suffices.
     """
 
     def __init__(
@@ -57,11 +55,11 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Moves all parameters that have a gradient."""
+        """Updates all parameters that have a gradient."""
         group = self.param_groups[0]
         gradients = [(p, p.grad) for p in group["params"] if p.grad is not None]
         for parameter, _ in gradients:
-            parameter.grad = None  # Out of AdamW's sight.
+            parameter.grad = None  # Hides it from AdamW.
         result = super().step(closure)
         same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter, gradient in gradients:
@@ -74,30 +72,34 @@ class Muon(torch.optim.AdamW):
             rows = _rows(gradient.lerp(state["average"], self.momentum))
             same_shape.setdefault(rows.shape, []).append((parameter, rows))
         for shape, pairs in same_shape.items():
-            steps = orthogonal(torch.stack([rows for _, rows in pairs]).to(self.dtype)).float()
+            steps = orthogonalise(torch.stack([rows for _, rows in pairs]).to(self.dtype)).float()
             for (parameter, _), step in zip(pairs, steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(_like(step, parameter), alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
         return result
 
 
-def optimiser(
-    name: str, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, dtype: torch.dtype
+def build_optimiser(
+    name: str,
+    parameters: Iterable[Tensor],
+    learning_rate: float,
+    weight_decay: float = 0.02,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """An optimiser by its name in `OPTIMISERS`; `dtype` as in `Muon`.
+    """Builds an optimiser by its name in `OPTIMISERS`; the other arguments are those of `Muon`.
 
     Raises:
         InputError: no such optimiser.
     """
+    if name not in OPTIMISERS:
+        raise InputError(f"'{name}' is not an optimiser; use {' or '.join(OPTIMISERS)}.")
     if name == "muon":
         return Muon(parameters, learning_rate, weight_decay, dtype=dtype)
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
-    raise InputError(f"'{name}' is not an optimiser; use {' or '.join(OPTIMISERS)}.")
+    return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The orthogonal matrices nearest to some (B, M, N), roughly: singular values near 1, by Newton-Schulz's iteration."""
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Orthogonalises matrices (B, M, N) roughly: singular values near 1, by Newton-Schulz iteration."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -109,10 +111,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """A weight as (outputs, everything else); without a copy for a convolution that is stored channels last."""
+    """A weight as (outputs, all else); no copy of a convolution that is stored channels last."""
     return weight.movedim(1, -1).flatten(1) if weight.dim() > 1 else weight[None]
 
 
 def _like(rows: Tensor, weight: Tensor) -> Tensor:
-    """`_rows` undone."""
+    """Undoes `_rows`."""
     return rows.reshape(weight.movedim(1, -1).shape).movedim(-1, 1)

@@ -1,28 +1,23 @@
-"""What the networks are built of.
+"""The networks by name, their layers, and their weights in files.
 
-Inside a network a volume is `[z, y, x]` with every axis running the way the pictures run: head to feet, front to back,
-right to left. So an AP picture is `[z, x]` and a lateral one `[z, y]`, without a flip; the result is turned to RAS
-`[x, y, z]` at the very end, by `to_ras`.
+The paper's code and weights are not public. Known are four 2D inputs (a patch and a centroid map per view), an encoder
+per view, fusion, a 3D decoder, self-attention, and a least-squares adversarial term. Channel counts, depths and all
+else are this companion's choices.
 
-Layers of one pixel's or voxel's channels alone are `nn.Linear` with the channels last, not convolutions of kernel 1:
-on a CPU those hand back tensors with the channels first, and every layer around them waits for copies.
+| paper | `TransVert`, the paper's form | `TransVertHull`, this companion's own |
+|---|---|---|
+| AP and lateral image and annotation | `images[:, view, (patch, map)]` | the same |
+| AP and lateral encoder | `encoders` | `encoders`, `decoders` |
+| self-attention | `Attention` at each encoder's end | `CrossViewAttention` over both views |
+| map-and-fuse block, anisotropic | `AxisExpansion`, `fuse` | `ViewLift` at three scales, added |
+| decoder | `decode`, `head` | `decode`, `head` |
+| discriminator | `Discriminator` | the same |
 
+Inside a network a volume is `[z, y, x]`, and each axis runs as in the pictures: head to feet, front to back, right to
+left. An AP picture is then `[z, x]` and a lateral one `[z, y]` without a flip. `to_ras` turns the result to RAS.
 
-TransVert and its critic, this companion's own faster networks, and all networks by name with their weights in files.
-
-What is known of the paper's network (its code and weights are not public): per view the image patch and an image that
-marks the centroid, so four 2D inputs; one encoder a view; fusion; a 3D decoder; self-attention; and a least-squares
-adversarial term beside the voxel loss. Channel counts, depths and everything below are this companion's choices.
-
-| paper | here |
-|---|---|
-| AP and lateral image, AP and lateral vertebral annotation | `images[:, view, (patch, map)]` |
-| AP and lateral encoder | `TransVert.encoders` |
-| map-and-fuse block with anisotropic convolutions | `blocks.Growth`, `TransVert.fuse` |
-| self-attention | `blocks.Attention`, at the encoders' end |
-| decoder | `TransVert.decode` |
-| discriminator of the least-squares GAN | `Critic` |
-
+Layers over channels alone are `nn.Linear` with the channels last. On a CPU a convolution of kernel 1 returns tensors
+with the channels first, and the layers around it then wait for copies.
 """
 
 from __future__ import annotations
@@ -40,21 +35,24 @@ from torch.nn import functional
 
 from transvert.io import PACKAGE, InputError, atomic_path
 
+SHIPPED_WEIGHTS = PACKAGE / "weights" / "transvert_hull.safetensors"
+_FORMAT = "transvert-weights/1"
+
 
 def norm_act(channels: int, dims: int) -> nn.Sequential:
-    """Batch normalisation over `dims` axes and a ReLU."""
+    """Batch normalisation in 2D or 3D and a ReLU."""
     norm = nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
     return nn.Sequential(norm, nn.ReLU(inplace=True))
 
 
 def conv(inputs: int, outputs: int, dims: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """A convolution over `dims` axes, normalised and rectified."""
+    """A 2D or 3D convolution without bias, batch normalisation and a ReLU."""
     layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(layer, norm_act(outputs, dims))
 
 
 class Residual(nn.Module):
-    """Two convolutions and a way around them."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, channels: int, dims: int):
         super().__init__()
@@ -65,7 +63,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map, added with a gain that starts at zero."""
+    """Self-attention over the pixels of a feature map (B, C, H, W), added with a learned gain that starts at zero."""
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
@@ -84,7 +82,7 @@ class Attention(nn.Module):
 
 
 class CrossViewAttention(nn.Module):
-    """Attention over the pixels of both views at once: the two side by side, with a learned mark for each place."""
+    """Self-attention over the pixels of both views side by side, with a learned embedding per pixel."""
 
     def __init__(self, channels: int, side: int = 8):
         super().__init__()
@@ -97,13 +95,13 @@ class CrossViewAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A picture to features at 64² and at half, quarter, ... of it, one for each of `widths`.
+    """Features of a picture at 64², 32² and so on, one scale per entry of `widths`.
 
     Args:
         widths: channels at each scale.
         depths: residual blocks at each scale.
-        kernel: of the first convolution.
-        attention: self-attention over the last scale's pixels.
+        kernel: size of the first convolution.
+        attention: whether the coarsest scale has self-attention.
     """
 
     def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], *, kernel: int = 7, attention: bool = False):
@@ -116,7 +114,7 @@ class Encoder(nn.Module):
         self.attention = Attention(widths[-1]) if attention else nn.Identity()
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """(B, 2, 64, 64), patch and map, to the features of each scale, finest first."""
+        """Patch and centroid map (B, 2, 64, 64) to the features of each scale, finest first."""
         features = [self.stem(picture)]
         for stage in self.stages:
             features.append(stage(features[-1]))
@@ -125,9 +123,9 @@ class Encoder(nn.Module):
 
 
 class SubpixelUpsample(nn.Module):
-    """Doubles the length of every axis: each place's channels become those of its 2² sub-pixels or 2³ sub-voxels.
+    """Doubles every axis: the channels of a pixel or voxel become those of its 2² or 2³ parts.
 
-    A transposed convolution of kernel and stride 2, as one matrix product.
+    It equals a transposed convolution of kernel and stride 2, computed as one matrix product.
     """
 
     def __init__(self, inputs: int, outputs: int, dims: int, bias: bool = False):
@@ -144,9 +142,9 @@ class SubpixelUpsample(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the coarsest of several scales to the finest: each is added to what the coarser one makes of itself.
+    """From the coarsest scale to the finest: each scale is added to the upsampled coarser one.
 
-    Adding instead of concatenating leaves no convolution to do but those of one residual block a scale.
+    Added and not concatenated, so that each scale needs the convolutions of one residual block alone.
 
     Args:
         widths: channels at each scale, finest first.
@@ -159,7 +157,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(norm_act(a, dims), Residual(a, dims)) for a in widths[:-1])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Features of each scale, finest first, to as many that know of all the coarser ones."""
+        """Features of each scale, finest first, to as many that include those of all coarser scales."""
         found = [features[-1]]
         for finer, block, own in zip(self.finer[::-1], self.blocks[::-1], features[-2::-1], strict=True):
             found.append(block(finer(found[-1]) + own))
@@ -167,11 +165,10 @@ class Decoder(nn.Module):
 
 
 class AxisExpansion(nn.Module):
-    """Grows a picture's features along the axis it does not see, doubling it each time.
+    """Expands a picture's features along the axis that its view does not show, doubling the length each time.
 
-    A step is a transposed convolution of stride 2 in its sub-pixel form: a convolution makes twice the channels, which
-    become twice the length. (torch's own transposed convolution returns NaN gradients on a length of one in bfloat16 on
-    a CPU, now and then, and not the same each time.)
+    Each step is an anisotropic transposed convolution of stride 2 in sub-pixel form: a convolution makes twice the
+    channels, which become twice the length. (PyTorch's own sometimes returns NaN gradients in bfloat16 on a CPU.)
     """
 
     def __init__(self, channels: int, axis: int, doublings: int):
@@ -192,7 +189,7 @@ class AxisExpansion(nn.Module):
 
 
 class ViewLift(nn.Module):
-    """Turns a picture's features into a volume in one step: channels become depth along the axis it does not see."""
+    """Turns a picture's features into a volume: channels become depth along the axis that its view does not show."""
 
     def __init__(self, inputs: int, channels: int, depth: int, axis: int):
         super().__init__()
@@ -206,10 +203,9 @@ class ViewLift(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits at 64³ from features at 32³: eight sub-voxels each, plus the product of both views' full-size features.
+    """Logits at 64³ from features at 32³: eight sub-voxels each, plus the product of both views' 64² features.
 
-    The product, a sum over `rank` of A_k(z, x) B_k(z, y), can say at 64³ what both pictures agree on, a visual hull,
-    for the price of a matrix product.
+    The product, a sum over `rank` of A_k(z, x) B_k(z, y), is a learned visual hull for the cost of a matrix product.
     """
 
     def __init__(self, channels: int, picture_channels: int, rank: int = 24):
@@ -225,22 +221,22 @@ class Head(nn.Module):
 
 
 def to_ras(logits: Tensor) -> Tensor:
-    """(B, 1, z, y, x) along the pictures to (B, 1, x, y, z) in RAS order."""
+    """Turns logits (B, 1, z, y, x) along the pictures to (B, 1, x, y, z) in RAS order."""
     return logits.flip(2, 3, 4).permute(0, 1, 4, 3, 2)
 
 
 def drop_maps(picture: Tensor, maps: bool) -> Tensor:
-    """A picture (B, 2, 64, 64) with its centroid map, or with zeros in its place."""
+    """A picture (B, 2, 64, 64) with its centroid map, or with zeros in the map's place."""
     return picture if maps else torch.cat([picture[:, :1], torch.zeros_like(picture[:, 1:])], dim=1)
 
 
 class TransVert(nn.Module):
-    """The paper's form: one encoder a view, anisotropic growth to 3D, fusion, a 3D decoder.
+    """The paper's form: an encoder per view, anisotropic expansion to 3D, fusion, a 3D decoder.
 
     Args:
         width: channels at 16² and 16³.
-        attention: self-attention at the encoders' end.
-        maps: whether the centroid maps are seen; False blanks them (an ablation).
+        attention: whether the encoders end in self-attention.
+        maps: whether the network receives the centroid maps; False blanks them (an ablation).
     """
 
     def __init__(self, width: int = 64, attention: bool = True, maps: bool = True):
@@ -248,7 +244,7 @@ class TransVert(nn.Module):
         self.maps = maps
         widths = (width // 4, width // 2, width)
         self.encoders = nn.ModuleList(Encoder(widths, (1, 2, 2), attention=attention) for _ in range(2))
-        # The AP picture does not see y, the lateral one does not see x: axes 1 and 2 of [z, y, x].
+        # The AP view does not show y, the lateral view does not show x: axes 1 and 2 of [z, y, x].
         self.grow = nn.ModuleList(AxisExpansion(width, axis, doublings=4) for axis in (1, 2))
         self.fuse = conv(2 * width, width, 3)
         self.decode = nn.Sequential(
@@ -261,7 +257,7 @@ class TransVert(nn.Module):
         self.head = Head(width // 2, widths[0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
+        """Images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
         ap, lateral = (encode(drop_maps(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
         grown = [grow(features[-1]) for grow, features in zip(self.grow, (ap, lateral), strict=True)]
         solid = self.decode(self.fuse(torch.cat(grown, dim=1)))
@@ -269,17 +265,15 @@ class TransVert(nn.Module):
 
 
 class TransVertHull(nn.Module):
-    """This companion's own: both pictures read to the end in 2D, where it is cheap, and met in 3D at every scale.
+    """This companion's own network: most of the work in 2D, where it is cheap, and a fusion in 3D at every scale.
 
-    A U-shaped network a view, joined by attention across both views where they are coarsest, makes features that know
-    which of the shadows is the vertebra. Lifted to 3D they are added, not concatenated, to what comes from the coarser
-    scale, so that all of the 3D convolutions are those of residual blocks, and most of them at 8³ and 16³. The 64³ is
-    left to the head: sub-voxels, and the product of both views, which is a visual hull.
+    A U-shaped 2D network per view, with attention across both views at the coarsest scale, finds the vertebra. Its
+    features are lifted to 3D and added at 32³, 16³ and 8³. 64³ is left to the head.
 
     Args:
         width: channels at 8² and 8³.
-        attention: attention over both views' pixels at 8².
-        maps: whether the centroid maps are seen; False blanks them.
+        attention: whether there is attention over both views' pixels at 8².
+        maps: whether the network receives the centroid maps; False blanks them.
     """
 
     def __init__(self, width: int = 128, attention: bool = True, maps: bool = True):
@@ -290,7 +284,7 @@ class TransVertHull(nn.Module):
         self.encoders = nn.ModuleList(Encoder(flat, (0, 1, 1, 2), kernel=5) for _ in range(2))
         self.exchange = CrossViewAttention(width) if attention else None
         self.decoders = nn.ModuleList(Decoder(flat, 2) for _ in range(2))
-        # The AP picture does not see y, the lateral one does not see x: axes 1 and 2 of [z, y, x].
+        # The AP view does not show y, the lateral view does not show x: axes 1 and 2 of [z, y, x].
         self.ap_lifts, self.lateral_lifts = (
             nn.ModuleList(ViewLift(f, s, side, axis) for f, s, side in zip(flat[1:], solid, (32, 16, 8), strict=True))
             for axis in (1, 2)
@@ -300,12 +294,12 @@ class TransVertHull(nn.Module):
         self.head = Head(solid[0], flat[0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
+        """Images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
         ap, lateral = (encode(drop_maps(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
         if self.exchange is not None:
             ap[-1], lateral[-1] = self.exchange(ap[-1], lateral[-1])
         ap, lateral = (decode(features) for decode, features in zip(self.decoders, (ap, lateral), strict=True))
-        # The lateral one first: the sum takes over its memory order, channels last.
+        # The lateral features first: the sum takes their memory order, channels last.
         lifted = [
             lift_lateral(b) + lift_ap(a)
             for lift_ap, lift_lateral, a, b in zip(self.ap_lifts, self.lateral_lifts, ap[1:], lateral[1:], strict=True)
@@ -315,7 +309,7 @@ class TransVertHull(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Scores a vertebra (B, 1, 64, 64, 64) on a coarse grid, for the least-squares adversarial term."""
+    """Scores a vertebra (B, 1, 64, 64, 64) on a 4³ grid, 1 for real, for the least-squares adversarial term."""
 
     def __init__(self, width: int = 16):
         super().__init__()
@@ -331,39 +325,15 @@ class Discriminator(nn.Module):
         return self.layers(volume)
 
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    "transvert": TransVert,
-    "transvert_hull": TransVertHull,
-}
-"""The paper's form, this companion's own, and those to compare with."""
-
-
-def drop_views(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Takes one of the two views away from some samples, so that a network learns to do with the other.
-
-    A missing view is all zeros, patch and centroid map. The map tells a network so: that of a view that is there peaks
-    at its landmark, or beyond the patch's rim in a film that is cut there, where the patch itself is not zero.
-
-    Args:
-        images: (B, 2, 2, 64, 64) float32; not changed.
-        share: of the samples that lose a view, 0 to 1; AP and lateral are as likely.
-        generator: on the CPU, seeded by the step, so that equal steps lose equal views on every device.
-
-    Returns:
-        (B, 2, 2, 64, 64) float32.
-    """
-    count = len(images)
-    gone = torch.zeros(count, 2, dtype=torch.bool)
-    gone[torch.arange(count), torch.randint(2, (count,), generator=generator)] = True
-    gone &= (torch.rand(count, generator=generator) < share)[:, None]
-    return images.masked_fill(gone.to(images.device)[:, :, None, None, None], 0)
+NETWORKS: dict[str, type[nn.Module]] = {"transvert": TransVert, "transvert_hull": TransVertHull}
+"""The paper's form and this companion's own. `benchmarks.studies.comparison_networks` adds those to compare with."""
 
 
 def build_network(name: str, **options: Any) -> nn.Module:
-    """A network by its name in `NETWORKS`, in the memory layout that 3D convolutions on a CPU like.
+    """Builds an untrained network by its name in `NETWORKS`, its weights with the channels last.
 
     Raises:
-        InputError: no such network, or an option it does not have.
+        InputError: no such network, or an option that it does not have.
     """
     if name not in NETWORKS:
         raise InputError(f"'{name}' is not a network; use one of {', '.join(NETWORKS)}.")
@@ -381,50 +351,53 @@ def build_network(name: str, **options: Any) -> nn.Module:
 def save_weights(
     path: str | Path, network: nn.Module, name: str, options: dict[str, Any], *, half: bool = False, **card: Any
 ) -> Path:
-    """Writes a network's weights as safetensors, with what is needed to build it again in the file's metadata.
+    """Writes a network's weights as safetensors; the file's metadata say how to build it.
 
     Args:
         path: the file.
         network: a network of `NETWORKS`.
-        name: its key, and `options`: what it was built with.
-        half: store float16, half the size; a shipped file's choice.
-        **card: anything JSON that should travel with the weights.
+        name: its key there.
+        options: the options that it was built with.
+        half: whether to store float16, half the size.
+        **card: what else the file says about the weights, as JSON.
     """
     dtype = torch.float16 if half else torch.float32
     tensors = {
         key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in network.state_dict().items()
     }
-    metadata = {
-        "format": "transvert-weights/1",
-        "network": name,
-        "options": json.dumps(options),
-        "card": json.dumps(card),
-    }
+    metadata = {"format": _FORMAT, "network": name, "options": json.dumps(options), "card": json.dumps(card)}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
     return Path(path)
 
 
 def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A network from `save_weights`' file, in evaluation mode, and the card that came with it.
+    """Loads a network that `save_weights` wrote, in evaluation mode, and its card.
 
     Raises:
-        InputError: no such file, not safetensors, or not of this package.
+        InputError: no such file, not safetensors, not of this package, or of a network that `NETWORKS` lacks.
     """
-    metadata, tensors = _read_weights(Path(path))
-    network = build_network(metadata["network"], **json.loads(metadata["options"]))
+    path = Path(path)
+    metadata, tensors = _read_weights(path)
+    name = metadata["network"]
+    if name not in NETWORKS:
+        raise InputError(f"{path.name} holds weights of the network '{name}'; known are {', '.join(NETWORKS)}.")
+    network = build_network(name, **json.loads(metadata["options"]))
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
-        raise InputError(
-            f"{Path(path).name} holds weights that do not fit the network '{metadata['network']}'."
-        ) from None
-    return network.eval(), json.loads(metadata["card"]) | {"network": metadata["network"]}
+        raise InputError(f"{path.name} holds weights that do not fit the network '{name}'.") from None
+    return network.eval(), json.loads(metadata["card"]) | {"network": name}
+
+
+def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a trained network and its card from a file, or the shipped one for None, "" or "shipped"."""
+    return load_weights(SHIPPED_WEIGHTS if weights in (None, "", "shipped") else Path(weights))
 
 
 def add_to_card(path: str | Path, **more: Any) -> None:
-    """Writes more into the card of a file of `save_weights`; the weights stay as they are, to the bit.
+    """Adds entries to the card of a weights file; the weights stay equal to the bit.
 
     Raises:
         InputError: as `load_weights`.
@@ -437,7 +410,7 @@ def add_to_card(path: str | Path, **more: Any) -> None:
 
 
 def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """The metadata and the tensors of a file of `save_weights`."""
+    """Reads the metadata and the tensors of a weights file."""
     if not path.is_file():
         raise InputError(f"The weights {path} do not exist; train some with notebook 02 or `transvert train`.")
     try:
@@ -445,15 +418,7 @@ def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path.name} is not a safetensors file, or is cut short ({error}).") from None
-    if metadata.get("format") != "transvert-weights/1":
+        raise InputError(f"{path.name} is not a safetensors file, or is truncated ({error}).") from None
+    if metadata.get("format") != _FORMAT:
         raise InputError(f"{path.name} does not hold weights of this package.")
     return metadata, tensors
-
-
-SHIPPED_WEIGHTS = PACKAGE / "weights" / "transvert_hull.safetensors"
-
-
-def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained network and its card: from a file, or the shipped one for None or "shipped"."""
-    return load_weights(SHIPPED_WEIGHTS if weights in (None, "", "shipped") else Path(weights))

@@ -1,66 +1,67 @@
-"""The training loop, read from top to bottom; on a CPU, on a GPU, on several.
+"""Training, read from top to bottom: on a CPU, on a GPU, or in several processes.
 
-One process, on the machine's GPU or its CPU:
+    transvert train STORE --out runs/mine
 
-    transvert train runs/demo/01_drr_synthesis/store --out runs/mine
+Four GPUs of one machine, one process each:
 
-Four GPUs of one machine, a process each (or four processes with `--device cpu`):
+    torchrun --standalone --nproc-per-node 4 -m transvert.cli train STORE --out runs/mine
 
-    torchrun --standalone --nproc-per-node 4 -m transvert train STORE --out runs/mine
-
-Two machines of eight GPUs that share STORE and runs/mine, this on both; HOST is one of them, which the other reaches at
-that port, and the id is no other job's:
+Two machines of eight GPUs that share STORE and runs/mine. Run this on both; HOST is one of them, and both use one id:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id mine \
-        -m transvert train STORE --out runs/mine
+        -m transvert.cli train STORE --out runs/mine
 
-When a process dies, all end; with `--max-restarts 3` torchrun starts them again, from the last epoch. Set
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that, or torch may look for processes where the dead ones were. (`fabric run`
-is torchrun underneath, but starts no module, and nothing that calls `launch`, as a single process must.)
+Each process draws its own batches, and a step uses the mean gradient of all. Batches are numbered, and seed and number
+decide a batch on any device. N processes that accumulate M batches draw the same as one that accumulates N x M.
 
-Each process makes its own draws of `batch` samples, and a step takes the mean of all processes' gradients: four
-processes train on four times the samples. The draws are numbered, and seed and number decide a draw on any device. A
-step takes the same draws from N processes that accumulate M as from one that accumulates N x M, each normalised by
-itself, so that a run may go on with another N and M of the same product. Their weights differ by the rounding of sums.
-
-A run can be stopped and killed at any moment, and goes on from its last epoch. On a CPU it ends with the weights of the
-unbroken run to the bit, as equal seeds do; a GPU's sums have no fixed order. Over processes weights and optimisers
-are always equal to the bit, and running statistics from each epoch's end, where they are averaged.
+A training may be interrupted at any time and resumes from its last epoch. On a CPU it ends with the weights of an
+uninterrupted one to the bit; the sums of a GPU have no fixed order. If one process dies, all end: run the command again.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import copy
+import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from transvert import levels, runs
 from transvert.data import store
 from transvert.data.samples import Samples, StoredSamples
 from transvert.data.splits import iterate_folds, load_samples, stream_samples, train_and_watched
-from transvert.io import InputError
-from transvert.model import checkpoint, device, muon, networks
-from transvert.model.augment import AugmentConfig, Sampler
-from transvert.model.device import precision
-from transvert.model.evaluate import COLUMNS, score_rows
-from transvert.model.losses import loss_and_dice
-from transvert.model.networks import load_network
-from transvert.model.predict import mean_dice, stack
+from transvert.io import InputError, atomic_path
+from transvert.model import networks
+from transvert.model.augment import AugmentConfig, Sampler, drop_views
+from transvert.model.evaluate import COLUMNS, score_store
+from transvert.model.losses import adversarial_losses, segmentation_loss
+from transvert.model.muon import build_optimiser
+from transvert.model.predict import predict
 from transvert.progress import progress_bar
+
+EMA_DECAY = 0.995
+"""Decay of the moving average of the weights, which is what is validated and saved."""
+_FORMAT = "transvert-checkpoint/2"
+Curve = list[dict[str, float]]
 
 
 class Diverged(InputError, FloatingPointError):
-    """A loss that is no number any more."""
+    """The loss or its gradient is not finite."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,24 @@ class Recipe:
     """How a network is trained. The defaults are this companion's choice; the paper's are not public.
 
     Attributes:
-        network: a key of `network.NETWORKS`, built with `options`.
-        steps: optimiser steps; an epoch is `epoch_steps` of them.
-        batch: samples a draw.
-        accumulate: draws a step and process, whose gradients are averaged; 2 on one process train as 1 on two do.
-        optimiser: a key of `muon.OPTIMISERS`.
-        learning_rate: its peak, after `warmup` steps; a cosine takes it to a hundredth.
-        average: of the moving average of the weights, which is what is validated and kept.
-        loss: a key of `losses.LOSSES`.
-        projection_weight: of `losses.projection_loss`; 0 for none.
-        critic_weight: of the least-squares adversarial term; 0 trains without a critic.
-        one_view: share of the samples that lose a view, so that one alone works too; see `network.drop_views`.
-        patience: epochs without a better Dice of the validation samples after which a training ends, with the weights
-            of the best epoch; 0 trains all steps and keeps the last. Never let it look at what is tested on.
-        precision: "32", "bf16", or "auto" for bf16 where the processor computes in it.
+        network: a key of `networks.NETWORKS`, built with `options`.
+        options: of the network.
+        steps: optimiser steps.
+        epoch_steps: steps between two checkpoints, each with a point of the curve.
+        batch: samples per batch.
+        accumulate: gradient accumulation, batches per step and process (2 on one process match 1 on two).
+        optimiser: "muon" or "adamw".
+        learning_rate: its maximum, see `schedule_learning_rate`; 0.002 is good for adamw.
+        weight_decay: decoupled, as AdamW's.
+        loss: one of `losses.LOSSES`.
+        adversarial_weight: weight of the least-squares adversarial term; 0 trains without a discriminator.
+        view_dropout: share of the samples that lose a view, so that the network works with one view.
+        patience: early stopping after so many epochs without a better validation Dice, with the best epoch's weights;
+            0 trains all steps and keeps the last weights. Never validate on the test data.
+        precision: "32", "bf16", or "auto" for bf16 where the processor is fast with it.
         device: "auto", "cpu" or "cuda".
-        strength: of the augmentation.
-        seed: of the weights and of every draw.
+        augmentation: its ranges.
+        seed: of the weights and of every batch.
     """
 
     network: str = "transvert_hull"
@@ -96,16 +98,13 @@ class Recipe:
     optimiser: str = "muon"
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
-    warmup: int = 50
-    average: float = 0.995
     loss: str = "dice_ce"
-    projection_weight: float = 0.0
-    critic_weight: float = 0.0
-    one_view: float = 0.0
+    adversarial_weight: float = 0.0
+    view_dropout: float = 0.0
     patience: int = 0
     precision: str = "auto"
     device: str = "auto"
-    strength: AugmentConfig = field(default_factory=AugmentConfig)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     seed: int = 0
 
 
@@ -117,232 +116,355 @@ def train_network(
     *,
     resume: bool = True,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
-    stop: Callable[[], bool] | None = None,
     progress: bool = True,
-    half: bool = False,
 ) -> pd.DataFrame:
-    """Trains a network and leaves `checkpoint.pt`, `curve.csv` and `weights.safetensors` in `folder`.
+    """Trains a network and writes `checkpoint.pt`, `curve.csv` and `weights.safetensors`.
+
+    Each epoch writes a checkpoint, so that Ctrl-C or Jupyter's stop button loses the running epoch alone.
 
     Args:
-        subjects: what is learned from; `StoredSamples` stay in their store until a step needs them.
-        validation: what the curve's Dice is measured on, in memory; never learned from.
-        recipe: how.
-        folder: where; a checkpoint found there is continued if `resume`.
-        on_epoch: called with the curve so far after each epoch, by the first process alone.
-        stop: asked after each step where there is one process; True ends the epoch there, and with it the training. Its
-            checkpoint goes on from that step.
-        progress: whether to draw a bar an epoch.
-        half: keep the weights as float16, half the size.
+        subjects: the training data; `StoredSamples` stay in their store until a step needs them.
+        validation: the data of the validation Dice, in memory; never trained on.
+        recipe: how to train.
+        folder: where to write.
+        resume: whether to continue a checkpoint found in the folder.
+        on_epoch: called by the first process with the curve so far, after each epoch.
+        progress: whether to show a progress bar per epoch.
 
     Returns:
-        The curve: one row an epoch with step, loss, dice (training), dice_validation, learning_rate and seconds.
+        The curve: one row per epoch with step, loss, dice (training), dice_validation, learning_rate and seconds.
 
     Raises:
         InputError: nothing to train on, a checkpoint of another recipe or data, or no room to write.
-        Diverged: a loss or its gradient is not finite; the draw is saved to `bad_batch.pt` first.
+        Diverged: the loss or its gradient is not finite.
     """
     if not sum(map(len, subjects)):
         raise InputError("There is no sample to train on.")
     if recipe.patience and not sum(map(len, validation)):
-        raise InputError("Nobody is there to validate on, so patience has nothing to look at; set it to 0.")
+        raise InputError("Early stopping needs validation samples: add some or set patience=0.")
     folder = Path(folder)
-    fabric = device.launch(recipe.device, recipe.precision)
+    device, bf16, rank, processes = start_processes(recipe.device, recipe.precision)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+
     torch.manual_seed(recipe.seed)
-    network = networks.build_network(recipe.network, **recipe.options)
-    kept = copy.deepcopy(network).requires_grad_(False)
-    optimiser = muon.optimiser(
+    network = networks.build_network(recipe.network, **recipe.options).to(device)
+    optimiser = build_optimiser(
         recipe.optimiser,
         network.parameters(),
         recipe.learning_rate,
         recipe.weight_decay,
-        torch.bfloat16 if precision(recipe.precision) == "bf16-mixed" else torch.float32,
+        torch.bfloat16 if bf16 else torch.float32,
     )
-    critic = critic_optimiser = None
-    network, optimiser = fabric.setup(network, optimiser)
-    kept = kept.to(fabric.device)
-    if recipe.critic_weight:
-        critic = networks.Discriminator()
-        critic_optimiser = torch.optim.Adam(critic.parameters(), 2e-4, betas=(0.5, 0.999))
-        critic, critic_optimiser = fabric.setup(critic, critic_optimiser)
-    sampler = Sampler(subjects, recipe.strength, recipe.seed, fabric.device, stride=fabric.world_size)
-    inputs = stack(validation)
-    draws = recipe.accumulate * fabric.world_size
-    identity = {
-        # Where the draws of a step are made, and how many of them together, changes nothing.
-        "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("accumulate", "device")},
-        "subjects": [s.subject for s in subjects],
-        "samples": sum(map(len, subjects)),
-        "draws_a_step": draws,
-    }
-    state = {"network": network, "kept": kept, "optimiser": optimiser}
-    best = kept
+    ema_model = AveragedModel(network, avg_fn=average_weights, use_buffers=True)
+    ema_model.n_averaged += 1  # The untrained weights are the first ones averaged.
+    model = distribute(network, device)
+    state: dict[str, Any] = {"network": network, "optimiser": optimiser, "ema_model": ema_model}
+    best = ema_model.module
     if recipe.patience:
-        best = state["best"] = copy.deepcopy(kept)
-    if critic is not None:
-        state |= {"critic": critic, "critic_optimiser": critic_optimiser}
-    start, curve = checkpoint.load_checkpoint(fabric, folder, state, identity, resume)
-    layers = device.norms(network)
+        best = state["best"] = copy.deepcopy(best)
+    discriminator = None
+    if recipe.adversarial_weight:
+        state["discriminator"] = networks.Discriminator().to(device)
+        discriminator = distribute(state["discriminator"], device)
+        discriminator_optimiser = torch.optim.Adam(discriminator.parameters(), 2e-4, betas=(0.5, 0.999))
+        state["discriminator_optimiser"] = discriminator_optimiser
 
-    spent = curve[-1]["seconds"] if curve else 0.0
-    began = time.perf_counter()
-    first, stopped = start, False
-    while first < recipe.steps and not stopped and not _has_settled(curve, recipe.patience):
-        # An epoch that was stopped is completed first, so that the others end where they would have.
-        epoch = range(first, min(first - first % recipe.epoch_steps + recipe.epoch_steps, recipe.steps))
-        what = f"epoch {first // recipe.epoch_steps + 1} of {math.ceil(recipe.steps / recipe.epoch_steps)}"
-        rows = []
-        network.train()
-        for step in progress_bar(epoch, what, quiet=not (progress and fabric.is_global_zero)):
+    # All that the weights depend on.
+    data: dict[str, Any] = {"subjects": [s.subject for s in subjects], "samples": sum(map(len, subjects))}
+    identity = asdict(recipe) | data | {"batches_per_step": recipe.accumulate * processes}
+    del identity["accumulate"], identity["device"]
+    start, curve = load_checkpoint(folder, state, identity, resume)
+
+    sampler = Sampler(subjects, recipe.augmentation, recipe.seed, device, stride=processes)
+    momenta = {layer: layer.momentum or 0.0 for layer in _batch_norms(network)}
+    spent, began = curve[-1]["seconds"] if curve else 0.0, time.perf_counter()
+    while start < recipe.steps:
+        if recipe.patience and curve and _epochs_since_best(curve) >= recipe.patience:
+            break
+        end = min(start + recipe.epoch_steps, recipe.steps)
+        title = f"epoch {start // recipe.epoch_steps + 1} of {math.ceil(recipe.steps / recipe.epoch_steps)}"
+        scores = []
+        model.train()
+        for step in progress_bar(range(start, end), title, quiet=not progress or rank > 0):
             for group in optimiser.param_groups:
-                group["lr"] = _learning_rate(step, recipe)
-            pairs = []
+                group["lr"] = schedule_learning_rate(step, recipe)
             for turn in range(recipe.accumulate):
-                number = (step * recipe.accumulate + turn) * fabric.world_size + fabric.global_rank
-                images, targets = _draw(sampler, number, recipe)
-                device.pace_statistics(layers, turn, recipe.accumulate)
-                more = turn + 1 < recipe.accumulate
-                with fabric.no_backward_sync(network, enabled=more):
-                    logits = network(images)
-                    loss, overlap = loss_and_dice(logits.float(), targets, recipe.loss, recipe.projection_weight)
-                    if critic is not None:
-                        term = _criticise(fabric, critic, logits, targets, recipe.accumulate, more)
-                        loss = loss + recipe.critic_weight * term
-                    fabric.backward(loss / recipe.accumulate)
-                pairs.append((loss.detach(), overlap))
-            norm = _move(fabric, network, optimiser, 1.0)
-            if critic is not None:
-                norm = norm + _move(fabric, critic, critic_optimiser, math.inf)
-            rows += [torch.stack([*pair, norm]) for pair in pairs]
-            _average(kept, network.module, step, recipe.average)
-            if stop is not None and fabric.world_size == 1 and stop():
-                stopped = True
-                break
-        # Asked once an epoch: a GPU that must tell of each step can't work ahead.
-        scores = _gather(fabric, rows)
-        bad = _first_bad(scores, draws)
-        if bad is not None:
-            _end(fabric, sampler, recipe, folder, first * draws + bad, draws)
-        device.average_statistics(fabric, [*layers, *device.norms(kept)])
+                number = (step * recipe.accumulate + turn) * processes + rank
+                images, targets = draw_batch(sampler, number, recipe)
+                _pace_statistics(momenta, turn, recipe.accumulate)
+                with autocast():
+                    logits = model(images).float()
+                loss, dice = segmentation_loss(logits, targets, recipe.loss)
+                if discriminator is not None:
+                    with autocast():
+                        discriminator_loss, adversarial_loss = adversarial_losses(discriminator, logits, targets)
+                    (discriminator_loss / recipe.accumulate).backward()
+                    loss = loss + recipe.adversarial_weight * adversarial_loss
+                (loss / recipe.accumulate).backward()
+                scores.append(torch.stack([loss.detach(), dice]))
+            norms = [_step(optimiser, 1.0)]
+            if discriminator is not None:
+                norms.append(_step(discriminator_optimiser, math.inf))
+            scores[-1] = scores[-1] + 0 * sum(norms)  # NaN if a gradient is not finite.
+            ema_model.update_parameters(network)
+        # Read once per epoch, so that a GPU works ahead.
+        mean_loss, mean_dice = _mean_scores(scores, start, recipe)
+        average_statistics([*momenta, *_batch_norms(ema_model)])
+        start = step + 1
         curve.append(
             {
-                "step": step + 1,
-                "loss": float(np.mean(scores[:, 0])),
-                "dice": float(np.mean(scores[:, 1])),
-                "dice_validation": mean_dice(kept, inputs, fabric),
-                "learning_rate": _learning_rate(step, recipe),
+                "step": start,
+                "loss": mean_loss,
+                "dice": mean_dice,
+                "dice_validation": measure_dice(ema_model.module, validation, rank, processes),
+                "learning_rate": schedule_learning_rate(step, recipe),
                 "seconds": spent + time.perf_counter() - began,
             }
         )
         if recipe.patience and _epochs_since_best(curve) == 0:
-            best.load_state_dict(kept.state_dict())
-        if fabric.is_global_zero:
-            checkpoint.save_checkpoint(folder, state, step + 1, curve, identity)
+            best.load_state_dict(ema_model.module.state_dict())
+        if rank == 0:
+            save_checkpoint(folder, state, start, curve, identity)
             if on_epoch is not None:
                 on_epoch(pd.DataFrame(curve))
-        first = step + 1
-    if fabric.is_global_zero:
-        card = {
-            "subjects": [s.subject for s in subjects],
-            "levels": [levels.name(n) for n in levels.in_order({int(n) for s in subjects for n in s.levels})],
-            "samples": sum(map(len, subjects)),
+    if rank == 0:
+        shown = {int(level) for s in subjects for level in s.levels}
+        card = data | {
+            "levels": [levels.name(level) for level in levels.in_order(shown)],
             "recipe": asdict(recipe),
             "curve": [{key: round(value, 6) for key, value in row.items() if not math.isnan(value)} for row in curve],
         }
-        with checkpoint.writing(folder / "weights.safetensors"):
-            networks.save_weights(
-                folder / "weights.safetensors", best, recipe.network, recipe.options, half=half, **card
-            )
-    fabric.barrier()
+        path = folder / "weights.safetensors"
+        with explain_write_errors(path):
+            networks.save_weights(path, best, recipe.network, recipe.options, **card)
+    if processes > 1:
+        distributed.barrier()
     return pd.DataFrame(curve)
 
 
-def _learning_rate(step: int, recipe: Recipe) -> float:
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    part = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
-
-
-def _draw(sampler: Sampler, number: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """A draw by its number, which decides all of it, and the dropout of the network that sees it next."""
+def draw_batch(sampler: Sampler, number: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Draws images and targets of a batch. Its number also decides view dropout and the network's own dropout."""
     images, targets = sampler.draw(number, recipe.batch)
     torch.manual_seed(int(np.random.default_rng([recipe.seed, 2, number]).integers(2**62)))
-    if recipe.one_view:
-        images = networks.drop_views(images, recipe.one_view, torch.default_generator)
+    if recipe.view_dropout:
+        images = drop_views(images, recipe.view_dropout, torch.default_generator)
     return images, targets
 
 
-def _criticise(fabric: Any, critic: Any, logits: Tensor, targets: Tensor, draws: int, more: bool) -> Tensor:
-    """Adds to the critic's gradient what one of a step's draws teaches it; the network's adversarial loss comes back.
+def schedule_learning_rate(step: int, recipe: Recipe) -> float:
+    """The learning rate of a step: a linear warm-up over at most 50 steps, then a cosine to a hundredth."""
+    warmup = min(50, recipe.steps // 4 + 1)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    part = (step - warmup) / max(1, recipe.steps - warmup)
+    return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
 
-    Both are the critic's of before its step, which it makes together with the network.
+
+def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """Moving average of a parameter or buffer for `AveragedModel`, shorter in the first steps to forget the start.
+
+    `count`, the number of weights averaged before, stays a tensor, so that nothing waits for a GPU.
     """
-    made = logits.float().sigmoid()
-    with fabric.no_backward_sync(critic, enabled=more):
-        true, false = critic(torch.cat([targets, made.detach()])).chunk(2)
-        fabric.backward((((true - 1) ** 2).mean() + (false**2).mean()) / (2 * draws))
-    weights = {name: weight.detach() for name, weight in critic.module.named_parameters()}
-    with fabric.autocast():
-        score = torch.func.functional_call(critic.module, weights, made)
-    return ((score.float() - 1) ** 2).mean() / 2
+    if not averaged.is_floating_point():
+        return current
+    count = torch.as_tensor(count).double()
+    decay = (count / (count + 9)).clamp(max=EMA_DECAY)
+    return torch.lerp(averaged, current, (1 - decay).to(averaged.dtype))
 
 
-def _move(fabric: Any, network: nn.Module, optimiser: Any, limit: float) -> Tensor:
-    """A step along the gradient, no longer than `limit`; its norm, which all processes share, comes back."""
-    norm = fabric.clip_gradients(network, optimiser, max_norm=limit, error_if_nonfinite=False)
+def measure_dice(network: nn.Module, validation: list[Samples], rank: int = 0, processes: int = 1) -> float:
+    """The mean Dice at a threshold of 0.5, of which each process computes its share; NaN without samples."""
+    count = sum(map(len, validation))
+    if not count:
+        return math.nan
+    images = np.concatenate([s.images() for s in validation])[rank::processes]
+    targets = np.concatenate([s.targets() for s in validation])[rank::processes]
+    found = predict(network, images) > 0.5
+    total = found.sum((1, 2, 3)) + targets.sum((1, 2, 3))
+    dice = np.sum(2 * (found & targets).sum((1, 2, 3)) / total)
+    return float(sum_processes(torch.tensor(dice, device=next(network.parameters()).device))) / count
+
+
+def _step(optimiser: torch.optim.Optimizer, limit: float) -> Tensor:
+    """Makes a step with the gradient clipped to a norm of `limit`. Returns its norm before."""
+    norm = nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], limit)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm
 
 
-def _gather(fabric: Any, rows: list[Tensor]) -> np.ndarray:
-    """(draws, 3) float64: loss, Dice and norm of the step's gradient for all processes' draws, ordered by number."""
-    found = torch.zeros(len(rows), fabric.world_size, 3, device=fabric.device)
-    found[:, fabric.global_rank] = torch.stack(rows)
-    return fabric.all_reduce(found, reduce_op="sum").reshape(-1, 3).double().cpu().numpy()
+def _mean_scores(scores: list[Tensor], start: int, recipe: Recipe) -> tuple[float, float]:
+    """The mean loss and Dice of an epoch's batches in all processes."""
+    rows = sum_processes(torch.stack(scores)).double().cpu().numpy()
+    bad = ~np.isfinite(rows).all(1)
+    if bad.any():
+        step = start + int(bad.argmax()) // recipe.accumulate
+        raise Diverged(f"The loss or its gradient is not finite at step {step}; train with a lower learning rate.")
+    loss, dice = rows.mean(0) / (distributed.get_world_size() if distributed.is_initialized() else 1)
+    return float(loss), float(dice)
 
 
-def _first_bad(scores: np.ndarray, draws: int) -> int | None:
-    """Which draw's loss is not finite first, or whose step's gradient; None where all are."""
-    bad = ~np.isfinite(scores)
-    if not bad.any():
-        return None
-    # What is not finite in one draw makes its step's gradient so, and with it a row of every draw of the step.
-    first = int(bad.any(1).argmax()) // draws * draws
-    return first + int(bad[first : first + draws, 0].argmax())
-
-
-def _end(fabric: Any, sampler: Sampler, recipe: Recipe, folder: Path, number: int, draws: int) -> NoReturn:
-    """Ends a training on all processes; the draw to blame is made again and saved."""
-    if fabric.is_global_zero:
-        images, targets = _draw(sampler, number, recipe)
-        content = {"images": images, "targets": targets, "step": number // draws, "draw": number}
-        checkpoint.write_tensors(folder / "bad_batch.pt", content)
-    fabric.barrier()
-    raise Diverged(
-        f"The loss or its gradient is not finite at step {number // draws}; look at its draw in "
-        f"{folder / 'bad_batch.pt'}, or train with a lower learning rate."
-    )
-
-
-@torch.no_grad()
-def _average(kept: nn.Module, network: nn.Module, step: int, decay: float) -> None:
-    """Moves the kept weights towards the trained ones; the first steps count more, so that the start is forgotten."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for ours, theirs in zip(kept.state_dict().values(), network.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, 1 - decay)
-        else:
-            ours.copy_(theirs)
-
-
-def _epochs_since_best(curve: list[dict[str, float]]) -> int:
+def _epochs_since_best(curve: Curve) -> int:
     scores = [-np.inf if np.isnan(row["dice_validation"]) else row["dice_validation"] for row in curve]
     return len(scores) - 1 - int(np.argmax(scores))
 
 
-def _has_settled(curve: list[dict[str, float]], patience: int) -> bool:
-    return bool(patience and curve) and _epochs_since_best(curve) >= patience
+def _batch_norms(network: nn.Module) -> list[Any]:
+    return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)]
+
+
+def _pace_statistics(momenta: dict[Any, float], turn: int, turns: int) -> None:
+    """Moves running statistics once per step, towards the mean of its batches, as if each had its own process."""
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum / (turns - (turns - 1 - turn) * momentum)
+
+
+@torch.no_grad()
+def average_statistics(layers: list[Any]) -> None:
+    """Gives all processes the mean of their batch normalisations' running statistics."""
+    if not distributed.is_initialized():
+        return
+    for buffer in (buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)):
+        distributed.all_reduce(buffer)
+        buffer /= distributed.get_world_size()
+
+
+def start_processes(device: str, precision: str) -> tuple[torch.device, bool, int, int]:
+    """Joins the processes that torchrun started, if any.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "32" or "bf16".
+
+    Returns:
+        The device, whether to compute in bfloat16, this process's number, and the number of processes.
+
+    Raises:
+        InputError: an unknown or absent device, an unknown precision, or more processes than GPUs.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"'{device}' is not a device; use auto, cpu or cuda.")
+    if precision not in ("auto", "32", "bf16"):
+        raise InputError(f"'{precision}' is not a precision; use auto, 32 or bf16.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA GPU that PyTorch can use; train with device 'auto' or 'cpu'.")
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    processes, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    used = torch.device("cpu")
+    if device != "cpu" and torch.cuda.is_available():
+        if here > torch.cuda.device_count():
+            raise InputError(f"{here} processes were started for {torch.cuda.device_count()} GPU; start one for each.")
+        used = torch.device("cuda", local_rank)
+        torch.cuda.set_device(used)
+    if processes > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if used.type == "cuda" else "gloo")
+        atexit.register(distributed.destroy_process_group)
+    bf16 = precision == "bf16" or (precision == "auto" and _is_fast_in_bf16())
+    return used, bf16, rank, processes
+
+
+def _is_fast_in_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    # PyTorch has no public test of a CPU; the private ones are absent in builds for other processors.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def distribute(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, with its gradients averaged over all processes in the backward pass."""
+    if not distributed.is_initialized():
+        return network
+    # Buffers stay each process's own until `average_statistics`. PyTorch 2.13 has renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    option: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(network, [device] if device.type == "cuda" else None, **option)
+
+
+def sum_processes(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
+
+
+def load_checkpoint(folder: Path, state: dict[str, Any], identity: dict[str, Any], resume: bool) -> tuple[int, Curve]:
+    """Loads a training's checkpoint, and removes what a killed training was writing.
+
+    Args:
+        folder: need not exist.
+        state: networks and optimisers by name, which take the checkpoint's.
+        identity: what must be equal for two trainings to be the same, as plain values.
+        resume: whether to look for a checkpoint.
+
+    Returns:
+        The steps done and the rows of the curve.
+
+    Raises:
+        InputError: a file that is not a checkpoint or belongs to another training, or weights of another package.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        for ending in (".pt", ".csv", ".safetensors"):
+            for leftover in folder.glob(f".writing-*{ending}"):
+                leftover.unlink(missing_ok=True)
+    path, weights = folder / "checkpoint.pt", folder / "weights.safetensors"
+    if weights.exists():
+        try:
+            networks.load_weights(weights)
+        except InputError as error:
+            raise InputError(f"Training would replace {weights}, so move it away: {error}") from None
+    if not (resume and path.exists()):
+        return 0, []
+    try:
+        # weights_only: tensors and plain values, never pickled code.
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["format"] != _FORMAT:
+            raise ValueError("another format")
+        theirs = saved["identity"]
+        other = [key for key in identity | theirs if identity.get(key) != theirs.get(key)]
+        if not other:
+            for name, part in state.items():
+                part.load_state_dict(saved[name])
+            return saved["step"], saved["curve"]
+    except Exception as error:  # noqa: BLE001 a foreign file may raise anything
+        raise InputError(
+            f"{path} is not a checkpoint of this version of the package ({type(error).__name__}); move it away, or start "
+            "over with resume off (--fresh)."
+        ) from None
+    raise InputError(
+        f"{path} was made with another {', '.join(other)}; use another run or folder, or start over with resume off "
+        "(--fresh)."
+    )
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], step: int, curve: Curve, identity: dict[str, Any]) -> None:
+    """Writes `curve.csv` and `checkpoint.pt`; see `load_checkpoint` for the arguments.
+
+    Raises:
+        InputError: they can't be written; the former ones stay.
+    """
+    # The curve first: a training killed in between repeats its last epoch, and with it this row.
+    path = folder / "curve.csv"
+    with explain_write_errors(path), atomic_path(path) as temporary:
+        pd.DataFrame(curve).to_csv(temporary, index=False)
+    path = folder / "checkpoint.pt"
+    content = {name: part.state_dict() for name, part in state.items()}
+    content |= {"format": _FORMAT, "step": step, "curve": curve, "identity": identity}
+    with explain_write_errors(path), atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turns an error while `path` is written, such as a full disk, into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # PyTorch raises its own error after the system's.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise InputError(
+            f"{path} can't be written ({cause}); make room and train again: it resumes from the last checkpoint."
+        ) from error
 
 
 def train_folds(
@@ -352,46 +474,36 @@ def train_folds(
     folder: Path,
     *,
     resume: bool = True,
-    half: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Trains on a store, once a fold of a split, and scores what the split holds out with its subjects.
+    """Trains on a store, once per fold of a split, and evaluates the held-out subjects.
 
     Args:
-        place: the store; what is learned from stays there until it is drawn.
-        name: of the split, as in `folds`.
+        place: the store; its samples stay there until a step needs them.
+        name: of the split, as in `splits.iterate_folds`.
         recipe: of every training.
-        folder: for `training.train`'s files, in a folder of the fold's name where there are several; for `metrics.csv`.
-        resume: as in `training.train`; a fold that is done is not trained again.
-        half: as in `training.train`.
-        say: hears of each epoch.
+        folder: for the files of `train_network`, in a folder per fold if there are several; and for `metrics.csv`.
+        resume: as in `train_network`; a finished fold is not trained again.
+        log: called with a line per epoch.
 
     Returns:
-        The metrics of all folds, as `score` gives them; empty where nobody is held out.
+        The metrics of all folds, as `evaluate.score_store` returns them; empty if no subject is held out.
     """
     tables = []
     for fold, rows in iterate_folds(store.read_index(place), name):
         own = folder / fold
 
-        def report(curve: pd.DataFrame, who: str = f"{fold}: " if fold else "") -> None:
+        def report(curve: pd.DataFrame, title: str = f"{fold}: " if fold else "") -> None:
             last = curve.iloc[-1]
-            figures = f"loss {last.loss:.3f}, Dice {last.dice:.3f}, held out {last.dice_validation:.3f}"
-            say(f"{who}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
+            figures = f"loss {last.loss:.3f}, Dice {last.dice:.3f}, validation Dice {last.dice_validation:.3f}"
+            log(f"{title}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
 
         learned, watched = train_and_watched(rows, recipe.patience)
-        train_network(
-            stream_samples(place, learned),
-            load_samples(place, watched),
-            recipe,
-            own,
-            resume=resume,
-            on_epoch=report,
-            half=half,
-        )
-        if int(os.environ.get("RANK", "0")):
-            continue  # One of several processes scores.
-        network, _ = load_network(own / "weights.safetensors")
-        tables.append(score_rows(place, rows[rows["split"] == "held_out_subject"], network))
+        parts = stream_samples(place, learned), load_samples(place, watched)
+        train_network(*parts, recipe, own, resume=resume, on_epoch=report)
+        if os.environ.get("RANK", "0") == "0":
+            network, _ = networks.load_network(own / "weights.safetensors")
+            tables.append(score_store(place, rows[rows["split"] == "held_out_subject"], network))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
     if len(table):
         runs.write_table(folder / "metrics.csv", table)

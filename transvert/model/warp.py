@@ -1,7 +1,7 @@
-"""A vertebra's cube bent, and shadows thrown from any side: what costs time in a random draw.
+"""Deformation of a vertebra's cube and its parallel projection: the costly part of the augmentation.
 
-On the CPU compiled loops, a thread a sample; on another device torch's own sampling, with equal results. Points are in
-voxels from a cube's middle.
+On the CPU compiled loops run with a thread per sample; other devices use PyTorch's sampling, with the same results. Points
+are in voxels from a cube's middle.
 """
 
 from __future__ import annotations
@@ -17,54 +17,54 @@ from torch.nn import functional
 from transvert.drr.kernels import FAST
 
 OWN, OTHER = 1, 2
-"""What a voxel of `parts` may hold beside 0: the vertebra itself, any other vertebra."""
+"""The values of `parts` above 0: the vertebra itself, and any other vertebra."""
 
 
 def elastic_deform(
     hu: torch.Tensor, parts: torch.Tensor, points: torch.Tensor, size: int, threads: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples cubes of CT and parts at the points of a bent grid, trilinear in between; the rim's voxels go on beyond.
+    """Samples cubes of CT and parts at the points of a deformed grid, trilinearly; the border's voxels extend outwards.
 
     Args:
         hu: (B, W, W, W) int16, HU.
         parts: (B, W, W, W) uint8, `OWN`, `OTHER` or 0.
-        points: (B, 3, C, C, C) float32, where a coarse grid of the new cube lies in the old one: x, y and z in voxels
-            from its middle. The corner points are the centres of the corner voxels; in between it is linear.
-        size: voxels a side of the new cube.
-        threads: of the CPU.
+        points: (B, 3, C, C, C) float32, the position of a coarse grid of the new cube in the old one: x, y and z in
+            voxels from its middle. Corner points are the centres of the corner voxels; in between it is linear.
+        size: voxels along each side of the new cube.
+        threads: CPU threads.
 
     Returns:
-        (B, size, size, size) float32 attenuation relative to water, and uint8 parts: what fills more than half.
+        (B, size, size, size) float32 attenuation relative to water, and uint8 the part that fills more than half.
     """
     if hu.device.type != "cpu":
         return _elastic_deform_torch(hu, parts, points, size)
     density = torch.empty(len(hu), size, size, size)
     found = torch.empty(len(hu), size, size, size, dtype=torch.uint8)
-    _each(threads, _elastic_deform, hu, parts, points, density, found)
+    _run_threads(threads, _elastic_deform, hu, parts, points, density, found)
     return density, found
 
 
 def project_parallel(cube: torch.Tensor, views: torch.Tensor, threads: int = 1) -> torch.Tensor:
-    """Line integrals along parallel rays, by Joseph's method; the rim's voxels go on beyond.
+    """Line integrals along parallel rays, by Joseph's method; the border's voxels extend outwards.
 
     Args:
         cube: (B, S, S, S) float32, RAS order.
-        views: (B, 2, 3), AP and lateral: turn about the z axis and tilt about the picture's horizontal axis, radians,
-            and magnification. (0, 0, 1) is the nominal view. `show` has the geometry.
-        threads: of the CPU.
+        views: (B, 2, 3), AP and lateral: turn about the z axis and tilt about the picture's horizontal axis in radians,
+            and magnification. (0, 0, 1) is the nominal view.
+        threads: CPU threads.
 
     Returns:
         (B, 2, S, S) float32 AP and lateral pictures, in voxels times the cube's unit.
     """
     if cube.device.type != "cpu":
-        return _project_parallel_torch(cube, *cross(views))
+        return _project_parallel_torch(cube, *trace_rays(views))
     pictures = torch.empty(len(cube), 2, *cube.shape[2:])
-    _each(threads, _project_parallel, cube, *cross(views), pictures)
+    _run_threads(threads, _project_parallel, cube, *trace_rays(views), pictures)
     return pictures
 
 
-def show(views: torch.Tensor) -> torch.Tensor:
-    """(B, 2, 2, 3): the AP picture's (beside, up) from a point's (x, y, z), and the lateral one's from its (y, x, z).
+def projection_matrices(views: torch.Tensor) -> torch.Tensor:
+    """(B, 2, 2, 3) matrices to the picture's (beside, up): from (x, y, z) for AP and from (y, x, z) for lateral.
 
     A view that is turned by a and tilted by b, with magnification m, shows a point h beside the middle, d deep and z up
     at m (h cos a + d sin a) and m (z cos b - (d cos a - h sin a) sin b).
@@ -75,15 +75,15 @@ def show(views: torch.Tensor) -> torch.Tensor:
     return torch.stack([beside, up], dim=-2) * size[..., None, None]
 
 
-def cross(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where rays cross the cube: that of picture point p, in (beside, up), is at plane @ p + slope * d at the depth d.
+def trace_rays(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Traces rays through a cube: that of picture point p, in (beside, up), is at plane @ p + slope * d at the depth d.
 
     Returns:
         plane (B, 2, 2, 2), slope (B, 2, 2), and the length of a ray in a slice (B, 2), in voxels.
     """
-    shown = show(views)
-    plane = torch.linalg.inv(shown[..., [0, 2]])
-    slope = -(plane @ shown[..., [1]])[..., 0]
+    matrices = projection_matrices(views)
+    plane = torch.linalg.inv(matrices[..., [0, 2]])
+    slope = -(plane @ matrices[..., [1]])[..., 0]
     return plane, slope, (1 + (slope**2).sum(-1)).sqrt()
 
 
@@ -104,13 +104,13 @@ def _project_parallel_torch(
 ) -> torch.Tensor:
     middle = (cube.shape[-1] - 1) / 2
     steps = torch.arange(cube.shape[-1], device=cube.device) - middle
-    depth, down, across = torch.meshgrid(steps, steps, steps, indexing="ij")
+    depth, row_step, column_step = torch.meshgrid(steps, steps, steps, indexing="ij")
     pictures = []
     for view in range(2):
         beside, up = (
             shear[:, None, None, None] * depth
-            - matrix[:, 0, None, None, None] * across
-            - matrix[:, 1, None, None, None] * down
+            - matrix[:, 0, None, None, None] * column_step
+            - matrix[:, 1, None, None, None] * row_step
             for matrix, shear in zip(plane[:, view].unbind(1), slope[:, view].unbind(1), strict=True)
         )
         along = depth.expand_as(up)
@@ -120,8 +120,8 @@ def _project_parallel_torch(
     return torch.stack(pictures, dim=1)
 
 
-def _each(threads: int, kernel: Callable[..., None], *tensors: torch.Tensor) -> None:
-    """Calls a kernel for each sample of a batch; it fills the last of its arrays."""
+def _run_threads(threads: int, kernel: Callable[..., None], *tensors: torch.Tensor) -> None:
+    """Calls a kernel for each sample of a batch; it fills its last arrays."""
     with ThreadPoolExecutor(threads) as workers:
         list(workers.map(kernel, *(tensor.contiguous().numpy() for tensor in tensors)))
 
@@ -130,7 +130,7 @@ def _each(threads: int, kernel: Callable[..., None], *tensors: torch.Tensor) -> 
 def _elastic_deform(
     hu: np.ndarray, parts: np.ndarray, points: np.ndarray, density: np.ndarray, found: np.ndarray
 ) -> None:
-    """`bend` of one sample."""
+    """`elastic_deform` of one sample."""
     wide, size, coarse = hu.shape[0], density.shape[0], points.shape[1]
     middle, last = np.float32((wide - 1) / 2), np.float32(wide - 1)
     step = np.float32((coarse - 1) / (size - 1))
@@ -187,17 +187,17 @@ def _elastic_deform(
 def _project_parallel(
     cube: np.ndarray, plane: np.ndarray, slope: np.ndarray, length: np.ndarray, pictures: np.ndarray
 ) -> None:
-    """`project` of one sample. Rows of a turned view are upright in the cube still: a row of z serves a whole column."""
+    """`project_parallel` of one sample. The rays of a picture column share the rows of z that they cross."""
     size = cube.shape[0]
     middle, last = np.float32((size - 1) / 2), np.float32(size - 1)
     line, total = np.empty(size, np.float32), np.empty(size, np.float32)
     for view in range(2):
         for column in range(size):
             total[:] = 0
-            across = middle - np.float32(column)
+            column_step = middle - np.float32(column)
             for depth in range(size):
                 deep = np.float32(depth) - middle
-                beside = middle + plane[view, 0, 0] * across + slope[view, 0] * deep
+                beside = middle + plane[view, 0, 0] * column_step + slope[view, 0] * deep
                 beside = min(max(beside, np.float32(0)), last)
                 i = min(int(beside), size - 2)
                 part = beside - np.float32(i)
@@ -205,7 +205,7 @@ def _project_parallel(
                 two = cube[i + 1, depth] if view == 0 else cube[depth, i + 1]
                 for k in range(size):
                     line[k] = one[k] + part * (two[k] - one[k])
-                top = middle + plane[view, 1, 0] * across + slope[view, 1] * deep
+                top = middle + plane[view, 1, 0] * column_step + slope[view, 1] * deep
                 for row in range(size):
                     up = top + plane[view, 1, 1] * (middle - np.float32(row))
                     up = min(max(up, np.float32(0)), last)

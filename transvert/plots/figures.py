@@ -203,9 +203,9 @@ def describe_reliability(report: ReliabilityReport) -> str:
 def _voxel_panel(axis: Axes, report: ReliabilityReport) -> None:
     counts = axis.twinx()
     sources = (("network", GREY, "s", "the network's own"), ("calibrated", BLUE, "o", "calibrated on other people"))
-    for n, (said, colour, marker, label) in enumerate(sources):
-        rows = report.voxels[report.voxels["said"] == said]
-        label = f"{label}: {100 * report.summary[f'voxel_calibration_error_{said}']:.1f} points off in the mean"
+    for n, (source, colour, marker, label) in enumerate(sources):
+        rows = report.voxels[report.voxels["source"] == source]
+        label = f"{label}: {100 * report.summary[f'voxel_calibration_error_{source}']:.1f} points off in the mean"
         axis.plot(rows["stated"], rows["observed"], marker=marker, color=colour, label=label)
         places = np.arange(len(rows)) / 10 + 0.03 + 0.04 * n
         counts.bar(places, rows["voxels"], width=0.035, color=colour, alpha=0.35)
