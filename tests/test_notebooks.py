@@ -17,12 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from transvert import io, levels, runs, workflow
-from transvert.data.samples import Samples
 from transvert.data.store import read_index
 from transvert.imaging import mesh
-from transvert.model import evaluate, networks
-from transvert.model.predict import predict
-from transvert.model.train import Recipe, train_network
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,30 +31,6 @@ def test_every_parameter_set_is_declared_by_some_notebook() -> None:
             assert parameter["help"], parameter
     for path in io.share_folder("params").glob("*.yaml"):
         assert set(workflow.read_parameters(path)) <= set().union(*declared.values()), path.name
-
-
-def test_a_notebook_before_its_predecessor_names_the_one_to_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRANSVERT_RUNS", str(tmp_path))
-    printed: list[str] = []
-    summary = workflow.reproduce({"run": "early"}, start="02", say=printed.append, progress=False)
-    assert "run notebooks/01_drr_synthesis.ipynb" in summary.failed
-    assert summary.seconds == {} and summary.resume.endswith("--from 02")
-    assert {path.name for path in (tmp_path / "early" / "02_train_transvert").iterdir()} == {workflow.FAILED}
-
-
-def test_the_table_of_equal_seeds_is_equal_to_the_byte(box_samples: Samples, tmp_path: Path) -> None:
-    one = box_samples.chosen([21])
-
-    def table(seed: int, name: str) -> bytes:
-        recipe = Recipe("transvert_hull", options={"width": 8}, steps=2, epoch_steps=2, batch=2, seed=seed)
-        train_network([one], [], recipe, tmp_path / name)
-        network, _ = networks.load_network(tmp_path / name / "weights.safetensors")
-        scores = evaluate.score_samples(one, predict(network, one.images()))
-        return runs.write_table(tmp_path / name / "metrics.csv", scores).read_bytes()
-
-    assert table(0, "one") == table(0, "two") != table(1, "other")
 
 
 @pytest.mark.reproduce
