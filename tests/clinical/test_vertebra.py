@@ -48,9 +48,9 @@ def test_the_more_probable_vertebra_wins_and_stray_parts_go():
 
 def test_gaps_are_missing_and_empty_levels_and_never_t13():
     empty = vertebra.Vertebra(18, np.zeros(3), np.zeros((8, 8, 8), np.float32), SPACING)
-    assert vertebra.gaps([_ball(21, (0, 0, 0)), empty, _ball(16, (0, 0, 90))]) == ["T10", "T11", "T12", "L1"]
-    assert vertebra.gaps([_ball(T12, (0, 0, 30)), _ball(L1, (0, 0, 0))]) == []
-    assert vertebra.gaps([]) == []
+    assert vertebra.missing_levels([_ball(21, (0, 0, 0)), empty, _ball(16, (0, 0, 90))]) == ["T10", "T11", "T12", "L1"]
+    assert vertebra.missing_levels([_ball(T12, (0, 0, 30)), _ball(L1, (0, 0, 0))]) == []
+    assert vertebra.missing_levels([]) == []
 
 
 def test_impossible_spines_are_refused():
