@@ -58,7 +58,7 @@ def _draw(samples: Samples, strength: AugmentConfig, random: Random | None = Non
 @pytest.fixture(scope="module")
 def cube_samples(patient: Patient) -> Samples:
     """The patient's samples as the public benchmark has them: of each cube alone."""
-    return cut_samples(patient.ct, patient.mask, "sub-cube", surroundings="cube")
+    return cut_samples(patient.ct, patient.mask, "sub-cube", field_of_view="crop")
 
 
 def _fit(one: np.ndarray, other: np.ndarray) -> float:
@@ -80,10 +80,10 @@ def _right_reach(target: np.ndarray) -> float:
 # Without strength
 
 
-@pytest.mark.parametrize("surroundings", ["body", "cube"])
-def test_a_still_draw_is_the_sample_itself(surroundings: str, box_samples: Samples, cube_samples: Samples) -> None:
+@pytest.mark.parametrize("field_of_view", ["full", "crop"])
+def test_a_still_draw_is_the_sample_itself(field_of_view: str, box_samples: Samples, cube_samples: Samples) -> None:
     """Whatever chance says: no amount, no change."""
-    samples = box_samples if surroundings == "body" else cube_samples
+    samples = box_samples if field_of_view == "full" else cube_samples
     images, targets = _draw(samples, STILL, Random(7))
     assert_array_equal(targets, samples.targets())
     for image, expected in zip(images, samples.images(), strict=True):
@@ -289,7 +289,7 @@ def test_a_turned_view_turns_picture_and_landmark_but_no_target(box_samples: Sam
     hu = np.full((1, WIDE, WIDE, WIDE), -1000, np.int16)
     x, y, z = WIDE // 2, WIDE // 2 + 20, WIDE // 2
     hu[0, x - 1 : x + 1, y - 1 : y + 1, z - 1 : z + 1] = 2000
-    one = replace(box_samples.chosen([L2]), hu=hu, surroundings="cube")
+    one = replace(box_samples.chosen([L2]), hu=hu, field_of_view="crop")
     strength = replace(STILL, view_deg=5.0)
     images, targets = _draw(one, strength, _Views(0))
     assert_array_equal(targets, one.targets())
@@ -380,13 +380,13 @@ def test_a_vertebra_alone_gets_neighbours_of_its_own_kind(box_samples: Samples) 
 
 @pytest.fixture
 def stored(box_samples: Samples, tmp_path: Path) -> Callable[[int], list[StoredSamples]]:
-    """A maker of two subjects in a store, L1 to L3 and L2 alone, with a shelf for so many samples."""
+    """A maker of two subjects in a store, L1 to L3 and L2 alone, with a cache for so many samples."""
     subjects = [box_samples, replace(box_samples.chosen([L2]), subject="sub-other")]
     for subject in subjects:
         write_samples(tmp_path, subject)
 
     def make(keep: int) -> list[StoredSamples]:
-        shelf = store.Shelf(tmp_path, keep)
+        shelf = store.SampleCache(tmp_path, keep)
         return [StoredSamples(shelf, rows) for _, rows in store.read_index(tmp_path).groupby("subject")]
 
     return make
@@ -399,7 +399,7 @@ def test_a_store_draws_what_memory_draws(keep: int, stored: Callable[[int], list
     for step in range(3):
         for ours, theirs in zip(streamed.draw(step, 2), loaded.draw(step, 2), strict=True):
             assert torch.equal(ours, theirs)
-        assert len(subjects[0]._shelf._kept) <= keep
+        assert len(subjects[0]._cache._kept) <= keep
 
 
 def test_the_next_steps_samples_are_ordered_ahead(
@@ -408,8 +408,8 @@ def test_the_next_steps_samples_are_ordered_ahead(
     """Of this process: with a stride of 3 the steps 1, 4 and 7 are its own."""
     ordered: list[tuple[str, int]] = []
     read: list[tuple[str, int]] = []
-    order, sample = StoredSamples.order, StoredSamples.sample
-    monkeypatch.setattr(StoredSamples, "order", lambda s, n: ordered.append((s.subject, n)) or order(s, n))
+    order, sample = StoredSamples.prefetch, StoredSamples.sample
+    monkeypatch.setattr(StoredSamples, "prefetch", lambda s, n: ordered.append((s.subject, n)) or order(s, n))
     monkeypatch.setattr(StoredSamples, "sample", lambda s, n: read.append((s.subject, n)) or sample(s, n))
     sampler = Sampler(stored(100), STILL, 0, stride=3)
     sampler.draw(1, 1)
@@ -419,7 +419,7 @@ def test_the_next_steps_samples_are_ordered_ahead(
     assert len(ahead) == 3 and ahead == read
 
 
-def test_a_shelf_of_three_steps_reads_what_is_ordered_once(
+def test_a_cache_of_three_steps_reads_each_sample_once(
     stored: Callable[[int], list[StoredSamples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int] = []

@@ -70,7 +70,7 @@ def main(folder: Path, recipe: Recipe, fault: str = "") -> None:
     Sampler.draw = watched  # type: ignore[method-assign]
     torch.save = cut_short
     index = store.read_index(folder.parent / "store")
-    subject = StoredSamples(store.Shelf(folder.parent / "store"), index)
+    subject = StoredSamples(store.SampleCache(folder.parent / "store"), index)
     train_network(
         [subject], [subject.load()], recipe, folder, on_epoch=lambda curve: print(f"{rank}: epoch {len(curve)}")
     )
