@@ -1,7 +1,6 @@
-"""What a person sees and moves: the viewers draw, the radiograph follows its slider, a click ends a running cell.
+"""What the viewers draw in JupyterLab: k3d, and itkwidgets where it is installed.
 
-The viewers on request are tried where they are installed. itkwidgets loads its pages from the web; here they come from
-the packages that those pages are published in, so that what is seen to draw is the viewer itself.
+itkwidgets loads its pages from the web; here they come from the packages that publish them.
 """
 
 from __future__ import annotations
@@ -21,41 +20,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser.conftest import Lab, open_notebook, run_all, wait_idle, write_notebook
+from browser.conftest import Lab, open_notebook, run_all, write_notebook
 
 WAIT_MS = 60_000
 SURFACES = """
 %matplotlib inline
 import matplotlib.pyplot as plt
 import trimesh
-from transvert import render
+from transvert.plots import viewer
 ball = trimesh.creation.icosphere(radius=20).apply_translation([0, 0, 45])
 box = trimesh.creation.box((60, 40, 30))
 figure = plt.figure(figsize=(2, 1))
 figure.add_subplot()
+plt.show()
 """
-SHOW = "render.show(figure, {20: ball, 8: box}, which=%r)"
-SOURCE = """
-import numpy as np
-from transvert import turntable
-from transvert.volume import Volume, cube_affine
-x, y, z = np.indices((64, 64, 64)) - 31.5
-body = np.where((x / 28) ** 2 + (y / 20) ** 2 < 1, 0.02, 0).astype(np.float32)
-body[(x - 18) ** 2 + y**2 < 30] = 0.1
-table = turntable.prepare(Volume(body, cube_affine(np.zeros(3), 64, 4.0)))
-table.play()
-"""
-PICK = """
-import numpy as np
-from transvert import explore
-from transvert.samples import SIZE, WIDE, Samples
-x = np.linalg.norm(np.indices((WIDE,) * 3) - (WIDE - 1) / 2, axis=0)
-labels = np.stack([np.where(x < 20, 20, 0), np.where(x < 14, 21, 0)]).astype(np.uint8)
-truth = Samples("one", "ct", "parallel", np.array([20, 21], np.uint8), np.zeros((2, 3)), None, labels, None)
-middle = slice((WIDE - SIZE) // 2, (WIDE + SIZE) // 2)
-larger = np.clip(24 - x[middle, middle, middle], 0, 1)
-explore.pick_vertebra([truth], {"one": np.stack([larger, truth.targets()[1].astype(float)])})
-"""
+SHOW = "viewer.view_surfaces({20: ball, 8: box}, %r)"
 
 
 def colours(area: Any) -> np.ndarray:
@@ -92,51 +71,12 @@ def test_a_cell_that_fails_is_seen(page: Any, lab: Lab) -> None:
             open_and_run(page, lab, f"fails{len(cells[0])}.ipynb", cells)
 
 
-def test_k3d_draws_below_the_figure(page: Any, lab: Lab) -> None:
+def test_k3d_draws_each_level_in_its_colour(page: Any, lab: Lab) -> None:
     open_and_run(page, lab, "k3d.ipynb", [SURFACES, SHOW % "k3d"])
-    shown = outputs(page, 1)
-    assert shown.nth(0).locator("img[src^='data:image/png']").count() == 1
-    coloured = wait_for_colour(shown.nth(1).locator("canvas").first)
+    assert outputs(page, 0).locator("img[src^='data:image/png']").count() == 1
+    coloured = wait_for_colour(outputs(page, 1).locator("canvas").first)
     # T1 is orange, L1 green: both are there.
     assert (coloured[:, 0] > coloured[:, 1] + 20).sum() > 100 and (coloured[:, 1] > coloured[:, 0] + 40).sum() > 100
-
-
-@pytest.mark.parametrize("which", ["ipyniivue", "pyvista"])
-def test_viewers_on_request_draw(which: str, page: Any, lab: Lab) -> None:
-    if find_spec(which) is None:
-        pytest.skip(f"{which} is not installed, so it isn't seen to draw.")
-    open_and_run(page, lab, f"{which}.ipynb", [SURFACES, SHOW % which])
-    shown = outputs(page, 1).nth(1)
-    area = shown.locator("iframe").first if which == "pyvista" else shown.locator("canvas").first
-    coloured = wait_for_colour(area)
-    assert (coloured[:, 0] > coloured[:, 2] + 40).sum() > 100
-
-
-def test_the_radiograph_follows_the_slider(page: Any, lab: Lab) -> None:
-    open_and_run(page, lab, "source.ipynb", [SOURCE])
-    picture = page.locator(".jp-OutputArea-output img").first
-    picture.wait_for(timeout=WAIT_MS)
-    at_first = picture.get_attribute("src")
-    page.locator(".noUi-handle").first.focus()
-    for _ in range(3):
-        page.keyboard.press("PageUp")
-    page.wait_for_function("(old) => document.querySelector('.jp-OutputArea-output img').src !== old", arg=at_first)
-    wait_idle(page)
-    assert page.locator(".widget-readout").first.inner_text() != "0"
-
-
-def test_a_vertebra_is_picked_and_its_error_seen(page: Any, lab: Lab) -> None:
-    open_and_run(page, lab, "pick.ipynb", [PICK])
-    area = page.locator(".jp-OutputArea-output canvas").first
-    page.get_by_text(re.compile(r"^L1: the predicted surface is \d\.\d mm off")).wait_for(timeout=WAIT_MS)
-    red = wait_for_colour(area)
-    assert (red[:, 0] > red[:, 2]).sum() > 5 * (
-        red[:, 0] < red[:, 2]
-    ).sum()  # Too large everywhere, but for the legend.
-    page.locator(".jp-OutputArea-output select").nth(1).select_option("L2")
-    page.get_by_text(re.compile(r"^L2: the predicted surface is 0\.\d mm off")).wait_for(timeout=WAIT_MS)
-    page.get_by_role("button", name="truth").click()
-    page.get_by_text("L2 as it is").wait_for(timeout=WAIT_MS)
 
 
 PACKAGES = {
@@ -207,14 +147,13 @@ def test_itkwidgets_draws_and_lets_the_next_cell_run(page_with_pages: Any, lab: 
     cells = [
         SURFACES.replace("radius=20", "radius=9").replace("45", "20").replace("(60, 40, 30)", "(20, 14, 10)"),
         # The pages come by way of the browser alone; whether they answer is tested elsewhere.
-        "render._silent = lambda pages: ''\n" + SHOW % "itkwidgets",
+        "viewer._silent_host = lambda pages: ''\n" + SHOW % "itkwidgets",
         "print('next cell')",
     ]
     open_notebook(page, lab, write_notebook(lab.folder, "itkwidgets.ipynb", cells))
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.get_by_text("next cell", exact=True).wait_for(timeout=4 * WAIT_MS)
-    viewer = page.locator("iframe[src*='ipfs']").first
-    coloured = wait_for_colour(viewer, 2000)
+    coloured = wait_for_colour(page.locator("iframe[src*='ipfs']").first, 2000)
     page.screenshot(path=tmp_path / "itkwidgets.png", timeout=WAIT_MS)
     assert len(np.unique(coloured // 32, axis=0)) > 5
