@@ -45,7 +45,7 @@ def score_baselines(
             if name == "mean_shape":
                 table = evaluate.score_samples(subject, np.repeat(mean[None], len(subject), axis=0))
             elif name == "visual_hull":
-                table = evaluate.score_samples(subject, evaluate.visual_hulls(subject))
+                table = evaluate.score_samples(subject, metrics.visual_hulls(subject.targets()))
             else:
                 table = _others(subject, known)
             tables.append(table.assign(variant=name))

@@ -26,7 +26,7 @@ def robustness(plan: Plan) -> pd.DataFrame:
         InputError: unknown variant, no weights, or no subject to test on.
     """
     kinds, tables = chosen_variants(plan, corruptions.KINDS), []
-    for fold, network, card, subject in evaluate.unseen_people(plan.store, plan.weights):
+    for fold, network, card, subject in evaluate.iterate_unseen(plan.store, plan.weights):
         for crop in (False, True) if subject.field_of_view == "full" else (True,):
             for kind, amount in ((k, a) for k in dict.fromkeys(["none", *kinds]) for a in corruptions.KINDS[k].amounts):
                 corruption = corruptions.KINDS[kind].make(amount)

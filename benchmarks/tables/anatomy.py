@@ -26,8 +26,8 @@ from transvert.data.patches import SPACING_MM
 from transvert.data.samples import Samples
 from transvert.io import InputError
 from transvert.model import metrics
-from transvert.model.evaluate import unseen_people
-from transvert.model.predict import marked, placed, predict
+from transvert.model.evaluate import iterate_unseen
+from transvert.model.predict import apply_landmark_errors, landmark_offset_mm, predict
 from transvert.runs import write_table
 
 RESTING = (
@@ -67,10 +67,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     bodies: list[dict[str, Any]] = []
     followed: list[dict[str, Any]] = []
-    for _, network, _, person in tqdm(unseen_people(chosen.store, chosen.folds), unit="person"):
+    for _, network, _, person in tqdm(iterate_unseen(chosen.store, chosen.folds), unit="person"):
         rows += off(person, predict(network, person.images(), mirror=True))
         followed += follow(network, person, "folds")
-    for _, network, _, person in tqdm(unseen_people(chosen.store, "shipped"), unit="person"):
+    for _, network, _, person in tqdm(iterate_unseen(chosen.store, "shipped"), unit="person"):
         followed += follow(network, person, "shipped")
     for name, person in tqdm(RESTING, unit="person"):
         (subject,) = fetch_subjects(name, subjects=[person])
@@ -115,8 +115,8 @@ def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[
     random = torch.Generator().manual_seed(0)
     for _ in range(CLICKS):
         clicks = CLICK_MM * torch.randn(2, 2, generator=random)
-        beside = -placed(clicks).numpy()
-        shapes = predict(network, marked(images, clicks, torch.ones(2)).numpy(), mirror=True)
+        beside = -landmark_offset_mm(clicks).numpy()
+        shapes = predict(network, apply_landmark_errors(images, clicks, torch.ones(2)).numpy(), mirror=True)
         for level, shape in zip(person.levels.tolist(), shapes, strict=True):
             offset = centroids.centroid_offset_mm(shape, SPACING_MM)
             if offset is not None:

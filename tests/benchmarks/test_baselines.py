@@ -58,10 +58,3 @@ def test_other_person_is_the_mean_over_people(box_samples: Samples) -> None:
     ]
     assert found[0] > 0.97 and found[1] < 0.85
     assert found[2] == pytest.approx((found[0] + found[1]) / 2)
-
-
-def test_a_level_that_no_training_subject_has_gets_no_row(box_samples: Samples) -> None:
-    one, other = box_samples.chosen([L1]), box_samples.chosen([L2])
-    assert baselines.score_baselines([one], [other], ["other_person"]).empty
-    table = baselines.score_baselines([one, other], [box_samples.chosen([L2])], ["other_person"])
-    assert table["level"].tolist() == ["L2"] and table["assd_mm"].dtype == float

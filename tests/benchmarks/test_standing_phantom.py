@@ -92,15 +92,6 @@ def test_a_bone_has_its_endplates_and_axes_in_any_pose(template: Bone) -> None:
     assert np.degrees(np.arccos(np.diag(found.axes.T @ motion[:3, :3] @ template.axes)).max()) < 1.5
 
 
-def test_the_penetration_depth_is_that_of_the_overlap(template: Bone) -> None:
-    """Bodies of 24 mm, 20 mm apart, overlap by 4 mm."""
-    above = np.eye(4)
-    above[2, 3] = PITCH_MM
-    assert reference_pose.penetration_mm(template, template, above) == 0
-    above[2, 3] = 20
-    assert 3 < reference_pose.penetration_mm(template, template, above) < 5.5
-
-
 def test_two_people_are_joined_at_a_shared_level(template: Bone) -> None:
     upper, lower = stack(template, [T12, L1]), stack(template, [L1, L3])
     motion = np.diag([0.7, 0.7, 0.7, 1.0])
@@ -247,15 +238,3 @@ def test_refused_clicks_are_repeated_and_counted(
     assert reconstruction.click(exact, views, 0.0, 0)[1] == 0
     marks, again = reconstruction.click(exact, views, 8.0, 0)
     assert again > 0 and max(marks.place(*views)[1].values()) <= landmarks.RESIDUAL_LIMIT_MM
-
-
-def test_alignment_undoes_a_motion_and_distinguishes_shapes(template: Bone) -> None:
-    motion = np.eye(4)
-    motion[:3, :3] = kinematic_chain.attitude(6.0, -28.0, 9.0)
-    soft = reconstruction.fine(template.surface.copy().apply_transform(motion))
-    assert soft.data.sum() * reconstruction.FINE_MM**3 == pytest.approx(template.surface.volume, rel=0.01)
-    centre = motion[:3, :3] @ template.centroid
-    same = Vertebra(L1, centre, volume.cut_cube(soft, centre, 64, 1.5, order=1, fill=0).data, 1.5)
-    assert reconstruction.aligned_mm(same, template) < 0.5
-    larger = replace(template, points=1.15 * template.points, surface=template.surface.copy().apply_scale(1.15))
-    assert reconstruction.aligned_mm(same, larger) > 0.8

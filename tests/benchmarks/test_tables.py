@@ -61,7 +61,7 @@ def test_a_shape_that_follows_the_films_undoes_the_whole_error(sees: bool, undon
     person: Any = SimpleNamespace(images=lambda: images, levels=levels)
     table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
     assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in centroids.AXES]
-    assert table["share"].tolist() == pytest.approx([undone] * 9, abs=0.15)
+    assert table["share"].tolist() == pytest.approx([undone] * 9, abs=0.2)
     assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
 
 

@@ -29,29 +29,6 @@ def test_a_ball_whose_surface_is_moved_loses_what_its_volume_says() -> None:
         assert_allclose(voxelisation.offset_cost(_ball(radius), offsets), true, atol=0.0015)
 
 
-def test_a_box_loses_at_its_edges_too() -> None:
-    sides = np.array([30.1, 20.2, 16.3])
-    box = trimesh.creation.box(sides)
-    box.apply_translation([0.2, 0.3, 0.1])
-    inwards = [2 * np.prod(sides - 2 * d) / (np.prod(sides) + np.prod(sides - 2 * d)) for d in (0.5, 1.0)]
-    assert_allclose(voxelisation.offset_cost(box, (-0.5, -1.0)), inwards, atol=0.006)
-
-
-def test_voxels_that_end_where_the_box_ends_cost_nothing_and_shifted_ones_their_share() -> None:
-    box = trimesh.creation.box((30, 21, 12))  # 20, 14 and 8 voxels of 1.5 mm
-    box.apply_translation([5.01, 3.02, 7.03])  # no face on a voxel's centre
-    low = np.array([5.01 - 15, 3.02 - 10.5, 7.03 - 6])
-    exact = voxelisation.voxelise_at(box, 1.5, low + 0.75)
-    fine = voxelisation.voxelise_at(box, 0.25, low + 0.125)
-    assert exact.data.sum() == 20 * 14 * 8 and fine.data.sum() == 120 * 84 * 48
-    assert voxelisation.dice(voxelisation.onto(exact, fine), fine.data > 0) == 1
-    for shift in (0.25, 0.5):
-        beside = voxelisation.voxelise_at(box, 1.5, low + 0.75 + [shift, 0, 0])
-        assert voxelisation.dice(voxelisation.onto(beside, fine), voxelisation.onto(exact, fine)) == pytest.approx(
-            1 - shift / 30
-        )
-
-
 def test_voxels_cost_in_proportion_to_their_side_and_two_grids_more_than_one() -> None:
     costs = np.array(voxelisation.voxel_cost(_ball(12), (1.5, 0.75), np.random.default_rng(0)))
     own, other = 1 - costs.T
@@ -62,7 +39,9 @@ def test_voxels_cost_in_proportion_to_their_side_and_two_grids_more_than_one() -
 
 def test_a_mask_s_vertebrae_become_closed_solids_in_their_place(patient: Patient) -> None:
     found = list(voxelisation.solids(patient.subject))
-    assert [(level, told) for level, told, _ in found] == [(n, "mask of 1.00 x 1.20 x 2.00 mm") for n in (20, 21, 22)]
+    assert [(level, source) for level, source, _ in found] == [
+        (n, "mask of 1.00 x 1.20 x 2.00 mm") for n in (20, 21, 22)
+    ]
     for level, _, surface in found:
         assert surface.is_watertight
         assert surface.volume == pytest.approx((patient.mask.data == level).sum() * 2.4, rel=0.02)
@@ -82,5 +61,5 @@ def test_surfaces_are_taken_as_they_are(patient: Patient, tmp_path: Path) -> Non
     file = DataFile(role="surface", subject="sub-mesh", url="https://example.org/a.ply", frame="RAS", unit="mm")
     files = dict.fromkeys(surfaces.values(), file)
     found = list(voxelisation.solids(Subject("sub-mesh", surfaces=surfaces, files=files)))
-    assert [(level, told) for level, told, _ in found] == [(n, "surface") for n in (20, 21, 22)]
+    assert [(level, source) for level, source, _ in found] == [(n, "surface") for n in (20, 21, 22)]
     assert found[0][2].volume == pytest.approx(mesh.read_surface(surfaces[20]).volume)
