@@ -261,7 +261,7 @@ def stored_picture(
     return (picture.T, [down, across]) if turn.transposed else (picture, [across, down])
 
 
-@pytest.mark.parametrize("name", ["ap", "pa", "left_lateral", "right_lateral"])
+@pytest.mark.parametrize("name", ["ap", "right_lateral"])
 @pytest.mark.parametrize("turn", TURNS, ids=lambda turn: turn.words or "upright")
 def test_a_film_stored_in_any_orientation_is_turned_upright(tmp_path: Path, name: str, turn: ImageOrientation) -> None:
     view = named_view(name, np.zeros(3), SHAPE, (0.7, 0.143), cone=True)
@@ -271,14 +271,14 @@ def test_a_film_stored_in_any_orientation_is_turned_upright(tmp_path: Path, name
     truth = np.zeros(SHAPE, np.uint16)
     truth[tuple(np.rint(marker).astype(int))] = 900
     truth[-1, -1] = 333
-    letters = ("L", "F") if name in ("ap", "pa") else ("P", "F")
+    letters = ("L", "F") if name == "ap" else ("P", "F")
     picture, letters_of_file = stored_picture(truth, letters, turn)
     spacing = [0.7, 0.143][:: -1 if turn.transposed else 1]
     path = stored(
         tmp_path / "f.dcm", np.ascontiguousarray(picture), PatientOrientation=letters_of_file, ImagerPixelSpacing=spacing,
         ViewPosition=None,
     )  # fmt: skip
-    read = radiograph.read_radiograph(path, view="ap" if name in ("ap", "pa") else "lateral")
+    read = radiograph.read_radiograph(path, view="ap" if name == "ap" else "lateral")
     assert_array_equal(read.pixels, truth)
     assert read.pixels.flags["C_CONTIGUOUS"] and read.pixel_mm == pytest.approx((0.7, 0.143))
     assert read.acquisition.orientation == turn
@@ -427,8 +427,13 @@ def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> No
     assert radiograph.read_radiograph(path, require_pixel_mm=False).pixel_mm is None
     assert radiograph.read_radiograph(path, require_pixel_mm=False).acquisition.pixel_mm_from == ""
     assert radiograph.read_radiograph(path, 0.2).pixel_mm == (0.2, 0.2)
-    for wrong in (143.0, float("nan"), 0.0, 1e-3):
-        with pytest.raises(InputError, match=r"^Pixels of .* mm make no film"):
+    for wrong, sentence in (
+        (143.0, "make no film"),
+        (1e-3, "make no film"),
+        (float("nan"), "positive"),
+        (0.0, "positive"),
+    ):
+        with pytest.raises(InputError, match=sentence):
             radiograph.read_radiograph(path, wrong)
 
 
@@ -496,7 +501,7 @@ print(read.pixels.shape[0], int(read.pixels[0, -1]), before, resource.getrusage(
 """
 
 
-@pytest.mark.parametrize("name", ["big.dcm", "big.png", "big.tif"])
+@pytest.mark.parametrize("name", ["big.dcm", "big.png"])
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in KiB on Linux")
 def test_a_large_film_is_held_about_once(tmp_path: Path, name: str) -> None:
     """4,000 x 4,000 pixels in 16 bits are 32 MB in the file and 64 MB as float32; 12,000 x 12,000 take 9 times that."""
@@ -515,6 +520,17 @@ def test_a_large_film_is_held_about_once(tmp_path: Path, name: str) -> None:
 
 
 def test_only_tags_that_identify_no_patient_are_read() -> None:
-    names = ("Name", "Date", "Time", "UID", "Institution", "Accession", "Physician", "Comments", "Description", "Patient")
+    names = (
+        "Name",
+        "Date",
+        "Time",
+        "UID",
+        "Institution",
+        "Accession",
+        "Physician",
+        "Comments",
+        "Description",
+        "Patient",
+    )
     asked = {keyword for keyword in dicom._READ if any(part in keyword for part in names)}
     assert asked == {"PatientOrientation", "DistanceSourceToPatient"}

@@ -251,7 +251,7 @@ def test_the_distances_and_the_view_are_the_film_s_unless_they_are_stated() -> N
     [
         ({"pixel_mm": (143, 143)}, "Pixels of 143 x 143 mm make no film of the ap view"),
         ({"pixel_mm": (-1, 1)}, "both must be positive"),
-        ({"pixel_mm": (1, 1), "source_to_detector_mm": 100}, "the first must be positive and the smaller one"),
+        ({"pixel_mm": (1, 1), "source_to_detector_mm": 100}, "the first distance must be positive and smaller"),
         ({"known_distance": {"from": [0, 0], "to": [3, 4], "mm": 100}}, "lie 5.0 pixels apart, too few to measure by"),
     ],
 )
