@@ -20,11 +20,12 @@ from transvert.model import augment as augment_module
 from transvert.model.augment import (
     AugmentConfig,
     Sampler,
-    _affine,
-    _maps,
-    _paint,
-    _views,
-    augment,
+    _draw_affine,
+    _draw_maps,
+    _draw_views,
+    _repaint,
+    augment_batch,
+    drop_views,
     unpack_sample,
     warp_background,
 )
@@ -47,11 +48,11 @@ class _Middle(Random):
         return torch.zeros(shape, device=self.device)
 
 
-def _draw(samples: Samples, strength: AugmentConfig, random: Random | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _draw(samples: Samples, config: AugmentConfig, random: Random | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One draw of each sample, in order: images and targets. By default in the middle of all chance."""
     parts = zip(*(unpack_sample(samples, n) for n in range(len(samples))), strict=True)
     arrays = (torch.from_numpy(np.stack(part)) for part in parts)
-    images, targets = augment(*arrays, strength, random or _Middle(0))
+    images, targets = augment_batch(*arrays, config, random or _Middle(0))
     return images.numpy(), targets[:, 0].numpy() > 0.5
 
 
@@ -77,7 +78,7 @@ def _right_reach(target: np.ndarray) -> float:
     return float((x[-1] - centre) - (centre - x[0]))
 
 
-# Without strength
+# Without config
 
 
 @pytest.mark.parametrize("field_of_view", ["full", "crop"])
@@ -114,19 +115,19 @@ def test_of_a_cube_nothing_lies_outside(cube_samples: Samples) -> None:
         _, _, outside = unpack_sample(cube_samples, row)
         assert not np.isfinite(cube_samples.pictures[row]).all() and (outside == 0).all()
     # Turned and shifted, the cube still fills its patch, and what the wide cube holds comes in from the side.
-    strength = replace(STILL, turn_deg=15.0, shift_mm=4.0, view_deg=5.0)
-    images, _ = Sampler([cube_samples], strength, 0).draw(0, 6)
+    config = replace(STILL, turn_deg=15.0, shift_mm=4.0, view_deg=5.0)
+    images, _ = Sampler([cube_samples], config, 0).draw(0, 6)
     assert ((images[:, :, 0] == 0).float().mean((-2, -1)) < 0.01).all()
 
 
 def test_a_bare_draw_of_a_body_is_the_draw_of_its_cube(box_samples: Samples, cube_samples: Samples) -> None:
-    strength = replace(AugmentConfig(), bare=1.0, clutter=0.0, collimate=0.0)
+    config = replace(AugmentConfig(), crop=1.0, background=0.0, collimation=0.0)
     bare, of_cube, in_body = (
         Sampler([samples], amount, 3).draw(0, 3)[0]
         for samples, amount in (
-            (box_samples, strength),
-            (cube_samples, strength),
-            (box_samples, replace(strength, bare=0.0)),
+            (box_samples, config),
+            (cube_samples, config),
+            (box_samples, replace(config, crop=0.0)),
         )
     )
     assert torch.equal(bare, of_cube)
@@ -176,7 +177,7 @@ def test_each_pass_covers_every_sample_once(size: int, box_samples: Samples, mon
     monkeypatch.setattr(
         augment_module, "unpack_sample", lambda s, row: seen.append((numbers[id(s)], row)) or unpack(s, row)
     )
-    monkeypatch.setattr(augment_module, "augment", lambda *_: None)
+    monkeypatch.setattr(augment_module, "augment_batch", lambda *_: None)
     for step in range(20 // size):
         sampler.draw(step, size)
     passes = [seen[start : start + 5] for start in range(0, 20, 5)]
@@ -190,7 +191,7 @@ def test_each_pass_covers_every_sample_once(size: int, box_samples: Samples, mon
 @pytest.mark.parametrize("repaint", [0.0, 1.0])
 def test_pictures_show_the_drawn_shape(repaint: float, box_samples: Samples) -> None:
     """Of a strong draw, mirrored or not, the picture fits the drawn target and no flipped one."""
-    sampler = Sampler([box_samples], replace(AugmentConfig(), repaint=repaint, clutter=0.0, collimate=0.0), 2)
+    sampler = Sampler([box_samples], replace(AugmentConfig(), repaint=repaint, background=0.0, collimation=0.0), 2)
     images, targets = (part.numpy() for part in sampler.draw(0, 8))
     signs = [_right_reach(target[0]) > 0 for target in targets]
     assert 0 < sum(signs) < 8
@@ -207,7 +208,9 @@ def test_pictures_show_the_drawn_shape(repaint: float, box_samples: Samples) -> 
 
 
 def test_the_map_peaks_at_the_target_s_own_centroid(box_samples: Samples) -> None:
-    sampler = Sampler([box_samples], replace(AugmentConfig(), click_mm=0.0, view_deg=0.0, magnification=0.0), 0)
+    sampler = Sampler(
+        [box_samples], replace(AugmentConfig(), landmark_shift_mm=0.0, view_deg=0.0, magnification=0.0), 0
+    )
     images, targets = (part.numpy() for part in sampler.draw(0, 6))
     for image, target in zip(images, targets[:, 0], strict=True):
         x, y, z = np.argwhere(target > 0.5).mean(0) * SPACING_MM + MM[0]
@@ -217,7 +220,7 @@ def test_the_map_peaks_at_the_target_s_own_centroid(box_samples: Samples) -> Non
 
 
 def test_a_click_error_moves_each_view_s_map_by_itself(box_samples: Samples) -> None:
-    images, _ = Sampler([box_samples.chosen([L2])], replace(STILL, click_mm=4.0), 0).draw(0, 8)
+    images, _ = Sampler([box_samples.chosen([L2])], replace(STILL, landmark_shift_mm=4.0), 0).draw(0, 8)
     maps = images[:, :, 1].numpy()
     where = np.stack([(maps * MM[:, None]).sum((2, 3)), (maps * MM).sum((2, 3))], -1) / maps.sum((2, 3))[..., None]
     assert np.abs(where).max() < 4.5
@@ -228,7 +231,7 @@ def test_a_click_error_moves_each_view_s_map_by_itself(box_samples: Samples) -> 
 @pytest.mark.parametrize(
     ("name", "amount"), [("scale", 0.3), ("turn_deg", 30.0), ("shift_mm", 8.0), ("elastic_mm", 4.0)]
 )
-def test_each_strength_changes_the_shape(name: str, amount: float, box_samples: Samples) -> None:
+def test_each_config_changes_the_shape(name: str, amount: float, box_samples: Samples) -> None:
     sampler = Sampler([box_samples.chosen([L2])], replace(STILL, **{name: amount}), 1)
     targets = sampler.draw(0, 4)[1].numpy()[:, 0] > 0.5
     truth = box_samples.targets()[1]
@@ -254,8 +257,8 @@ def test_a_scaled_draw_is_larger_where_the_grid_is_finer(box_samples: Samples) -
 
 def test_what_lies_outside_the_cube_moves_with_the_vertebra() -> None:
     """A ramp over each wide picture, mirrored, turned, scaled and shifted, reads what the moved millimetres say."""
-    strength = replace(STILL, turn_deg=10.0, scale=0.1, shift_mm=6.0, mirror=0.5)
-    matrix, shift = _affine(6, strength, Random(0))
+    config = replace(STILL, turn_deg=10.0, scale=0.1, shift_mm=6.0, mirror=0.5)
+    matrix, shift = _draw_affine(6, config, Random(0))
     assert 0 < int((matrix[:, 0, 0] < 0).sum()) < 6
     wide = (np.arange(WIDE) - (WIDE - 1) / 2) * SPACING_MM
     slopes = 2.0, -3.0  # along x (AP) or y (lateral), and along z, per mm; columns and rows run against both
@@ -290,8 +293,8 @@ def test_a_turned_view_turns_picture_and_landmark_but_no_target(box_samples: Sam
     x, y, z = WIDE // 2, WIDE // 2 + 20, WIDE // 2
     hu[0, x - 1 : x + 1, y - 1 : y + 1, z - 1 : z + 1] = 2000
     one = replace(box_samples.chosen([L2]), hu=hu, field_of_view="crop")
-    strength = replace(STILL, view_deg=5.0)
-    images, targets = _draw(one, strength, _Views(0))
+    config = replace(STILL, view_deg=5.0)
+    images, targets = _draw(one, config, _Views(0))
     assert_array_equal(targets, one.targets())
     for view, beside in ((0, 30 * np.sin(np.deg2rad(5))), (1, 30.0)):
         row, column = np.unravel_index(images[0, view, 0].argmax(), (SIZE, SIZE))
@@ -299,27 +302,27 @@ def test_a_turned_view_turns_picture_and_landmark_but_no_target(box_samples: Sam
 
 
 def test_the_landmark_follows_its_view(box_samples: Samples) -> None:
-    strength = replace(STILL, view_deg=5.0, magnification=0.05)
+    config = replace(STILL, view_deg=5.0, magnification=0.05)
     thickness = torch.zeros(1, 2, SIZE, SIZE)
     thickness[0, 0, 40, 20] = thickness[0, 1, 52, 20] = 1  # The centroid at x 12.75, y 30.75 and z -17.25 mm.
     x, y, z = MM[[40, 52, 20]]
-    views = _views(1, strength, _Views(0))
+    views = _draw_views(1, config, _Views(0))
     sine, cosine = np.sin(np.deg2rad(5)), np.cos(np.deg2rad(5))
-    ap, lateral = _maps(thickness, views, STILL, _Middle(0))[0].numpy()
+    ap, lateral = _draw_maps(thickness, views, STILL, _Middle(0))[0].numpy()
     assert_allclose(ap, centroid_map(-1.05 * np.array([z, x * cosine + y * sine])), atol=1e-4)
     assert_allclose(lateral, centroid_map(-1.05 * np.array([z * cosine - x * sine, y])), atol=1e-4)
 
 
 def test_views_are_drawn_each_by_itself_within_their_ranges() -> None:
-    strength = replace(STILL, view_deg=5.0, magnification=0.05)
-    drawn = _views(2000, strength, Random(0)).numpy()
+    config = replace(STILL, view_deg=5.0, magnification=0.05)
+    drawn = _draw_views(2000, config, Random(0)).numpy()
     angles, sizes = np.rad2deg(drawn[..., :2]), drawn[..., 2]
     for values, middle, reach in ((angles, 0, 5), (sizes, 1, 0.05)):
         assert np.abs(values - middle).max() <= reach + 1e-5
         assert_allclose(values.std(0), reach / np.sqrt(3), rtol=0.05)
     columns = np.concatenate([angles.reshape(2000, 4), sizes], 1)
     assert np.abs(np.corrcoef(columns.T) - np.eye(6)).max() < 0.1
-    still = _views(5, STILL, Random(0))
+    still = _draw_views(5, STILL, Random(0))
     assert torch.equal(still, torch.tensor([0.0, 0.0, 1.0]).expand(5, 2, 3))
 
 
@@ -327,9 +330,9 @@ def test_views_are_drawn_each_by_itself_within_their_ranges() -> None:
 
 
 def test_repainting_takes_the_ct_away(box_samples: Samples) -> None:
-    strength = replace(STILL, repaint=1.0)
-    real, _ = _draw(box_samples, strength)
-    blank, _ = _draw(replace(box_samples, hu=np.full_like(box_samples.hu, 40)), strength)
+    config = replace(STILL, repaint=1.0)
+    real, _ = _draw(box_samples, config)
+    blank, _ = _draw(replace(box_samples, hu=np.full_like(box_samples.hu, 40)), config)
     assert_allclose(real, blank, atol=1e-5)
     kept, _ = _draw(box_samples, STILL)
     assert np.abs(real[:, :, 0] - kept[:, :, 0]).mean() > 0.1
@@ -339,7 +342,7 @@ def test_a_painted_bone_is_denser_at_its_rim_and_lies_within_the_phantom_s_range
     bone = torch.zeros(2, SIZE, SIZE, SIZE, dtype=torch.bool)
     bone[:, 20:44, 20:44, 20:44] = True
     flesh = torch.full(bone.shape, 1.05)
-    drawn = _paint(flesh, bone, torch.tensor([True, False]), _Middle(0))
+    drawn = _repaint(flesh, bone, torch.tensor([True, False]), _Middle(0))
     assert torch.equal(drawn[1], flesh[1])  # not wanted
     painted = drawn[0].numpy() * 1000
     assert (painted[~bone[0].numpy()] == 0).all()
@@ -359,7 +362,7 @@ def test_what_lies_beyond_the_film_is_zero(box_samples: Samples) -> None:
 
 
 def test_images_are_standardised_like_the_network_s_input(box_samples: Samples) -> None:
-    images = Sampler([box_samples], replace(AugmentConfig(), collimate=0.0), 0).draw(0, 6)[0].numpy()
+    images = Sampler([box_samples], replace(AugmentConfig(), collimation=0.0), 0).draw(0, 6)[0].numpy()
     assert np.isfinite(images).all()
     assert np.abs(images[:, :, 0]).max() <= patches.CLIP
 
@@ -429,3 +432,30 @@ def test_a_cache_of_three_steps_reads_each_sample_once(
     for step in range(8):
         sampler.draw(step, 1)
     assert len(reads) <= 8 + 2
+
+
+# View dropout
+
+
+def test_a_dropped_view_is_zero_and_the_other_is_untouched() -> None:
+    images = torch.randn(400, 2, 2, 8, 8)
+    before = images.clone()
+    found = drop_views(images, 0.3, torch.Generator().manual_seed(1))
+    assert torch.equal(images, before)
+    gone = (found == 0).all(dim=(2, 3, 4))
+    assert torch.equal(found[~gone], images[~gone])
+    assert not gone.all(1).any()
+    assert 0.22 < gone.any(1).double().mean() < 0.38
+    assert 0.35 < gone[:, 0].sum() / gone.sum() < 0.65
+
+
+def test_equal_seeds_drop_equal_views_and_shares_are_kept_at_their_ends() -> None:
+    images = torch.randn(64, 2, 2, 8, 8)
+
+    def drop(share: float, seed: int) -> torch.Tensor:
+        return drop_views(images, share, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(drop(0.5, 3), drop(0.5, 3))
+    assert not torch.equal(drop(0.5, 3), drop(0.5, 4))
+    assert torch.equal(drop(0.0, 3), images)
+    assert (drop(1.0, 3) == 0).all(dim=(2, 3, 4)).sum(1).tolist() == [1] * 64

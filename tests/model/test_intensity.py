@@ -1,4 +1,4 @@
-"""Films' clutter and noise: what physics says of photons, and nothing at all without strength."""
+"""Intensity augmentation: the noise of photons, and no change without an amount."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transvert.model import intensity
 from transvert.model.intensity import Random
 
 SIZE = 64
-OFF = {"clutter": 0.0, "blur": 0.0, "noise": 0.0, "contrast": 0.0, "collimate": 0.0}
+OFF = {"background": 0.0, "blur": 0.0, "noise": 0.0, "contrast": 0.0, "collimation": 0.0}
 
 
 def _steps(batch: int = 16) -> torch.Tensor:
@@ -23,8 +23,8 @@ def _steps(batch: int = 16) -> torch.Tensor:
 
 
 def _expose(shadows: torch.Tensor, seed: int = 0, **amounts: float) -> torch.Tensor:
-    relief, seen = torch.full((len(shadows), 2, 1, 1), 0.1), torch.ones_like(shadows, dtype=torch.bool)
-    return intensity.expose_patches(shadows, relief, seen, Random(seed), **OFF | amounts)
+    contrast_, seen = torch.full((len(shadows), 2, 1, 1), 0.1), torch.ones_like(shadows, dtype=torch.bool)
+    return intensity.expose_patches(shadows, contrast_, seen, Random(seed), **OFF | amounts)
 
 
 def test_noise_is_that_of_counted_photons() -> None:
@@ -70,7 +70,7 @@ def test_contrast_keeps_the_order_of_greys() -> None:
 
 def test_collimation_blanks_the_same_rows_of_both_views() -> None:
     shadows = torch.from_numpy(np.random.default_rng(0).random((8, 2, SIZE, SIZE)).astype(np.float32))
-    dark = (_expose(shadows, collimate=1.0) == 0).all(-1).numpy()
+    dark = (_expose(shadows, collimation=1.0) == 0).all(-1).numpy()
     assert (dark[:, 0] == dark[:, 1]).all()
     edges = dark[:, 0].sum(1)
     assert (edges > 0).all() and (edges <= SIZE * 0.25 + 1).all()

@@ -6,8 +6,6 @@ import pytest
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from transvert.drr import geometry
-from transvert.imaging.volume import Volume, cube_affine
 from transvert.io import InputError
 from transvert.model import metrics
 
@@ -127,26 +125,10 @@ def test_the_mean_shape_cut_at_half_has_the_mean_volume():
         metrics.mean_shape(balls[:0])
 
 
-def test_the_visual_hull_sees_as_the_views_do():
-    size = 12
-    cube = Volume(np.zeros((size,) * 3, bool), cube_affine(np.array([10.0, -4.0, 7.0]), size, 1.5))
-    pictures = []
-    for name in ("ap", "lateral"):
-        view = geometry.named_view(name, np.array([10.0, -4.0, 7.0]), (size, size), 1.5)
-        picture = np.zeros((size, size), bool)
-        row, column = np.rint(view.project(cube.world([2, 8, 3]))).astype(int)
-        picture[row, column] = True
-        pictures.append(picture)
-    np.testing.assert_array_equal(np.argwhere(metrics.visual_hull(*pictures)), [[2, 8, 3]])
-
-
-def test_the_visual_hull_holds_the_shape_and_has_its_silhouettes():
-    shape = np.random.default_rng(1).random((10, 10, 10)) > 0.97
-    ap = shape.any(axis=1).T[::-1, ::-1]
-    lateral = shape.any(axis=0).T[::-1, ::-1]
-    hull = metrics.visual_hull(ap, lateral)
-    assert (hull | ~shape).all()
-    np.testing.assert_array_equal(hull.any(axis=1), shape.any(axis=1))
-    np.testing.assert_array_equal(hull.any(axis=0), shape.any(axis=0))
-    with pytest.raises(InputError, match="squares of one size"):
-        metrics.visual_hull(ap[1:], lateral)
+def test_the_visual_hulls_hold_the_shapes_and_have_their_silhouettes():
+    shapes = np.random.default_rng(1).random((2, 10, 10, 10)) > 0.97
+    hulls = metrics.visual_hulls(shapes)
+    assert hulls.shape == shapes.shape and hulls.dtype == bool and (hulls | ~shapes).all()
+    assert hulls.sum() > shapes.sum()
+    for axis in (1, 2):
+        np.testing.assert_array_equal(hulls.any(axis), shapes.any(axis))

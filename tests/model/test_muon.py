@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from transvert.model import networks
-from transvert.model.muon import Muon, orthogonal
+from transvert.model.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8)])
 def test_the_singular_values_of_a_step_are_near_one(shape):
     torch.manual_seed(0)
     wide = torch.randn(2, *shape) * torch.logspace(-1, 1, shape[1])  # A condition number of a hundred.
-    values = torch.linalg.svdvals(orthogonal(wide))
+    values = torch.linalg.svdvals(orthogonalise(wide))
     assert values.min() > 0.3 and values.max() < 1.3
 
 
 def test_a_step_turns_neither_rows_nor_columns():
     torch.manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(6, 6))[0] for _ in range(2))
-    made = orthogonal((u @ torch.diag(torch.linspace(1, 3, 6)) @ v.T)[None])[0]
+    made = orthogonalise((u @ torch.diag(torch.linspace(1, 3, 6)) @ v.T)[None])[0]
     core = u.T @ made @ v
     assert torch.allclose(core, torch.diag(torch.diagonal(core)), atol=1e-5)
     assert (torch.diagonal(core) > 0.6).all()

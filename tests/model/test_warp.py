@@ -133,7 +133,7 @@ def test_any_view_shows_a_ball_where_show_says_and_keeps_its_mass() -> None:
         ball = _ball(tuple(centre))
         for view, point in enumerate((centre, centre[[1, 0, 2]])):
             picture = warp.project_parallel(ball, views)[0, view]
-            assert_allclose(_place(picture), warp.show(views)[0, view].numpy() @ point, atol=0.01)
+            assert_allclose(_place(picture), warp.projection_matrices(views)[0, view].numpy() @ point, atol=0.01)
             # Linear interpolation takes a little from a ball that beats with the pixels.
             assert float(picture.sum()) == pytest.approx(float(ball.sum()) * sizes[0, view, 0] ** 2, rel=0.015)
             (turn, tilt), size = angles[0, view], sizes[0, view, 0]
@@ -141,7 +141,7 @@ def test_any_view_shows_a_ball_where_show_says_and_keeps_its_mass() -> None:
             # As a rotation about the upright axis of the body and then, in the picture's frame, about its horizontal.
             beside, away = side * np.cos(turn) + deep * np.sin(turn), deep * np.cos(turn) - side * np.sin(turn)
             expected = size * beside, size * (up * np.cos(tilt) - away * np.sin(tilt))
-            assert_allclose(warp.show(views)[0, view].numpy() @ point, expected, atol=1e-5)
+            assert_allclose(warp.projection_matrices(views)[0, view].numpy() @ point, expected, atol=1e-5)
 
 
 def test_a_slab_is_longer_to_cross_by_the_cosine() -> None:
@@ -169,7 +169,7 @@ def test_compiled_loops_project_as_torch_does() -> None:
     cube = torch.from_numpy(random.random((2, SIZE, SIZE, SIZE)).astype(np.float32))
     views = torch.from_numpy(random.normal(0, 0.1, (2, 2, 3)).astype(np.float32)) + torch.tensor([0, 0, 1.0])
     assert_allclose(
-        warp.project_parallel(cube, views), warp._project_parallel_torch(cube, *warp.cross(views)), rtol=1e-5
+        warp.project_parallel(cube, views), warp._project_parallel_torch(cube, *warp.trace_rays(views)), rtol=1e-5
     )
 
 
