@@ -1,4 +1,4 @@
-"""The steps of an exposure against what physics says of each, and their order."""
+"""The steps of an exposure against the physics of each, and their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = {"pixel_mm": 1.0, "seed": 0, "photons": 0.0, "scatter": 0.0, "focus_mm":
 
 
 def expose(integral: np.ndarray, **options: object) -> np.ndarray:
-    """A film without any of the steps that `options` does not ask for."""
+    """A film with only the steps that `options` switches on."""
     return exposure.expose(integral, **(PLAIN | options))  # type: ignore[arg-type]
 
 
@@ -131,20 +131,20 @@ def test_a_dose_scales_with_kerma_pixel_area_and_what_passes() -> None:
         (lambda: exposure.add_scatter(np.ones((3, 3)), -0.1, 1.0), "scattered fraction is -0.1; .* not be negative"),
         (lambda: exposure.blur(np.ones((3, 3)), -1.0, 1.0), "blur in mm is -1; .* must not be negative"),
         (lambda: exposure.blur(np.ones((3, 3)), np.nan, 1.0), "blur in mm is nan; it must be finite"),
-        (lambda: exposure.blur(np.ones((3, 3)), 1.0, (1.0, 0.0)), "Pixels of 1 x 0 mm make no film"),
-        (lambda: exposure.count_photons(np.ones((3, 3)), 0, 0), "0 photons a pixel can't be counted"),
-        (lambda: exposure.count_photons(np.ones((3, 3)), 1e16, 0), r"1e\+16 photons a pixel can't be counted"),
+        (lambda: exposure.blur(np.ones((3, 3)), 1.0, (1.0, 0.0)), "pixels are 1 x 0 mm; both must be positive"),
+        (lambda: exposure.count_photons(np.ones((3, 3)), 0, 0), "0 photons per pixel can't be counted"),
+        (lambda: exposure.count_photons(np.ones((3, 3)), 1e16, 0), r"1e\+16 photons per pixel can't be counted"),
         (lambda: exposure.count_photons(-np.ones((3, 3)), 10, 0), "negative or not finite"),
         (lambda: exposure.count_photons(np.full((3, 3), np.inf), 10, 0), "negative or not finite"),
         (lambda: exposure.count_photons(np.ones((3, 3)), 10, -1), "seed of the photon noise is -1"),
         (lambda: exposure.to_attenuation(np.ones((3, 3)), -1), "number of photons is -1; .* not be negative"),
         (lambda: exposure.photons_per_pixel(0, 1), "air kerma is 0 uGy; it must be positive"),
         (lambda: exposure.photons_per_pixel(np.nan, 1), "air kerma is nan uGy"),
-        (lambda: exposure.photons_per_pixel(1, -1), "make no film"),
+        (lambda: exposure.photons_per_pixel(1, -1), "both must be positive"),
         (lambda: exposure.photons_per_pixel(1, 1, energy_kev=30), "30 keV is outside 40 to 150 keV"),
-        (lambda: exposure.photons_per_pixel(1, 1, passing=0), "share of photons that pass is 0"),
-        (lambda: exposure.photons_per_pixel(1, 1, passing=1.1), "share of photons that pass is 1.1"),
-        (lambda: expose(np.ones((3, 3)), photons=-1.0), "-1 photons a pixel can't be counted"),
+        (lambda: exposure.photons_per_pixel(1, 1, passing=0), "fraction of photons that pass is 0"),
+        (lambda: exposure.photons_per_pixel(1, 1, passing=1.1), "fraction of photons that pass is 1.1"),
+        (lambda: expose(np.ones((3, 3)), photons=-1.0), "-1 photons per pixel can't be counted"),
         (lambda: expose(np.ones((3, 3)), focus_mm=-1.0), "must not be negative"),
     ],
 )

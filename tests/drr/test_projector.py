@@ -1,4 +1,4 @@
-"""Ray integrals against what can be worked out by hand, for every view and grid."""
+"""Ray integrals against values worked out by hand, for every view and grid."""
 
 from __future__ import annotations
 
@@ -60,27 +60,17 @@ def test_a_uniform_box_integrates_to_value_times_chord(name: str, cone: bool, tu
     assert_allclose(projector.cast(volume, view), 3 * chords(volume, view), rtol=0, atol=1e-4)
 
 
-def test_the_rim_beyond_the_outer_voxel_centres_counts_and_nothing_beyond_the_faces() -> None:
-    volume = Volume(np.ones((4, 6, 5), np.float32), np.diag([2.0, 3.0, 2.0, 1.0]))
-    # Across x the faces are at -1 and 7: pixels lie at 7.3, 6.9, 6.5 ... and so on the rim and beyond.
-    view = named_view("ap", np.array([3.0, 0, 4]), (1, 22), 0.4)
-    columns = 3 + (10.5 - np.arange(22)) * 0.4
-    expected = np.where((columns > -1) & (columns < 7), 18.0, 0.0)
-    assert set(np.diff(expected)) == {0, 18, -18}
-    assert projector.cast(volume, view)[0] == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("source", [(60, 0, 0), (-5, 40, 20), (-30, 55, 10), (5, -8, 70)])
 def test_a_source_close_by_casts_rays_along_different_axes(source: tuple[int, int, int]) -> None:
     volume = Volume(
         np.ones((30, 20, 10), np.float32), grid((1.0, 1.5, 3.0), Rotation.from_euler("xyz", [20, -35, 50], True))
     )
     towards = -np.array(source) / np.linalg.norm(source)
-    across = np.cross(towards, [0.3, 0.2, 0.9])
-    across /= np.linalg.norm(across)
-    down = np.cross(towards, across)
-    corner = middle(volume) + 40 * towards - 150 * across - 150 * down
-    view = View("near", (301, 301), corner, down, across, towards, middle(volume) + source)
+    column_step = np.cross(towards, [0.3, 0.2, 0.9])
+    column_step /= np.linalg.norm(column_step)
+    row_step = np.cross(towards, column_step)
+    corner = middle(volume) + 40 * towards - 150 * column_step - 150 * row_step
+    view = View("near", (301, 301), corner, row_step, column_step, towards, middle(volume) + source)
     expected = chords(volume, view)
     steps = view.rays(np.argwhere(expected > 0))[1] @ np.linalg.inv(volume.affine[:3, :3]).T
     assert len(set(np.abs(steps).argmax(axis=-1))) > 1
@@ -174,51 +164,52 @@ def test_moving_the_world_changes_nothing(cone: bool) -> None:
 def test_parallel_rays_along_an_axis_equal_the_general_kernel(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Volume(RNG.random((70, 60, 50), np.float32), grid((0.7, 1.1, 2.3)))
     direction = -np.eye(3)[axis]
-    across, down = np.eye(3)[(axis + 1) % 3], np.eye(3)[(axis + 2) % 3]
-    # A detector that also leans towards the rays, and a little wider than the volume.
-    down = down + 0.2 * direction
-    view = View("along", (150, 140), middle(volume) - 70 * across - 75 * down, down, across, direction)
+    column_step, row_step = np.eye(3)[(axis + 1) % 3], np.eye(3)[(axis + 2) % 3]
+    # A tilted detector, a little wider than the volume.
+    row_step = row_step + 0.2 * direction
+    corner = middle(volume) - 70 * column_step - 75 * row_step
+    view = View("along", (150, 140), corner, row_step, column_step, direction)
     along = projector.cast(volume, view)
-    monkeypatch.setattr(projector, "_way", lambda *_: "any")
+    monkeypatch.setattr(projector, "_kernel_name", lambda *_: "any")
     general = projector.cast(volume, view)
     assert ((along > 0) == (general > 0)).all()
     assert_allclose(along, general, rtol=0, atol=1e-5 * general.max())
 
 
-def way(volume: Volume, view: View) -> str:
+def kernel_name(volume: Volume, view: View) -> str:
     poses, cone, _ = projector._poses(volume, [view])
-    return projector._way(poses[0], cone[0], volume.data.shape, view.shape)
+    return projector._kernel_name(poses[0], cone[0], volume.data.shape, view.shape)
 
 
 def upright_view(random: np.random.Generator, volume: Volume, cone: bool) -> View:
-    """Rows down the last axis, everything else at random: a leaning detector, a source near or far, few or many rows."""
+    """A random view whose rows follow the last axis: a tilted detector, a source near or far, few or many rows."""
     centre, size = middle(volume), np.linalg.norm(np.ptp(volume.corners(), axis=0))
     axes = volume.affine[:3, :3] / volume.spacing_mm
     angle = random.uniform(0, 2 * np.pi)
     direction = axes @ [np.cos(angle), np.sin(angle), random.uniform(-0.3, 0.3)]
     direction /= np.linalg.norm(direction)
-    across = axes @ [-np.sin(angle) + random.uniform(-0.2, 0.2), np.cos(angle), random.uniform(-0.2, 0.2)]
-    down = axes[:, 2] * random.choice([-1, 1])
+    column_step = axes @ [-np.sin(angle) + random.uniform(-0.2, 0.2), np.cos(angle), random.uniform(-0.2, 0.2)]
+    row_step = axes[:, 2] * random.choice([-1, 1])
     shape = (int(random.integers(1, 90)), int(random.integers(1, 60)))
-    down, across = down * 1.6 * size / shape[0] / 2, across * 1.6 * size / shape[1] / 2
+    row_step, column_step = row_step * 1.6 * size / shape[0] / 2, column_step * 1.6 * size / shape[1] / 2
     middle_pixel = centre + random.uniform(0, 0.6) * size * direction + random.uniform(-0.1, 0.1, 3) * size
-    corner = middle_pixel - shape[0] / 2 * down - shape[1] / 2 * across
+    corner = middle_pixel - shape[0] / 2 * row_step - shape[1] / 2 * column_step
     source = centre - direction * size * random.uniform(0.55, 4)
-    return View("upright", shape, corner, down, across, direction, source if cone else None)
+    return View("upright", shape, corner, row_step, column_step, direction, source if cone else None)
 
 
 @pytest.mark.parametrize("cone", [False, True])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_upright_views_equal_the_general_kernel(seed: int, cone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
     shape = tuple(random.integers(1, 40, 3)) if seed % 4 else (40, 1, 2)
     turn = Rotation.random(random_state=seed) if seed % 2 else None
     volume = Volume(random.random(shape, np.float32), grid(tuple(random.uniform(0.5, 3, 3)), turn))
     views = [upright_view(random, volume, cone) for _ in range(12)]
-    views = [view for view in views if way(volume, view) == "upright" and chords(volume, view).any()]
+    views = [view for view in views if kernel_name(volume, view) == "upright" and chords(volume, view).any()]
     assert len(views) > 2
     upright = [projector.cast(volume, view) for view in views]
-    monkeypatch.setattr(projector, "_way", lambda *_: "any")
+    monkeypatch.setattr(projector, "_kernel_name", lambda *_: "any")
     for view, picture in zip(views, upright, strict=True):
         general = projector.cast(volume, view)
         assert_allclose(picture, general, rtol=0, atol=2e-5 * general.max())
@@ -229,20 +220,20 @@ def test_upright_views_equal_the_general_kernel(seed: int, cone: bool, monkeypat
 def test_named_views_of_an_unturned_volume_need_no_general_kernel(name: str, cone: bool) -> None:
     volume = Volume(np.ones((20, 20, 20), np.float32), grid((1.0, 1.5, 2.0)))
     view = covering_view(name, volume.corners(), 0.5, cone=cone)
-    assert way(volume, view) == ("upright" if cone else "along")
+    assert kernel_name(volume, view) == ("upright" if cone else "along")
     turned = covering_view(name, volume.corners(), 0.5, cone=cone, turn_deg=20)
-    assert way(volume, turned) == "upright"
+    assert kernel_name(volume, turned) == "upright"
     oblique = Volume(volume.data, grid((1.0, 1.5, 2.0), Rotation.from_euler("xyz", [3, 2, 4], degrees=True)))
-    assert way(oblique, view) == "any"
+    assert kernel_name(oblique, view) == "any"
 
 
 @pytest.mark.parametrize("pixel_mm", [0.03, 0.3, 3.0])
 def test_rays_between_two_voxels_or_far_apart(pixel_mm: float, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Volume(RNG.random((12, 14, 16), np.float32), grid((1.0, 1.1, 0.9)))
     view = named_view("ap", middle(volume) + [0.3, 0, 0.2], (50, 8), pixel_mm, cone=True)
-    assert way(volume, view) == "upright"
+    assert kernel_name(volume, view) == "upright"
     upright = projector.cast(volume, view)
-    monkeypatch.setattr(projector, "_way", lambda *_: "any")
+    monkeypatch.setattr(projector, "_kernel_name", lambda *_: "any")
     assert_allclose(upright, projector.cast(volume, view), rtol=0, atol=1e-5 * upright.max())
 
 
@@ -254,7 +245,7 @@ def test_a_batch_is_its_views_one_by_one() -> None:
         view = named_view(name, middle(volume) + n, (70, 50), 0.8, cone=n % 2 == 0, turn_deg=turn)
         tilted = replace(view, row_step=view.row_step + 0.1 * view.column_step) if n > 6 else view
         views.append(tilted)
-    assert {way(volume, view) for view in views} == {"along", "upright", "any"}
+    assert {kernel_name(volume, view) for view in views} == {"along", "upright", "any"}
     for picture, view in zip(projector.cast_batch(volume, views), views, strict=True):
         assert np.array_equal(picture, projector.cast(volume, view))
 
@@ -306,31 +297,17 @@ def volume_of(dtype: type) -> Volume:
 
 
 @pytest.mark.parametrize("cone", [False, True])
-@pytest.mark.parametrize("name", VIEW_NAMES)
-def test_blobs_land_on_their_side_whatever_way_the_array_is_stored(name: str, cone: bool) -> None:
-    data = np.zeros((20, 22, 24), np.float32)
-    data[16, 11, 12] = 1  # to the right of the middle
-    data[10, 18, 12] = 3  # to the front
-    data[10, 11, 20] = 9  # to the head
-    volume = Volume(data, np.diag([2.0, 2.0, 2.0, 1.0]))
-    middle_ras = volume.world(np.array([10, 11, 12]))
-    view = named_view(name, middle_ras, (41, 41), 2.0, cone=cone)
-    side = name in ("left_lateral", "right_lateral")
+@pytest.mark.parametrize("name", ["ap", "left_lateral"])
+def test_the_storage_order_of_the_array_does_not_matter(name: str, cone: bool) -> None:
+    volume = Volume(np.zeros((20, 22, 24), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    volume.data[16, 11, 12], volume.data[10, 18, 12], volume.data[10, 11, 20] = 1, 3, 9  # right, front, head
+    view = named_view(name, volume.world(np.array([10, 11, 12])), (41, 41), 2.0, cone=cone)
     expected = projector.cast(volume, view)
-    top = np.argwhere(expected == expected.max())[0]
-    assert top[0] < 13 and top[1] == 20
-    level_with_middle = expected[20]
-    blob = 3 if side else 1  # The other one lies on the central ray.
-    assert level_with_middle[:16].max() > blob and level_with_middle[25:].max() == 0
-    assert level_with_middle[20] > (1 if side else 3)
-
-    flips = itertools.product((1, -1), repeat=3)
-    for order, signs in itertools.product(itertools.permutations(range(3)), flips):
+    for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
         affine = volume.affine[:, [*order, 3]].copy()
-        affine[:, 3] += sum(affine[:, i] * (data.shape[order[i]] - 1) for i in range(3) if signs[i] < 0)
+        affine[:, 3] += sum(affine[:, i] * (volume.data.shape[order[i]] - 1) for i in range(3) if signs[i] < 0)
         affine[:, :3] *= signs
-        stored = Volume(data.transpose(order)[tuple(slice(None, None, sign) for sign in signs)], affine)
-        assert stored.world(np.zeros(3)) in volume.world(np.array(list(itertools.product((0, 19), (0, 21), (0, 23)))))
+        stored = Volume(volume.data.transpose(order)[tuple(slice(None, None, sign) for sign in signs)], affine)
         assert_allclose(projector.cast(stored, view), expected, rtol=0, atol=1e-4)
 
 
@@ -381,7 +358,7 @@ def test_bad_volumes(cone: bool) -> None:
         with pytest.raises(InputError, match="affine is degenerate"):
             projector.cast(Volume(volume.data, affine), view)
     for shape in ((8, 8), (8, 0, 8)):
-        with pytest.raises(InputError, match="need three axes"):
+        with pytest.raises(InputError, match="three axes that are not empty are needed"):
             projector.cast(Volume(np.ones(shape, np.float32), np.eye(4)), view)
     for bad in (np.nan, np.inf, -np.inf):
         broken = volume.data.copy()
@@ -393,7 +370,7 @@ def test_bad_volumes(cone: bool) -> None:
 def test_bad_views() -> None:
     volume = Volume(np.ones((400, 400, 40), np.float32), np.eye(4))
     inside = named_view("ap", middle(volume), (8, 8), 1.0, cone=True, source_to_isocentre_mm=150.0)
-    with pytest.raises(InputError, match="source of the view 'ap' stands inside the volume"):
+    with pytest.raises(InputError, match="source of the view 'ap' is inside the volume"):
         projector.cast(volume, inside)
     for cone in (False, True):
         beside = named_view("lateral", middle(volume) + [0, 0, 500], (8, 8), 1.0, cone=cone)

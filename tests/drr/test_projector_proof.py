@@ -1,10 +1,9 @@
-"""Proof of the ray integrals: bodies whose every ray can be worked out, for each named view, parallel and cone.
+"""Proof of the ray integrals with analytic bodies, for each named view, parallel and cone.
 
-A picture of 256 x 256 pixels may differ from the truth by 1e-4: the root mean square of the error over that of the
-truth. A grid of voxels can hold a body that well only if the body is smooth or ends where the grid does. So the bodies
-here are uniform boxes that are their own grid, slabs that are linear in parts, and ellipsoids that fade towards their
-rim. What a hard rim costs is a matter of the grid and not of the rays: the last part shows that it falls with the voxel
-as theory says.
+The relative RMSE of a 256 x 256 picture must be at most 1e-4. Voxels represent a body that well only if it is smooth or
+ends with its grid, hence uniform boxes that fill their grid, piecewise linear slabs, and ellipsoids that fade towards
+their rim. The error of a hard rim comes from the grid, not from the rays; the last part shows that it falls with the
+voxel size as theory says.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ Body = tuple[Volume, Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
 def uniform_box(turn: Rotation | None) -> Body:
-    """A uniform volume is a box with exact faces; on a turned grid, a slab that lies slanted in space."""
+    """A uniform volume: a box with exact faces; on a rotated grid, a slanted slab."""
     volume = grid((40, 62, 28), (2.0, 1.3, 2.5), turn)
     volume.data[:] = 0.02
 
@@ -87,9 +86,9 @@ def uniform_box(turn: Rotation | None) -> Body:
 
 
 def interior_slab() -> Body:
-    """A slab slanted to its grid. Across it the density is a trapezoid: 1 in the middle, down to 0 over a ramp.
+    """A slab slanted to its grid, with a trapezoid as density profile.
 
-    A ray's integral is the difference of the trapezoid's antiderivative at its two ends, over the cosine to the normal.
+    A ray's integral is the difference of the trapezoid's antiderivative at its ends, over the cosine to the normal.
     """
     volume = grid((88, 280, 94), (1.5, 0.48, 1.4))
     normal = np.array([0.3, 1.0, -0.25]) / np.linalg.norm([0.3, 1.0, -0.25])
@@ -97,7 +96,7 @@ def interior_slab() -> Body:
     depth = np.array([-outer, -inner, inner, outer])
 
     def area(s: np.ndarray) -> np.ndarray:
-        """Of the trapezoid from minus infinity to s."""
+        """Integral of the trapezoid from minus infinity to s."""
         ramp = outer - inner
         s = np.clip(s, -outer, outer)
         rising = np.clip(s + outer, 0, ramp) ** 2 / (2 * ramp)
@@ -121,8 +120,8 @@ def fading(volume: Volume, centre: np.ndarray, axes: np.ndarray, power: int = 2)
     With t = v sqrt((1 - d^2) / a) the integral is (1 - d^2)^(power + 1/2) / sqrt(a) times that of (1 - v^2)^power from
     -1 to 1, which is the beta function B(1/2, power + 1).
 
-    Linear interpolation between voxels of h mm is wrong by about 0.9 (h / radius)^2, measured here at power 2: a radius
-    of 100 voxels it must be for 1e-4.
+    Linear interpolation between voxels of h mm has an error of about 0.9 (h / radius)^2 at power 2 (measured), so 1e-4
+    needs a radius of 100 voxels.
     """
     inverse = np.linalg.inv(axes).T
     fill(volume, lambda at: np.maximum(1 - (((at - centre) @ inverse) ** 2).sum(axis=-1), 0) ** power)
@@ -144,19 +143,15 @@ def nearest(
 
 
 def ellipsoid() -> Body:
-    """Turned against space, on a grid turned another way."""
+    """Off-centre and rotated, on a grid with another rotation."""
     turn = Rotation.from_euler("xyz", [-30, 10, 55], degrees=True)
-    return fading(grid((206, 206, 206), 0.6, OBLIQUE), ORIGIN, turn.as_matrix() * [59.0, 54.0, 61.0])
-
-
-def off_centre_sphere() -> Body:
-    """Beside the picture's middle, and beside its grid's."""
-    centre = ORIGIN + [23.0, -19.0, 15.0]
-    return fading(grid((205, 212, 236), (0.6, 0.58, 0.52), None, centre + [2, -1.4, 1]), centre, 58 * np.eye(3))
+    centre = ORIGIN + [13.0, -9.0, 8.0]
+    volume = grid((206, 206, 206), 0.6, OBLIQUE, centre + [0.2, -0.1, 0.1])
+    return fading(volume, centre, turn.as_matrix() * [59.0, 54.0, 61.0])
 
 
 def unit_impulse() -> Body:
-    """One voxel. Rays cross it almost squarely: between the voxels' middles its shadow is a hat in both directions."""
+    """One voxel, which rays cross almost perpendicularly: its projection is a hat function in both directions."""
     volume = grid((7, 9, 11), (1.0, 1.5, 2.0))
     volume.data[3, 4, 5] = 1
 
@@ -174,8 +169,7 @@ BODIES: dict[str, tuple[Callable[[], Body], float]] = {
     "box": (lambda: uniform_box(None), 0.43),
     "slanted box": (lambda: uniform_box(OBLIQUE), 0.5),
     "slanted slab": (interior_slab, 0.47),
-    "ellipsoid": (ellipsoid, 0.51),
-    "off-centre sphere": (off_centre_sphere, 0.66),
+    "ellipsoid": (ellipsoid, 0.6),
     "unit impulse": (unit_impulse, 0.0203),
 }
 """Each body and the pixel size of its pictures in the plane of the isocentre, mm."""
@@ -247,13 +241,12 @@ def hard_ball(voxels: int, stretched: bool) -> tuple[Volume, np.ndarray]:
 
 @pytest.mark.parametrize("stretched", [False, True], ids=["sphere", "ellipsoid"])
 @pytest.mark.parametrize("cone", [False, True], ids=["parallel", "cone"])
-@pytest.mark.parametrize("name", VIEW_NAMES)
+@pytest.mark.parametrize("name", ["ap", "left_lateral"])
 def test_a_hard_rim_s_error_falls_with_the_voxel_as_theory_says(name: str, cone: bool, stretched: bool) -> None:
-    """Voxels of h blur a shadow: the part a voxel shares with the body by a box, of variance h^2/12 in each direction,
-    interpolation by a hat, of h^2/6. Together s = h/2. What a Gaussian of s takes from a ball's shadow 2 sqrt(R^2 - d^2)
-    follows from its transform, whose square falls as 8 pi^2 R^2 / k^4: over the shadow's own root mean square it is
-    sqrt(ln 2) s / R = 0.42 h / R. It is of order one and comes from the grid, not from the rays. Stretching both body
-    and grid changes nothing.
+    """Voxels of h mm blur a projection: partial volumes by a box of variance h^2/12, interpolation by a hat of variance
+    h^2/6, together a standard deviation of s = h/2. The error of a ball's projection 2 sqrt(R^2 - d^2) under a Gaussian
+    of s follows from its Fourier transform, whose square falls as 8 pi^2 R^2 / k^4: relative to the projection's RMS it
+    is sqrt(ln 2) s / R = 0.42 h / R. Stretching both body and grid changes nothing.
     """
     view = proof_view(name, 0.49, cone)
     voxels = np.array([8, 16, 32])
@@ -272,7 +265,7 @@ def test_a_hard_rim_s_error_falls_with_the_voxel_as_theory_says(name: str, cone:
 
 WAYS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
 BLOBS = {"R": 0.3, "A": 0.2, "H": 0.1}
-"""The patient's sides that have a blob, and its density: a picture shows the three as bright in this order."""
+"""The sides of the patient with a blob, and its density: the order of brightness in a picture."""
 
 
 def asymmetric(turn: Rotation | None) -> Volume:
@@ -291,7 +284,7 @@ def asymmetric(turn: Rotation | None) -> Volume:
 
 
 def blobs_in(picture: np.ndarray) -> dict[str, np.ndarray]:
-    """Each blob's place in a picture whose bright is dense: (2,) rows down and columns across from the middle."""
+    """Position of each blob in a picture where dense is bright: (2,) rows and columns from the middle."""
     spots, count = ndimage.label(picture > picture.min() + 0.2 * np.ptp(picture))
     assert count == 3
     brightest_first = np.argsort(-ndimage.maximum(picture, spots, [1, 2, 3])) + 1

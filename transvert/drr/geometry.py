@@ -1,17 +1,9 @@
-"""Views from and to the 3 x 4 projection matrices that C-arm and camera calibrations give.
-
-Such a matrix takes a point in RAS mm, homogeneous, to (column, row, 1) times a factor: column first, as everywhere in
-the literature (Hartley and Zisserman, Multiple View Geometry, 2004), with pixel centres on whole numbers as in
-`geometry`.
-
-
-Radiograph views: where the source and the detector stand, point to pixel, two pixels to a point.
+"""Radiograph views: source and detector in space, projection, triangulation, and 3 x 4 projection matrices.
 
 World coordinates are RAS millimetres: +x to the patient's right, +y to the front, +z to the head. An image is
-`[row, column]` with row 0 at the top. AP and PA show the patient's right on the left of the picture; a lateral
-view shows the front of the patient on the left. Pixel coordinates are those of pixel centres, so `(0, 0)` is the
-centre of the top left pixel.
-
+`[row, column]` with row 0 at the top. AP and PA show the patient's right on the left of the picture; a lateral view
+shows the front of the patient on the left. Pixel centres have whole coordinates: `(0, 0)` is the centre of the top left
+pixel.
 """
 
 from __future__ import annotations
@@ -23,7 +15,7 @@ import numpy as np
 
 from transvert.io import InputError
 
-# For each named view: where the rays go, and where the picture's columns go, both in RAS. Rows always go down.
+# Direction of the rays and of the picture's columns, RAS. Rows point to the feet.
 _NAMED: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "ap": ((0, -1, 0), (-1, 0, 0)),
     "pa": ((0, 1, 0), (-1, 0, 0)),
@@ -33,28 +25,28 @@ _NAMED: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]
 VIEW_NAMES = tuple(_NAMED)
 
 VIEWS = ("ap", "lateral")
-"""The two views of a pair of films, in the order in which arrays have them."""
+"""The two views of a pair of radiographs, in the order in which arrays hold them."""
 
 SOURCE_TO_DETECTOR_MM = 1800.0
 SOURCE_TO_ISOCENTRE_MM = 1500.0
-"""A standing full-spine radiograph: this companion's choice, the paper's abstract states no geometry."""
+"""Distances of a standing full-spine radiograph: this companion's choice, the paper's abstract states none."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A radiograph's geometry: a detector grid in space and the rays that reach it.
+    """The geometry of a radiograph: a detector grid in space and the rays that reach it.
 
     Attributes:
-        name: one of `VIEW_NAMES`, or a name of the caller's for any other pose.
+        name: one of `VIEW_NAMES`, or any other name for another pose.
         shape: rows and columns of the picture.
         corner: (3,) RAS mm, the centre of pixel (0, 0).
-        row_step: (3,) RAS mm, the step from one row to the next.
-        column_step: (3,) RAS mm, the step from one column to the next.
-        direction: (3,) unit vector, the way the central ray goes, from source to detector.
-        source: (3,) RAS mm for a cone view, None for a parallel one.
+        row_step: (3,) RAS mm, from one row to the next.
+        column_step: (3,) RAS mm, from one column to the next.
+        direction: (3,) unit vector of the central ray, from source to detector.
+        source: (3,) RAS mm for a cone view, None for a parallel view.
 
     Raises:
-        InputError: shape, pixels or rays that make no picture.
+        InputError: invalid shape, vectors, pixels or source.
     """
 
     name: str
@@ -79,14 +71,14 @@ class View:
             raise InputError(f"The view '{self.name}' has a direction that is not a unit vector.")
         normal = np.cross(self.row_step, self.column_step)
         if np.linalg.norm(normal) < 1e-9 or abs(normal @ self.direction) < 1e-6 * np.linalg.norm(normal):
-            raise InputError(f"The view '{self.name}' has pixels without an area, or rays along its detector.")
-        # Along the detector's normal, turned to point the way the rays go.
+            raise InputError(f"The view '{self.name}' has pixels without an area, or rays parallel to its detector.")
+        # The sign of the normal is arbitrary; the direction of the rays fixes it.
         if self.source is not None and (self.corner - self.source) @ normal * (normal @ self.direction) <= 0:
             raise InputError(f"The view '{self.name}' has its source behind its detector.")
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
-        """Row and column pitch on the detector, mm."""
+        """Distance between neighbouring rows and between neighbouring columns on the detector, mm."""
         return float(np.linalg.norm(self.row_step)), float(np.linalg.norm(self.column_step))
 
     def project(self, points: np.ndarray) -> np.ndarray:
@@ -96,8 +88,8 @@ class View:
             points: (..., 3) RAS mm.
 
         Returns:
-            (..., 2) row and column, not rounded, not clipped to the picture; NaN for a point that no ray of a cone
-            view can reach, since it is not in front of the source.
+            (..., 2) row and column, neither rounded nor clipped to the picture; NaN for a point that is not in front of
+            the source of a cone view.
         """
         points = np.asarray(points, float)
         normal = np.cross(self.row_step, self.column_step)
@@ -116,90 +108,41 @@ class View:
         return offset @ np.linalg.pinv(axes).T
 
     def rays(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A point on the ray of each pixel and the ray's unit direction.
+        """Start and unit direction of the ray of each pixel.
 
         Args:
             pixels: (..., 2) row and column.
 
         Returns:
-            Two (..., 3) arrays: a point on the ray in RAS mm (the source of a cone view, else the pixel on the
-            detector) and the unit direction towards the detector.
+            Two (..., 3) arrays: a point on the ray in RAS mm (the source of a cone view, the pixel itself in a parallel
+            view) and the unit direction towards the detector.
         """
         pixels = np.asarray(pixels, float)
         on_detector = self.corner + pixels[..., :1] * self.row_step + pixels[..., 1:] * self.column_step
         if self.source is None:
             return on_detector, np.broadcast_to(self.direction, on_detector.shape)
         towards = on_detector - self.source
-        return np.broadcast_to(self.source, on_detector.shape), towards / np.linalg.norm(
-            towards, axis=-1, keepdims=True
-        )
+        towards /= np.linalg.norm(towards, axis=-1, keepdims=True)
+        return np.broadcast_to(self.source, on_detector.shape), towards
 
     def magnification(self, point: np.ndarray) -> float:
-        """How many times larger than life a small object at `point` (3,) RAS mm appears on the detector."""
+        """Size on the detector over true size, for a small object at `point` (3,) RAS mm."""
         if self.source is None:
             return 1.0
-        normal = np.cross(
-            self.row_step, self.column_step
-        )  # Depth counts across the detector's plane, however it is tilted.
+        normal = np.cross(self.row_step, self.column_step)  # Depth is measured perpendicular to the detector.
         return float((self.corner - self.source) @ normal) / float((np.asarray(point, float) - self.source) @ normal)
 
-    def moved(self, motion: np.ndarray) -> View:
-        """The view after a rigid motion of source and detector, which keeps its name, shape and pixels.
-
-        Args:
-            motion: (4, 4), RAS mm to RAS mm. To move the patient instead, give the inverse.
-
-        Raises:
-            InputError: a matrix that bends, stretches or mirrors.
-        """
-        motion = np.asarray(motion, float)
-        turn = motion[:3, :3] if motion.shape == (4, 4) else np.zeros((3, 3))
-        rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-6 and np.linalg.det(turn) > 0
-        if not rigid or not np.isfinite(motion).all() or np.abs(motion[3] - [0, 0, 0, 1]).max() > 1e-9:
-            raise InputError(
-                f"The motion of the view '{self.name}' is not rigid; give a 4 x 4 matrix of a rotation and a translation."
-            )
-        corner, source = (
-            None if point is None else turn @ point + motion[:3, 3] for point in (self.corner, self.source)
-        )
-        assert corner is not None
-        down, across, direction = (turn @ vector for vector in (self.row_step, self.column_step, self.direction))
-        return View(self.name, self.shape, corner, down, across, direction, source)
-
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready description; `View.from_dict` is its inverse."""
+        """Description of the view for JSON."""
         return {
             "name": self.name,
             "shape": list(self.shape),
             "corner_ras_mm": self.corner.tolist(),
-            "down_mm": self.row_step.tolist(),
-            "across_mm": self.column_step.tolist(),
+            "row_step_mm": self.row_step.tolist(),
+            "column_step_mm": self.column_step.tolist(),
             "direction": self.direction.tolist(),
             "source_ras_mm": None if self.source is None else self.source.tolist(),
         }
-
-    @classmethod
-    def from_dict(cls, description: dict[str, Any]) -> View:
-        """A view from `to_dict`'s description.
-
-        Raises:
-            InputError: a key is missing, or the vectors do not make a view.
-        """
-        try:
-            source = description.get("source_ras_mm")
-            return cls(
-                str(description["name"]),
-                (int(description["shape"][0]), int(description["shape"][1])),
-                np.array(description["corner_ras_mm"], float),
-                np.array(description["down_mm"], float),
-                np.array(description["across_mm"], float),
-                np.array(description["direction"], float),
-                None if source is None else np.array(source, float),
-            )
-        except InputError:
-            raise
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-            raise InputError(f"The view's description lacks or garbles {error}.") from None
 
 
 def named_view(
@@ -218,20 +161,20 @@ def named_view(
     """A clinical view by name.
 
     Args:
-        name: "ap", "pa", "left_lateral" or "right_lateral"; "lateral" stands for the left lateral, in which the
-            patient's left side is next to the detector.
-        isocentre: (3,) RAS mm, the point the central ray passes through.
+        name: "ap", "pa", "left_lateral" or "right_lateral"; "lateral" means the left lateral, with the patient's left
+            side next to the detector.
+        isocentre: (3,) RAS mm, a point on the central ray.
         shape: rows and columns.
         pixel_mm: pixel pitch on the detector, one number or row and column.
-        cone: rays from a point source; else parallel rays and a detector through the isocentre.
-        source_to_detector_mm: for a cone view.
-        source_to_isocentre_mm: for a cone view.
-        turn_deg: the gantry's turn about the patient's long axis, counter-clockwise seen from the head.
-        tilt_deg: the source's tilt towards the head, about the picture's rows, the detector staying across the rays.
-        principal_point: row and column that the central ray meets; the picture's centre by default.
+        cone: True for rays from a point source; False for parallel rays and a detector through the isocentre.
+        source_to_detector_mm: only for a cone view.
+        source_to_isocentre_mm: only for a cone view.
+        turn_deg: rotation of the gantry about the patient's long axis, counter-clockwise seen from the head.
+        tilt_deg: tilt of the source towards the head; the detector stays perpendicular to the central ray.
+        principal_point: row and column where the central ray meets the detector; the picture's centre by default.
 
     Raises:
-        InputError: an unknown name, or distances, shape or pixels that make no picture.
+        InputError: an unknown name, or invalid distances, shape, isocentre or pixels.
     """
     name = "left_lateral" if name == "lateral" else name
     if name not in _NAMED:
@@ -239,11 +182,11 @@ def named_view(
     row_mm, column_mm = (float(mm) for mm in np.broadcast_to(pixel_mm, 2))
     turn = np.deg2rad(turn_deg)
     rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    direction, across = (rotation @ np.array(vector, float) for vector in _NAMED[name])
+    direction, column_way = (rotation @ np.array(vector, float) for vector in _NAMED[name])
     tilt = np.deg2rad(tilt_deg)
     up = np.array([0.0, 0.0, 1.0])
-    # Seen along the rays, a source nearer the head looks down on the patient.
-    direction, down = np.cos(tilt) * direction - np.sin(tilt) * up, -np.cos(tilt) * up - np.sin(tilt) * direction
+    # A source nearer the head sends its rays towards the feet.
+    direction, row_way = np.cos(tilt) * direction - np.sin(tilt) * up, -np.cos(tilt) * up - np.sin(tilt) * direction
     isocentre = np.asarray(isocentre, float)
     if isocentre.shape != (3,):
         raise InputError(
@@ -257,26 +200,27 @@ def named_view(
     if cone:
         if not 0 < source_to_isocentre_mm < source_to_detector_mm:
             raise InputError(
-                f"The source stands {source_to_isocentre_mm:g} mm from the isocentre and {source_to_detector_mm:g} mm "
-                "from the detector; the first must be positive and the smaller one."
+                f"The source is {source_to_isocentre_mm:g} mm from the isocentre and {source_to_detector_mm:g} mm from "
+                "the detector; the first distance must be positive and smaller than the second."
             )
         source = isocentre - source_to_isocentre_mm * direction
         centre = source + source_to_detector_mm * direction
-    corner = centre - middle[0] * row_mm * down - middle[1] * column_mm * across
-    return View(name, (int(shape[0]), int(shape[1])), corner, down * row_mm, across * column_mm, direction, source)
+    corner = centre - middle[0] * row_mm * row_way - middle[1] * column_mm * column_way
+    shape = (int(shape[0]), int(shape[1]))
+    return View(name, shape, corner, row_way * row_mm, column_way * column_mm, direction, source)
 
 
 def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: Any) -> View:
-    """A named view whose picture holds a whole box.
+    """A named view whose picture shows a whole box.
 
     Args:
         name: as in `named_view`.
-        corners: (N, 3) RAS mm, for example a volume's eight corners; their middle becomes the isocentre.
+        corners: (N, 3) RAS mm, for example the eight corners of a volume; their middle becomes the isocentre.
         pixel_mm: pixel pitch on the detector.
-        **options: passed on to `named_view`, all but `principal_point`: the picture is centred on the box.
+        **options: of `named_view`, except `principal_point`: the picture is centred on the box.
 
     Raises:
-        InputError: as `named_view`, or a source that stands within or beside the box.
+        InputError: as `named_view`, or a source that is not in front of the whole box.
     """
     if "principal_point" in options:
         raise InputError("A covering view is centred on its box; leave out principal_point, or use named_view.")
@@ -292,14 +236,16 @@ def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: An
 def triangulate(
     first: View, first_pixel: np.ndarray, second: View, second_pixel: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """The point in space that two pixels of two views see.
+    """The point in space that appears at one pixel of each view.
 
     Args:
-        first: a view, and `first_pixel`: (2,) row and column in it.
-        second: another view, and `second_pixel`: (2,) row and column in it.
+        first: a view.
+        first_pixel: (2,) row and column in it.
+        second: another view.
+        second_pixel: (2,) row and column in it.
 
     Returns:
-        (3,) RAS mm, the middle of the rays' closest approach, and the distance in mm by which they miss each other.
+        (3,) RAS mm, the midpoint of the shortest segment between the two rays, and the length of that segment in mm.
 
     Raises:
         InputError: the two rays are parallel.
@@ -317,8 +263,9 @@ def triangulate(
 def projection_matrix(view: View) -> np.ndarray:
     """(3, 4) projection matrix of a view; `view_from_matrix` is the inverse.
 
-    The factor is the point's distance from the source along the detector's normal in mm, positive in front of the
-    source; in a parallel view it is 1.
+    The matrix takes a point (x, y, z, 1), RAS mm, to (column, row, 1) times a factor: column first, as in Hartley and
+    Zisserman, Multiple View Geometry, 2004. The factor is the point's distance from the source along the detector's
+    normal in mm, positive in front of the source; in a parallel view it is 1.
     """
     depth = view.direction if view.source is None else view.source - view.corner
     world = np.eye(4)
@@ -326,25 +273,25 @@ def projection_matrix(view: View) -> np.ndarray:
     column, row, along, _ = np.linalg.inv(world)
     if view.source is None:
         return np.stack([column, row, [0, 0, 0, 1]])
-    # Along is 0 on the detector and 1 at the source; in between, what lies nearer the source is magnified more.
+    # `along` is 0 on the detector and 1 at the source.
     normal = np.cross(view.row_step, view.column_step)
     distance = abs(float((view.corner - view.source) @ normal)) / float(np.linalg.norm(normal))
     return distance * np.stack([column, row, np.array([0, 0, 0, 1]) - along])
 
 
 def view_from_matrix(matrix: np.ndarray, shape: tuple[int, int], pixel_mm: float, name: str = "calibrated") -> View:
-    """A view of any pose from its projection matrix.
+    """A view of any pose from its projection matrix, such as the calibration of a C-arm.
 
     Args:
-        matrix: (3, 4), its factor positive in front of the source; a last row of (0, 0, 0, w) makes a parallel view,
-            whose rays go as in an AP view: into the picture if it shows no mirror image.
+        matrix: (3, 4) as in `projection_matrix`, with any positive scale. A last row of (0, 0, 0, w) makes a parallel
+            view, whose rays run into a picture that is not mirrored.
         shape: rows and columns.
-        pixel_mm: pitch from one column to the next on the detector. The matrix fixes a cone view's rays, but not at
-            what distance a detector catches them; this does. A parallel matrix has a pitch, which must be this one.
+        pixel_mm: distance between columns on the detector. A cone view's matrix fixes the rays but not the detector's
+            distance, which follows from this. A parallel matrix fixes the pitch itself, which must agree.
         name: of the view.
 
     Raises:
-        InputError: no finite 3 x 4 matrix, one that makes no picture, or another pitch than a parallel matrix has.
+        InputError: not a finite 3 x 4 matrix, a degenerate one, or a pitch that a parallel matrix contradicts.
     """
     matrix = np.asarray(matrix, float)
     if matrix.shape != (3, 4) or not np.isfinite(matrix).all():
@@ -357,24 +304,24 @@ def view_from_matrix(matrix: np.ndarray, shape: tuple[int, int], pixel_mm: float
     if abs(np.linalg.det(matrix[:, :3])) <= 1e-9 * lengths.prod():
         raise _degenerate(name)
     inverse = np.linalg.inv(matrix[:, :3])
-    across, down, towards = (pixel_mm / np.linalg.norm(inverse[:, 0]) * inverse).T
+    column_step, row_step, to_corner = (pixel_mm / np.linalg.norm(inverse[:, 0]) * inverse).T
     source = -inverse @ matrix[:, 3]
-    return View(name, shape, source + towards, down, across, matrix[2, :3] / lengths[2], source)
+    return View(name, shape, source + to_corner, row_step, column_step, matrix[2, :3] / lengths[2], source)
 
 
 def _parallel(matrix: np.ndarray, shape: tuple[int, int], pixel_mm: float, name: str) -> View:
-    """Column and row grow evenly in space; rays run where neither changes, on a detector through the world's origin."""
+    """A parallel view with its detector through the world's origin: row and column stay constant along a ray."""
     normal = np.cross(matrix[0, :3], matrix[1, :3])
     size = np.prod(np.linalg.norm(matrix[:2, :3], axis=1))
     if matrix[2, 3] == 0 or np.linalg.norm(normal) <= 1e-9 * size:
         raise _degenerate(name)
     matrix = matrix / matrix[2, 3]
-    across, down = np.linalg.pinv(matrix[:2, :3]).T
-    found = float(np.linalg.norm(across))
+    column_step, row_step = np.linalg.pinv(matrix[:2, :3]).T
+    found = float(np.linalg.norm(column_step))
     if abs(found - pixel_mm) > 1e-3 * pixel_mm:
         raise InputError(f"The matrix of the parallel view '{name}' has pixels of {found:.4g} mm, not {pixel_mm:g} mm.")
-    corner = -matrix[0, 3] * across - matrix[1, 3] * down
-    return View(name, shape, corner, down, across, normal / np.linalg.norm(normal))
+    corner = -matrix[0, 3] * column_step - matrix[1, 3] * row_step
+    return View(name, shape, corner, row_step, column_step, normal / np.linalg.norm(normal))
 
 
 def _degenerate(name: str) -> InputError:

@@ -1,13 +1,12 @@
-"""Digitally reconstructed radiographs: exact ray integrals through a volume for any view, on the CPU.
+"""Digitally reconstructed radiographs on the CPU: exact ray integrals through a volume for any view.
 
-A ray integral is Joseph's (IEEE Trans. Med. Imaging 1982): slice by slice along the index axis the ray follows most,
-bilinear within a slice. The volume ends at the outer faces of its voxels; between the outer voxel centres and the faces
-the outer voxel's value holds. So a uniform box integrates to value times chord, up to the rounding of float32. The
-volume is read on its own grid, oblique and anisotropic ones too, and never resampled first.
+The integrals are Joseph's (IEEE Trans. Med. Imaging 1982): slice by slice along the index axis that a ray follows most,
+bilinear within a slice, from face to face of the volume. The volume is read on its own grid, also an oblique or
+anisotropic one, and is never resampled.
 
-`cast` chooses the cheapest way that is exact for a view: a sum along an axis for parallel rays that follow it, one
-that treats a picture's column at a time where columns stand upright in the grid (every named view of an unturned CT),
-and one for any pose. `gradients` has the same integrals in torch: with gradients, on a CPU or a GPU.
+`cast` chooses the fastest kernel that is exact for a view: a sum along an axis for parallel rays along it, a kernel for
+picture columns that follow the grid's last axis (all named views of an unrotated CT), or a kernel for any pose.
+`differentiable` computes the same integrals in torch, with gradients, on the CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -27,22 +26,23 @@ from transvert.io import InputError
 
 _WATER_KEV = (40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _WATER_PER_CM = (0.2683, 0.2269, 0.2059, 0.1837, 0.1707, 0.1505)
-"""Water's linear attenuation: NIST tables of X-ray mass attenuation (Hubbell and Seltzer 2004) at 1 g/cm3."""
+"""Linear attenuation of water: NIST mass attenuation tables (Hubbell and Seltzer 2004) at 1 g/cm3."""
 
-_DRIFT = 1e-4  # Voxels. What strays less over the whole volume counts as running along the axis.
-# Each call uses all threads, and not every numba backend may be called twice at once.
+_DRIFT = 1e-4  # Voxels: the largest deviation over the whole volume of a direction that counts as along an axis.
+# A kernel uses all threads, and some numba threading layers do not allow concurrent calls.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def attenuation(volume_hu: np.ndarray, energy_kev: float = 70.0) -> np.ndarray:
-    """Linear attenuation by the definition of the Hounsfield unit, every tissue scaled from water.
+    """Linear attenuation by the definition of the Hounsfield unit: every tissue is scaled from water.
 
     Args:
         volume_hu: any shape, HU.
-        energy_kev: of a single-energy beam, 40 to 150; 70 stands for a spine film's 80-90 kV (this companion's choice).
+        energy_kev: energy of a monochromatic beam, 40 to 150 keV. 70 represents the 80-90 kV of a spine radiograph
+            (this companion's choice).
 
     Returns:
-        float32, the same shape, per mm, never below 0.
+        float32 of the same shape, per mm, not negative.
 
     Raises:
         InputError: an energy outside the table.
@@ -59,25 +59,25 @@ def attenuation(volume_hu: np.ndarray, energy_kev: float = 70.0) -> np.ndarray:
 def cast(volume: Volume, view: View) -> np.ndarray:
     """The line integral of a volume along the ray of each pixel, from face to face of the volume.
 
-    Rays are lines: what lies behind a detector that cuts the volume counts too, what lies behind a source does not.
+    Rays start at the source of a cone view but do not end at the detector.
 
     Args:
-        volume: float32 (other types are copied), any grid. Attenuation per mm for a radiograph, 0 and 1 for the
-            thickness of a mask.
+        volume: (X, Y, Z) float32 (other types are copied), any grid. Attenuation per mm for a radiograph, 0 and 1 for
+            the thickness of a mask.
         view: parallel or cone.
 
     Returns:
         (rows, columns) float32, the volume's unit times mm.
 
     Raises:
-        InputError: no 3D volume, a degenerate affine, the source within the volume, rays that all miss it, or values
+        InputError: not a 3D volume, a degenerate affine, a source inside the volume, no ray that meets it, or values
             that are not finite.
     """
     return cast_batch(volume, [view])[0]
 
 
 def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
-    """The pictures of many poses, as `cast` makes them, in one go.
+    """The pictures of several views of one shape, as `cast` makes them.
 
     Args:
         volume: as in `cast`.
@@ -87,25 +87,25 @@ def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
         (views, rows, columns) float32, the volume's unit times mm.
 
     Raises:
-        InputError: as `cast`, naming the view; or views of several shapes.
+        InputError: as `cast`, with the view's name; or views of different shapes.
     """
     shapes = sorted({view.shape for view in views})
     if len(shapes) != 1:
-        raise InputError(f"A batch needs views of one shape, and these have {shapes or 'none'}; cast them one by one.")
+        raise InputError(f"A batch needs views of one shape, but these have {shapes or 'none'}; cast them one by one.")
     poses, cone, metric = _poses(volume, views)
     data = np.ascontiguousarray(volume.data, np.float32)
     images = np.zeros((len(views), *shapes[0]), np.float32)
     hits = np.zeros(len(views), int)
-    ways = np.array([_way(pose, is_cone, data.shape, shapes[0]) for pose, is_cone in zip(poses, cone, strict=True)])
+    names = [_kernel_name(pose, is_cone, data.shape, shapes[0]) for pose, is_cone in zip(poses, cone, strict=True)]
     with _ONE_AT_A_TIME:
-        for way, kernel in (("upright", kernels.upright), ("any", kernels.joseph)):
-            chosen = np.flatnonzero(ways == way)
+        for name, kernel in (("upright", kernels.upright), ("any", kernels.joseph)):
+            chosen = np.flatnonzero(np.array(names) == name)
             if len(chosen):
                 pictures = images if len(chosen) == len(views) else np.zeros((len(chosen), *shapes[0]), np.float32)
                 hits[chosen] = _run(kernel, data, poses[chosen], cone[chosen], metric, pictures)
                 if pictures is not images:
                     images[chosen] = pictures
-        for i in np.flatnonzero(ways == "along"):
+        for i in np.flatnonzero(np.array(names) == "along"):
             hits[i] = _along_axis(data, poses[i], metric, images[i])
     for view, hit in zip(views, hits, strict=True):
         if not hit:
@@ -116,21 +116,21 @@ def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
 
 
 def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarray]:
-    """The pictures of a volume's parts in one pass: bone, each vertebra, and the rest.
+    """One picture per part of a volume in one pass, such as one per vertebra and one for everything else.
 
-    Every voxel's share of a ray's integral goes to the picture of its own part, so that the pictures add up to what
-    `cast` makes of the whole volume. The bone of a CT is the sum of the pictures of all its labels but 0.
+    The pictures add up to what `cast` returns for the whole volume. For a CT and its label mask, the sum of all pictures
+    except that of label 0 shows the bone.
 
     Args:
         volume: as in `cast`.
-        parts: whole numbers of 0 and above on the volume's grid, such as a label mask; at most 256 different ones.
+        parts: (X, Y, Z) integers from 0 on the volume's grid, such as a label mask; at most 256 different ones.
         view: parallel or cone.
 
     Returns:
         For each number in `parts`: (rows, columns) float32, the volume's unit times mm.
 
     Raises:
-        InputError: as `cast`; or parts on another grid, too many of them, or no whole numbers.
+        InputError: as `cast`; or parts that lie on another grid, are too many, or are not whole numbers.
     """
     check_same_grid(volume, parts, ("volume", "parts"))
     if parts.data.dtype.kind not in "bui":
@@ -149,26 +149,26 @@ def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarra
 
 
 def check(volume: Volume, view: View) -> None:
-    """Raises InputError unless the volume is one that rays can cross, and the view's source stands outside of it."""
+    """Raises InputError unless the volume is valid and the view's source is outside of it."""
     _poses(volume, [view])
 
 
 def all_miss(view: View) -> InputError:
-    """What to raise where no ray of a view meets the volume."""
+    """The error for a view whose rays all miss the volume."""
     return InputError(f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size.")
 
 
 def not_finite() -> InputError:
-    """What to raise where ray integrals are not finite."""
+    """The error for ray integrals that are not finite."""
     return InputError("The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays.")
 
 
 def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Poses (V, 4, 3) in voxels, whether each is a cone (V,) int64, and the metric (3, 3), as `rays` wants them."""
+    """Arguments of the kernels: poses (V, 4, 3) in voxels, cone (V,) int64 and the metric (3, 3)."""
     if volume.data.ndim != 3 or not volume.data.size:
-        raise InputError(f"The volume has the shape {volume.data.shape}; rays need three axes that are not empty.")
+        raise InputError(f"The volume has the shape {volume.data.shape}; three axes that are not empty are needed.")
     matrix = np.asarray(volume.affine, float)[:3, :3]
-    # Relative to the voxel's size, so that micrometre voxels are no less of a volume.
+    # Relative to the voxel size, so that micrometre voxels are valid too.
     if not np.isfinite(volume.affine).all() or abs(np.linalg.det(matrix)) <= 1e-6 * volume.spacing_mm.prod():
         raise InputError("The volume's affine is degenerate: its three axes need a length and must not lie in a plane.")
     vectors, cone = np.empty((len(views), 4, 3)), np.empty(len(views), np.int64)
@@ -182,44 +182,44 @@ def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarra
     for view, start, is_cone in zip(views, poses[:, 0], cone, strict=True):
         if is_cone and ((start >= -0.5) & (start <= ends)).all():
             raise InputError(
-                f"The source of the view '{view.name}' stands inside the volume; move it away from the patient."
+                f"The source of the view '{view.name}' is inside the volume; move it away from the patient."
             )
     return poses, cone, matrix.T @ matrix
 
 
-def _way(pose: np.ndarray, cone: int, volume: tuple[int, ...], picture: tuple[int, int]) -> str:
-    """Which kernel is exact for a view and cheapest: "along" an axis, "upright" in the grid, or for "any" pose."""
-    _, towards, down, across = pose
+def _kernel_name(pose: np.ndarray, cone: int, volume: tuple[int, ...], picture: tuple[int, int]) -> str:
+    """The fastest kernel that is exact for a view: "along" an axis, "upright" in the grid, or "any" pose."""
+    _, towards, row_step, column_step = pose
     axis = int(np.abs(towards).argmax())
     if not cone and np.delete(np.abs(towards), axis).max() * volume[axis] < _DRIFT * abs(towards[axis]):
         return "along"
-    if np.abs(down[:2]).max() * picture[0] > _DRIFT or not abs(down[2]) > 0:
+    if np.abs(row_step[:2]).max() * picture[0] > _DRIFT or not abs(row_step[2]) > 0:
         return "any"
-    steps = np.linspace(0, picture[1] - 1, picture[1])[:, None] * across if cone else np.zeros((1, 3))
-    last_row = (picture[0] - 1) * down[2] if cone else 0.0
+    steps = np.linspace(0, picture[1] - 1, picture[1])[:, None] * column_step if cone else np.zeros((1, 3))
+    last_row = (picture[0] - 1) * row_step[2] if cone else 0.0
     columns = towards + steps
     most_upwards = np.maximum(np.abs(columns[:, 2]), np.abs(columns[:, 2] + last_row))
     return "upright" if (most_upwards <= np.abs(columns[:, :2]).max(axis=1)).all() else "any"
 
 
 def _along_axis(data: np.ndarray, pose: np.ndarray, metric: np.ndarray, image: np.ndarray) -> int:
-    """Parallel rays along one index axis: every ray reads the same sums."""
-    start, towards, down, across = pose
+    """Fills the picture of parallel rays along one index axis, which all sample the same sums."""
+    start, towards, row_step, column_step = pose
     axis = int(np.abs(towards).argmax())
     plane = [i for i in range(3) if i != axis]
     inner = int(np.prod(data.shape[axis + 1 :]))
     sums = _run(kernels.sum_lines, data.reshape(-1, data.shape[axis], inner)).reshape([data.shape[i] for i in plane])
-    # Where the rays cross the middle of the volume, so that what little they stray averages out. The detector's own
-    # tilt moves pixels along the rays, which is no move across them.
+    # Rays are sampled where they cross the middle of the volume, so that their small drift averages out. A tilt of the
+    # detector moves pixels only along the rays, so it is removed from the steps.
     slope = towards / towards[axis]
     middle = start + slope * ((data.shape[axis] - 1) / 2 - start[axis])
-    down, across = down - slope * down[axis], across - slope * across[axis]
+    row_step, column_step = row_step - slope * row_step[axis], column_step - slope * column_step[axis]
     mm = float(np.sqrt(metric[axis, axis]))
-    return _run(kernels.sample_plane, sums, middle[plane], down[plane], across[plane], mm, image)
+    return _run(kernels.sample_plane, sums, middle[plane], row_step[plane], column_step[plane], mm, image)
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different numbers in an array, and for each voxel its number's place among them, uint8."""
+    """The different numbers of an array, ascending, and the index of each voxel's number among them, uint8."""
     labels = labels.view(np.uint8) if labels.dtype == bool else labels
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > 65535:
@@ -228,16 +228,16 @@ def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     present[labels] = True
     numbers = np.flatnonzero(present)
     if len(numbers) > 256:
-        raise InputError(f"There are {len(numbers)} different parts; one pass makes at most 256 pictures.")
+        raise InputError(f"There are {len(numbers)} different parts; at most 256 are possible.")
     places = np.zeros(high + 1, np.uint8)
     places[numbers] = np.arange(len(numbers))
     return numbers, np.ascontiguousarray(places[labels])
 
 
 def _run(kernel: Any, *arguments: Any) -> Any:
-    """Calls a kernel; the first time on a computer it is compiled, which is kept, and said."""
+    """Calls a kernel. Its first call on a computer compiles and caches it, with a notice."""
     kinds = tuple(numba.typeof(argument) for argument in arguments)
     if kinds not in kernel.overloads:
-        with progress.notice("Compiling a ray kernel for this computer, which is kept: some ten seconds.", after_s=2):
+        with progress.notice("Compiling a ray kernel for this computer; done once, about ten seconds.", after_s=2):
             kernel.compile(kinds)
     return kernel(*arguments)
