@@ -1,4 +1,4 @@
-"""Random draws: what is drawn stays one patient, whose pictures, landmarks and shape belong together."""
+"""Augmentation: pictures, landmarks and shape still belong to one patient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from conftest import Patient
 from numpy.testing import assert_allclose, assert_array_equal
 
-from transvert.data import patches, store
+from transvert.data import store
 from transvert.data.patches import SIZE, SPACING_MM, centroid_map
 from transvert.data.samples import MIDDLE, WIDE, Samples, StoredSamples, cut_samples, write_samples
 from transvert.drr import projector
@@ -78,12 +78,13 @@ def _right_reach(target: np.ndarray) -> float:
     return float((x[-1] - centre) - (centre - x[0]))
 
 
-# Without config
+# No change, and a mirrored patient
 
 
 @pytest.mark.parametrize("field_of_view", ["full", "crop"])
-def test_a_still_draw_is_the_sample_itself(field_of_view: str, box_samples: Samples, cube_samples: Samples) -> None:
-    """Whatever chance says: no amount, no change."""
+def test_augmentation_of_size_0_is_the_sample_itself(
+    field_of_view: str, box_samples: Samples, cube_samples: Samples
+) -> None:
     samples = box_samples if field_of_view == "full" else cube_samples
     images, targets = _draw(samples, STILL, Random(7))
     assert_array_equal(targets, samples.targets())
@@ -94,7 +95,7 @@ def test_a_still_draw_is_the_sample_itself(field_of_view: str, box_samples: Samp
             assert_allclose(image[view, 1], expected[view, 1], atol=0.08)
 
 
-def test_a_mirrored_draw_is_the_mirrored_patient(box_samples: Samples) -> None:
+def test_mirroring_gives_the_mirrored_patient(box_samples: Samples) -> None:
     sampler = Sampler([box_samples.chosen([L2])], replace(STILL, mirror=0.5), 5)
     images, targets = (part.numpy() for part in sampler.draw(0, 8))
     expected, truth = box_samples.images()[1], box_samples.targets()[1]
@@ -107,20 +108,20 @@ def test_a_mirrored_draw_is_the_mirrored_patient(box_samples: Samples) -> None:
         assert_array_equal(target, truth[::-1] if other else truth)
 
 
-# What is shown around the vertebra
+# The background
 
 
-def test_of_a_cube_nothing_lies_outside(cube_samples: Samples) -> None:
+def test_a_crop_has_no_background(cube_samples: Samples) -> None:
     for row in range(3):
         _, _, outside = unpack_sample(cube_samples, row)
         assert not np.isfinite(cube_samples.pictures[row]).all() and (outside == 0).all()
-    # Turned and shifted, the cube still fills its patch, and what the wide cube holds comes in from the side.
+    # Turned and shifted, the cube still fills its patch: the wide cube extends beyond it.
     config = replace(STILL, turn_deg=15.0, shift_mm=4.0, view_deg=5.0)
     images, _ = Sampler([cube_samples], config, 0).draw(0, 6)
     assert ((images[:, :, 0] == 0).float().mean((-2, -1)) < 0.01).all()
 
 
-def test_a_bare_draw_of_a_body_is_the_draw_of_its_cube(box_samples: Samples, cube_samples: Samples) -> None:
+def test_a_cropped_full_view_equals_the_crop(box_samples: Samples, cube_samples: Samples) -> None:
     config = replace(AugmentConfig(), crop=1.0, background=0.0, collimation=0.0)
     bare, of_cube, in_body = (
         Sampler([samples], amount, 3).draw(0, 3)[0]
@@ -134,7 +135,7 @@ def test_a_bare_draw_of_a_body_is_the_draw_of_its_cube(box_samples: Samples, cub
     assert not torch.allclose(bare, in_body, atol=0.1)
 
 
-def test_what_lies_outside_is_the_picture_less_the_cube(box_samples: Samples) -> None:
+def test_the_background_is_the_picture_minus_the_cube(box_samples: Samples) -> None:
     """The slab's sum by whole numbers, beside attenuation summed as floats."""
     hu, _, outside = unpack_sample(box_samples, 1)
     slab = projector.attenuation(hu).astype(float)[:, MIDDLE].sum(1) * SPACING_MM
@@ -144,28 +145,19 @@ def test_what_lies_outside_is_the_picture_less_the_cube(box_samples: Samples) ->
     assert_allclose(found[seen], np.rot90(slab, 1)[:, ::-1][seen], atol=1e-4)
 
 
-# Chance
+# Batches
 
 
-def test_equal_seeds_draw_equal_batches_whatever_was_drawn_before(box_samples: Samples) -> None:
-    one, same = Sampler([box_samples], AugmentConfig(), 3), Sampler([box_samples], AugmentConfig(), 3)
-    for step in range(1):
-        same.draw(step, 2)
-    for ours, theirs in zip(one.draw(4, 2), same.draw(4, 2), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_other_seeds_and_other_steps_draw_otherwise(box_samples: Samples) -> None:
-    alone = box_samples.chosen([L2])
-    draws = [Sampler([alone], AugmentConfig(), seed).draw(step, 1) for seed, step in ((3, 0), (4, 0), (3, 1))]
-    for part in range(2):
-        for i, j in ((0, 1), (0, 2), (1, 2)):
-            assert not torch.equal(draws[i][part], draws[j][part])
-
-
-def test_one_batch_holds_different_draws_of_one_sample(box_samples: Samples) -> None:
-    images, targets = Sampler([box_samples.chosen([L2])], AugmentConfig(), 0).draw(0, 2)
-    assert not torch.equal(images[0], images[1]) and not torch.equal(targets[0], targets[1])
+def test_seed_and_step_decide_a_batch_whatever_was_drawn_before(box_samples: Samples) -> None:
+    alone, config = box_samples.chosen([L2]), AugmentConfig()
+    again = Sampler([alone], config, 3)
+    again.draw(0, 2)
+    first = Sampler([alone], config, 3).draw(4, 2)
+    others = Sampler([alone], config, 4).draw(4, 2), Sampler([alone], config, 3).draw(5, 2)
+    for n, same in enumerate(again.draw(4, 2)):
+        assert torch.equal(first[n], same)
+        assert not torch.equal(first[n][0], first[n][1])
+        assert all(not torch.equal(first[n], other[n]) for other in others)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -361,12 +353,6 @@ def test_what_lies_beyond_the_film_is_zero(box_samples: Samples) -> None:
     assert (images[0, :, 0][beyond] == 0).all()
 
 
-def test_images_are_standardised_like_the_network_s_input(box_samples: Samples) -> None:
-    images = Sampler([box_samples], replace(AugmentConfig(), collimation=0.0), 0).draw(0, 6)[0].numpy()
-    assert np.isfinite(images).all()
-    assert np.abs(images[:, :, 0]).max() <= patches.CLIP
-
-
 def test_a_vertebra_alone_gets_neighbours_of_its_own_kind(box_samples: Samples) -> None:
     alone = replace(box_samples, labels=np.where(box_samples.labels == box_samples.levels[:, None, None, None], L2, 0))
     alone = replace(alone, levels=np.full(3, L2, np.uint8), labels=alone.labels.astype(np.uint8))
@@ -396,7 +382,7 @@ def stored(box_samples: Samples, tmp_path: Path) -> Callable[[int], list[StoredS
 
 
 @pytest.mark.parametrize("keep", [1, 100])
-def test_a_store_draws_what_memory_draws(keep: int, stored: Callable[[int], list[StoredSamples]]) -> None:
+def test_a_store_gives_the_batches_of_memory(keep: int, stored: Callable[[int], list[StoredSamples]]) -> None:
     subjects = stored(keep)
     streamed, loaded = (Sampler(each, AugmentConfig(), 3) for each in (subjects, [s.load() for s in subjects]))
     for step in range(3):
@@ -405,10 +391,10 @@ def test_a_store_draws_what_memory_draws(keep: int, stored: Callable[[int], list
         assert len(subjects[0]._cache._kept) <= keep
 
 
-def test_the_next_steps_samples_are_ordered_ahead(
+def test_the_samples_of_the_next_steps_are_requested_ahead(
     stored: Callable[[int], list[StoredSamples]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of this process: with a stride of 3 the steps 1, 4 and 7 are its own."""
+    """With a stride of 3 the process makes the steps 1, 4 and 7."""
     ordered: list[tuple[str, int]] = []
     read: list[tuple[str, int]] = []
     order, sample = StoredSamples.prefetch, StoredSamples.sample
@@ -437,25 +423,18 @@ def test_a_cache_of_three_steps_reads_each_sample_once(
 # View dropout
 
 
-def test_a_dropped_view_is_zero_and_the_other_is_untouched() -> None:
+def test_view_dropout_zeroes_one_view_of_a_share_of_the_samples() -> None:
     images = torch.randn(400, 2, 2, 8, 8)
     before = images.clone()
-    found = drop_views(images, 0.3, torch.Generator().manual_seed(1))
-    assert torch.equal(images, before)
-    gone = (found == 0).all(dim=(2, 3, 4))
-    assert torch.equal(found[~gone], images[~gone])
-    assert not gone.all(1).any()
-    assert 0.22 < gone.any(1).double().mean() < 0.38
-    assert 0.35 < gone[:, 0].sum() / gone.sum() < 0.65
-
-
-def test_equal_seeds_drop_equal_views_and_shares_are_kept_at_their_ends() -> None:
-    images = torch.randn(64, 2, 2, 8, 8)
 
     def drop(share: float, seed: int) -> torch.Tensor:
         return drop_views(images, share, torch.Generator().manual_seed(seed))
 
-    assert torch.equal(drop(0.5, 3), drop(0.5, 3))
-    assert not torch.equal(drop(0.5, 3), drop(0.5, 4))
+    found = drop(0.3, 1)
+    gone = (found == 0).all(dim=(2, 3, 4))
+    assert torch.equal(images, before) and torch.equal(found[~gone], images[~gone])
+    assert not gone.all(1).any() and 0.22 < gone.any(1).double().mean() < 0.38
+    assert 0.35 < gone[:, 0].sum() / gone.sum() < 0.65
+    assert torch.equal(found, drop(0.3, 1)) and not torch.equal(found, drop(0.3, 2))
     assert torch.equal(drop(0.0, 3), images)
-    assert (drop(1.0, 3) == 0).all(dim=(2, 3, 4)).sum(1).tolist() == [1] * 64
+    assert (drop(1.0, 3) == 0).all(dim=(2, 3, 4)).sum(1).tolist() == [1] * 400

@@ -34,7 +34,7 @@ def _loud(made: nn.Module) -> nn.Module:
 # Form
 
 
-def test_our_own_network_is_the_size_that_the_benchmark_tells() -> None:
+def test_network_sizes_are_those_of_the_benchmark() -> None:
     sizes = {name: sum(p.numel() for p in networks.build_network(name).parameters()) for name in NAMES}
     assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_516_026}
 
@@ -86,16 +86,16 @@ def test_every_parameter_gets_a_finite_gradient(name: str, tiny: Make) -> None:
         assert parameter.grad.abs().max() > 0 or key.endswith("qkv.bias"), key
 
 
-def test_the_critic_scores_a_coarse_grid_and_learns() -> None:
-    critic = networks.Discriminator(width=4)
-    scores = critic(torch.rand(2, 1, 64, 64, 64))
+def test_the_discriminator_scores_a_coarse_grid_and_learns() -> None:
+    discriminator = networks.Discriminator(width=4)
+    scores = discriminator(torch.rand(2, 1, 64, 64, 64))
     assert scores.shape == (2, 1, 4, 4, 4)
     scores.square().mean().backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.abs().max() > 0 for p in critic.parameters())
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().max() > 0 for p in discriminator.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_are_seen_unless_they_are_left_out(name: str) -> None:
+def test_maps_matter_unless_they_are_left_out(name: str) -> None:
     plain, moved = _images(), _images()
     moved[:, :, 1] = moved[:, :, 1].flip(-1)
     for maps in (True, False):
@@ -151,19 +151,19 @@ def test_the_head_s_product_is_the_visual_hull_of_both_pictures() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_finer_puts_sub_voxels_where_a_transposed_convolution_does(dims: int) -> None:
-    finer = networks.SubpixelUpsample(5, 3, dims)
+def test_subpixel_upsampling_equals_a_transposed_convolution(dims: int) -> None:
+    upsample = networks.SubpixelUpsample(5, 3, dims)
     twin = (nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d)(5, 3, 2, 2, bias=False)
     with torch.no_grad():
         # A row of `split` is a place among the 2² or 2³ (first axis slowest) and a channel.
-        places = finer.split.weight.reshape(*(2,) * dims, 3, 5)
+        places = upsample.split.weight.reshape(*(2,) * dims, 3, 5)
         twin.weight.copy_(places.permute(dims + 1, dims, *range(dims)))
         x = torch.randn(2, 5, *(3, 4, 5)[:dims])
-        torch.testing.assert_close(finer(x), twin(x))
+        torch.testing.assert_close(upsample(x), twin(x))
 
 
 @pytest.mark.parametrize(("axis", "view"), [(1, "AP"), (2, "lateral")])
-def test_growth_and_lift_grow_the_axis_the_view_does_not_see(axis: int, view: str) -> None:
+def test_expansion_and_lift_add_the_axis_that_a_view_does_not_show(axis: int, view: str) -> None:
     picture = torch.zeros(1, 3, 16, 16)
     picture[0, :, 6, 9] = 1
     for module in (networks.AxisExpansion(3, axis, 4).eval(), networks.ViewLift(3, 2, 16, axis)):
@@ -177,23 +177,16 @@ def test_growth_and_lift_grow_the_axis_the_view_does_not_see(axis: int, view: st
         assert len(unseen) == 16
 
 
-def test_attention_starts_as_nothing() -> None:
+def test_attention_starts_as_the_identity_and_reaches_every_pixel() -> None:
     attention = networks.Attention(8)
-    x = torch.randn(1, 8, 5, 5)
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
     torch.testing.assert_close(attention(x), x)
     nn.init.ones_(attention.gain)
-    assert not torch.allclose(attention(x), x)
-
-
-def test_attention_reaches_every_pixel() -> None:
-    attention = networks.Attention(8)
-    nn.init.ones_(attention.gain)
-    x = torch.randn(1, 8, 6, 6, requires_grad=True)
     attention(x)[0, :, 0, 0].sum().backward()
     assert (x.grad.abs().sum(1) > 0).all()
 
 
-def test_a_decoder_tells_every_scale_of_the_coarser_ones_alone() -> None:
+def test_each_scale_of_a_decoder_depends_on_the_coarser_ones_alone() -> None:
     decoder = networks.Decoder((2, 4, 8), 2).eval()
     features = [torch.randn(1, c, n, n, requires_grad=True) for c, n in ((2, 16), (4, 8), (8, 4))]
     found = decoder(features)
@@ -203,35 +196,28 @@ def test_a_decoder_tells_every_scale_of_the_coarser_ones_alone() -> None:
         assert [g is not None for g in gradients] == [n >= scale for n in range(3)]
 
 
-def test_views_exchange_what_they_see_without_changing_places() -> None:
-    exchange = networks.CrossViewAttention(8, side=4)
+def test_cross_view_attention_reaches_both_views_and_keeps_places() -> None:
+    attention = networks.CrossViewAttention(8, side=4)
     ap, lateral = torch.randn(2, 1, 8, 4, 4).requires_grad_()
-    plain = exchange(ap, lateral)
-    torch.testing.assert_close(plain[0], ap + exchange.places[..., :4])
-    torch.testing.assert_close(plain[1], lateral + exchange.places[..., 4:])
-    nn.init.ones_(exchange.attention.gain)
-    for seen in exchange(ap, lateral):
+    plain = attention(ap, lateral)
+    torch.testing.assert_close(plain[0], ap + attention.places[..., :4])
+    torch.testing.assert_close(plain[1], lateral + attention.places[..., 4:])
+    nn.init.ones_(attention.attention.gain)
+    for seen in attention(ap, lateral):
         gradients = torch.autograd.grad(seen[0, :, 0, 0].sum(), (ap, lateral), retain_graph=True)
         assert all((gradient.abs().sum(1) > 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_channels_stay_last_through_a_scale_and_back(dims: int) -> None:
-    """A tensor that falls out of this order costs every normalisation and ReLU next to it a tenfold of its time."""
+    """Another order makes each normalisation and ReLU next to it ten times slower."""
     order = torch.channels_last if dims == 2 else torch.channels_last_3d
-    finer = networks.SubpixelUpsample(8, 4, dims)
+    upsample = networks.SubpixelUpsample(8, 4, dims)
     x = torch.randn(2, 8, *(4,) * dims).contiguous(memory_format=order).requires_grad_()
-    y = finer(x)
+    y = upsample(x)
     assert y.is_contiguous(memory_format=order)
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert grad.is_contiguous(memory_format=order)
-
-
-def test_blanking_the_maps_keeps_the_patch() -> None:
-    picture = torch.randn(2, 2, 4, 4)
-    assert networks.drop_maps(picture, maps=True) is picture
-    blank = networks.drop_maps(picture, maps=False)
-    assert torch.equal(blank[:, 0], picture[:, 0]) and not blank[:, 1].any()
 
 
 # Weights
@@ -252,7 +238,7 @@ def test_weights_come_back_exactly_with_their_card(name: str, tiny: Make, tmp_pa
         assert torch.equal(found(_images()), made(_images()))
 
 
-def test_more_is_written_into_a_card_and_the_weights_stay(tmp_path: Path) -> None:
+def test_entries_are_added_to_a_card_and_the_weights_stay(tmp_path: Path) -> None:
     made = networks.build_network("transvert", width=8).eval()
     path = networks.save_weights(tmp_path / "w.safetensors", made, "transvert", {"width": 8}, half=True, dice=0.9)
     before, _ = networks.load_weights(path)
@@ -318,7 +304,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_WEIGHTS)
-def test_a_file_without_our_weights_gets_its_sentence(kind: str, tiny: Make, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_weights_gets_its_sentence(kind: str, tiny: Make, tmp_path: Path) -> None:
     spoil, sentence = BAD_WEIGHTS[kind]
     path = networks.save_weights(tmp_path / "w.safetensors", tiny("transvert"), "transvert", {"width": 8})
     spoil(path)
