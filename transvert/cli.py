@@ -58,14 +58,15 @@ def fetch(
     name: Annotated[str, typer.Argument(help="Data manifest: a name in data_manifests/, or a YAML file.")] = "embedded",
 ) -> None:
     """Show a data set's licence and size, then download and verify it. Run it again to complete it."""
-    from transvert.data.fetch import cache_folder, describe_size, fetch_subjects
+    from transvert.data.fetch import cache_folder, fetch_subjects
     from transvert.data.manifest import load_manifest
 
     found = load_manifest(name)
     terms = {"Licence": found.licence, "Access": found.access, "Cite": found.citation, "Note": found.note}
     typer.echo(found.title)
     typer.echo("\n".join(f"{term}: {' '.join(text.split())}" for term, text in terms.items() if text))
-    typer.echo(f"Size: {describe_size(found)}")
+    size = sum(item.bytes or 0 for item in (*found.files, *found.archives))
+    typer.echo(f"Size: {size / 1e6:.1f} MB" if size else "Size: not stated")
     subjects = fetch_subjects(found)
     for subject in subjects[:20]:
         typer.echo(f"  {subject.name}: {', '.join(sorted(path.name for path in subject.files))}")
@@ -174,7 +175,9 @@ def calibrate(
     from transvert.model.evaluate import iterate_unseen
     from transvert.plots import figures
 
-    found = calibration.examine_networks((network, subject) for _, network, _, subject in iterate_unseen(store, folds))
+    unseen = iterate_unseen(store, folds)
+    cases = [case for _, network, _, subject in unseen for case in calibration.measure_vertebrae(network, subject)]
+    found = calibration.make_report(cases)
     calibration.write_reliability(found, out)
     figures.save_figure(figures.reliability_diagram(found), out / "reliability.png")
     typer.echo(f"{figures.describe_reliability(found)}\nWrote {out}")

@@ -27,11 +27,11 @@ from transvert.model.calibration import (
     HeldOutVertebra,
     _group_points,
     _logit,
-    examine_networks,
     expected_metrics,
     fit_calibration,
     fit_interval,
     make_report,
+    measure_vertebrae,
     read_reliability,
     reliability_histogram,
     surface_sd_mm,
@@ -293,7 +293,8 @@ def test_networks_are_examined_fold_by_fold(box_samples: Samples, tiny: Callable
     network = tiny("transvert")
     for parameter in network.head.parameters():
         parameter.data *= 3
-    made = examine_networks(((network, one) for one in people), TTAConfig(passes=2))
+    tta = TTAConfig(passes=2)
+    made = make_report([case for one in people for case in measure_vertebrae(network, one, tta)], tta)
     assert made.vertebrae["subject"].tolist() == ["s0", "s0", "s1", "s1"]
     assert made.vertebrae["level"].tolist() == ["L1", "L2"] * 2
     assert made.calibration.tta.passes == 2

@@ -1,11 +1,11 @@
 """Augmentation: random shapes, poses, materials, backgrounds and radiographs of the training vertebrae.
 
-Each sample's wide cube is deformed in 3D and projected again, so that shape, radiographs and landmarks always agree. All
-of it runs on the batch's device, and equal seeds give equal batches.
+Each sample's wide cube is deformed in 3D and projected again, so that shape, radiographs and landmarks always agree. Equal
+seeds give equal batches on any device.
 
 The target lives in the patient's frame, in which nominal AP rays run along y and nominal lateral rays along x. Each view
-is turned, tilted and magnified on its own, because a patient never stands quite straight before either detector. The
-target follows neither view; the landmarks follow their own.
+is turned, tilted and magnified on its own, as a patient never stands quite straight; its landmark follows, the target does
+not.
 """
 
 from __future__ import annotations
@@ -254,13 +254,12 @@ def warp_background(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Moves the attenuation outside the cube in the plane of each picture.
 
-    It lies in front of the cube and behind it, and a turned view moves the two in opposite directions. So it follows the
-    motion in the picture's plane alone.
+    It lies in front of the cube and behind it, which a turned view moves in opposite directions. So it follows the motion in
+    the picture's plane alone.
 
     Args:
         outside: (B, 2, 84, 84) float32, NaN beyond the film.
-        matrix: (B, 3, 3) from the new cube's mm to the sample's.
-        shift: (B, 3) mm.
+        matrix, shift: (B, 3, 3) and (B, 3), from the new cube's mm to the sample's.
         views: (B, 2, 3) as `warp.project_parallel` takes them.
 
     Returns:

@@ -3,22 +3,20 @@
 Networks trained for overlap are overconfident and predict too much. `Calibration` corrects their probabilities p near the
 surface; three statements follow:
 
-- Dice. Of n predicted voxels, sum(p) over them is expected to be bone; of all bone, sum(p) over all voxels. So Dice is
-  2 sum(p in predicted) / (n + sum(p)).
-- ASSD. The volume expected to be wrong, sum(1 - p) inside and sum(p) outside, over the area of the surface, in mm.
-- A surface point's error. Where p falls along the normal as a logistic curve, the true surface is spread about the
+- Dice: 2 sum(p in predicted) / (n + sum(p)), because of n predicted voxels sum(p) over them is expected to be bone.
+- ASSD: the volume expected to be wrong, sum(1 - p) inside and sum(p) outside, over the area of the surface.
+- A surface point's error: where p falls along the normal as a logistic curve, the true surface is spread about the
   curve's middle with a standard deviation of pi / sqrt(3) over the slope of its logit.
 
-In every fit a person counts as the root of their number of vertebrae, because vertebrae of one person are correlated.
-Intervals are conformal over people (Lee, Barber and Willett, arXiv 2306.06342): they cover a vertebra of a new person
-with the stated probability. 90 % needs 9 people at least. What is measured is always measured with a calibration of the
-other people.
+In every fit a person counts as the root of their number of vertebrae, which are correlated. Intervals are conformal over
+people (Lee, Barber and Willett, arXiv 2306.06342): they cover a vertebra of a new person with the stated probability, and
+90 % needs 9 people at least. People are tested with a calibration of the others.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +38,7 @@ from transvert.runs import write_table
 
 COVERAGE = 0.9
 BAND_MM = 6.0
-"""Probabilities are calibrated within this distance of the predicted surface, and taken as 0 or 1 beyond: those voxels are
-many, trivially right, and would hide the errors of the others."""
+"""Distance from the predicted surface within which probabilities are calibrated; beyond, too many are trivially right."""
 FARTHEST_MM = 10.0
 """The largest stated error of a surface point; a flatter logit is hardly a surface."""
 _BINS = 120  # Of the logit on either side of 0, ten per unit.
@@ -49,16 +46,9 @@ LOGITS = (np.arange(2 * _BINS) - _BINS + 0.5) / 10
 _SURFACE_POINTS = 500  # Per vertebra, evenly chosen.
 _SD_EDGES_MM = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, np.inf)
 _TABLES = ("vertebrae", "voxels", "surface")
-_OLD_KEYS = {
-    "jitter": "tta",
-    "dice_error": "dice_interval",
-    "assd_mm": "assd_interval",
-    "answers": "passes",
-    "click_mm": "landmark_sd_mm",
-    "magnification": "scale_sd",
-    "noise": "noise_sd",
-}
-"""Keys of the cards written before version 0.2, and their names today."""
+# Keys of older cards, and their names today.
+_OLD_KEYS = {"jitter": "tta", "dice_error": "dice_interval", "assd_mm": "assd_interval"}
+_OLD_KEYS |= {"answers": "passes", "click_mm": "landmark_sd_mm", "magnification": "scale_sd", "noise": "noise_sd"}
 
 
 @dataclass(frozen=True)
@@ -88,12 +78,10 @@ class Calibration:
     Attributes:
         temperature: divides the logit; above 1 the network was overconfident.
         bias: is then added; below 0 the network predicted too much.
-        dice_interval: of 1 - Dice.
-        assd_interval: of the ASSD.
+        dice_interval, assd_interval: of 1 - Dice, and of the ASSD in mm.
         coverage: probability that the truth lies in an interval, for a vertebra of a new person.
-        people: number of people fitted on.
-        vertebrae: number of their vertebrae.
-        tta: the test-time augmentation of the predictions that the calibration holds for.
+        people, vertebrae: numbers of those fitted on.
+        tta: the test-time augmentation of the predictions that it holds for.
     """
 
     temperature: float = 1.0
@@ -115,11 +103,7 @@ class Calibration:
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Calibration:
-        """From JSON of `card`, of any version.
-
-        Raises:
-            InputError: other content.
-        """
+        """From JSON of `card`, of any version; other content is an InputError."""
         kinds = {"dice_interval": ConformalInterval, "assd_interval": ConformalInterval, "tta": TTAConfig}
         try:
             values = _rename(card)
@@ -150,14 +134,10 @@ class HeldOutVertebra:
     """A predicted vertebra of a person whom the network was not trained on.
 
     Attributes:
-        person: its person.
-        subject: its subject.
-        level: its name.
+        person, subject, level: its names.
         histogram: of its voxels, with the truth.
-        dice: observed.
-        assd_mm: observed.
-        slope: (M,) of the logit per mm at points of the predicted surface.
-        logit: (M,) there.
+        dice, assd_mm: observed.
+        slope, logit: (M,) of the logit per mm, and the logit, at points of the predicted surface.
         distance_mm: (M,) from there to the true surface.
     """
 
@@ -180,9 +160,8 @@ class ReliabilityReport:
         calibration: fitted on everyone, for new people.
         vertebrae: one row each: person, subject, level, the observed dice and assd_mm, the stated `dice_stated`,
             `dice_low`, `dice_high` (likewise assd_mm), and `dice_network` without calibration.
-        voxels: of the bands, one row per tenth of stated probability: `source` "network" or "calibrated", `voxels`,
-            mean `stated` probability and `observed` share of bone.
-        surface: surface points by stated error: `points`, root mean squares `stated_mm` and `observed_mm`.
+        voxels: by tenths of stated probability, `source` "network" or "calibrated": `voxels`, means `stated`, `observed`.
+        surface: points by stated error: `points`, root mean squares `stated_mm` and `observed_mm`.
         summary: calibration errors, rank correlations, and coverages if there are intervals.
     """
 
@@ -255,9 +234,7 @@ def expected_metrics(histograms: Sequence[ReliabilityHistogram], calibration: Ca
     return table
 
 
-def fit_calibration(
-    cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = None, coverage: float = COVERAGE
-) -> Calibration:
+def fit_calibration(cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = None) -> Calibration:
     """Fits a calibration for new people.
 
     Raises:
@@ -283,13 +260,12 @@ def fit_calibration(
     plain = Calibration(temperature=float(np.exp(best.x[0])), bias=float(best.x[1]))
     stated = expected_metrics(histograms, plain)
     found = np.isfinite(stated["assd_mm_raw"].to_numpy())  # Empty predictions need no interval.
-    dice_error, assd = (np.array([getattr(case, name) for case in cases])[found] for name in ("dice", "assd_mm"))
+    dice, assd = (np.array([getattr(case, name) for case in cases])[found] for name in ("dice", "assd_mm"))
     raw = stated[found]
     return replace(
         plain,
-        dice_interval=fit_interval(raw["dice_error_raw"].to_numpy(), 1 - dice_error, people[found], coverage),
-        assd_interval=fit_interval(raw["assd_mm_raw"].to_numpy(), assd, people[found], coverage),
-        coverage=coverage,
+        dice_interval=fit_interval(raw["dice_error_raw"].to_numpy(), 1 - dice, people[found]),
+        assd_interval=fit_interval(raw["assd_mm_raw"].to_numpy(), assd, people[found]),
         people=len(set(people)),
         vertebrae=len(cases),
         tta=tta or TTAConfig(),
@@ -302,8 +278,8 @@ def fit_interval(
     """Fits observed errors (N,) to stated ones (N,) of the same unit, and a conformal factor between them.
 
     Args:
-        stated: errors that the probabilities state.
-        observed: errors against the truth, finite.
+        stated: that the probabilities state.
+        observed: against the truth, finite.
         people: (N,) the person of each.
         coverage: of the interval.
     """
@@ -320,27 +296,8 @@ def fit_interval(
     return ConformalInterval(float(np.exp(height)), power, factor)
 
 
-def examine_networks(
-    folds: Iterable[tuple[nn.Module, Samples]], tta: TTAConfig | None = None, coverage: float = COVERAGE
-) -> ReliabilityReport:
-    """Calibrates the networks of a cross-validation, and tests the calibration on people it was not fitted on.
-
-    Args:
-        folds: a network and the samples of a subject whose person it was not trained on; one subject at a time is in
-            memory.
-        tta: test-time augmentation.
-        coverage: of the intervals.
-
-    Raises:
-        InputError: fewer than two people.
-    """
-    tta = tta or TTAConfig()
-    cases = [case for network, held_out in folds for case in measure_vertebrae(network, held_out, tta)]
-    return make_report(cases, tta, coverage)
-
-
 def measure_vertebrae(network: nn.Module, held_out: Samples, tta: TTAConfig | None = None) -> list[HeldOutVertebra]:
-    """Predicts the vertebrae of a subject that the network was not trained on, and compares them with the truth."""
+    """Predicts the vertebrae of a subject whose person the network was not trained on, and compares them with the truth."""
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     predicted = tta_predict(network, held_out.images(), tta)
     cases = []
@@ -358,9 +315,7 @@ def measure_vertebrae(network: nn.Module, held_out: Samples, tta: TTAConfig | No
     return cases
 
 
-def make_report(
-    cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = None, coverage: float = COVERAGE
-) -> ReliabilityReport:
+def make_report(cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = None) -> ReliabilityReport:
     """Calibrates vertebrae of `measure_vertebrae`, and tests each person with a calibration of the others.
 
     Raises:
@@ -372,7 +327,7 @@ def make_report(
     tables, bins, points = [], [], []
     for person in people:
         own = [case for case in cases if case.person == person]
-        other = fit_calibration([case for case in cases if case.person != person], tta, coverage)
+        other = fit_calibration([case for case in cases if case.person != person], tta)
         tables.append(_compare_vertebrae(own, other))
         for case in own:
             bins.append((case.histogram, other.apply(LOGITS)))
@@ -385,7 +340,7 @@ def make_report(
     )
     surface = _group_points(*(np.concatenate(part) for part in zip(*points, strict=True)))
     summary = _summarise(vertebrae, voxels, surface)
-    return ReliabilityReport(fit_calibration(cases, tta, coverage), vertebrae, voxels, surface, summary)
+    return ReliabilityReport(fit_calibration(cases, tta), vertebrae, voxels, surface, summary)
 
 
 def write_reliability(report: ReliabilityReport, folder: Path) -> None:

@@ -1,23 +1,19 @@
 """The networks by name, their layers, and their weights in files.
 
 The paper's code and weights are not public. Known are four 2D inputs (a patch and a centroid map per view), an encoder
-per view, fusion, a 3D decoder, self-attention, and a least-squares adversarial term. Channel counts, depths and all
-else are this companion's choices.
+per view, fusion, a 3D decoder, self-attention and a least-squares adversarial term; all else is this companion's choice.
 
 | paper | `TransVert`, the paper's form | `TransVertHull`, this companion's own |
 |---|---|---|
-| AP and lateral image and annotation | `images[:, view, (patch, map)]` | the same |
-| AP and lateral encoder | `encoders` | `encoders`, `decoders` |
+| image and annotation per view | `images[:, view, (patch, map)]` | the same |
+| encoder per view | `encoders` | `encoders`, `decoders` |
 | self-attention | `Attention` at each encoder's end | `CrossViewAttention` over both views |
 | map-and-fuse block, anisotropic | `AxisExpansion`, `fuse` | `ViewLift` at three scales, added |
 | decoder | `decode`, `head` | `decode`, `head` |
-| discriminator | `Discriminator` | the same |
 
 Inside a network a volume is `[z, y, x]`, and each axis runs as in the pictures: head to feet, front to back, right to
-left. An AP picture is then `[z, x]` and a lateral one `[z, y]` without a flip. `to_ras` turns the result to RAS.
-
-Layers over channels alone are `nn.Linear` with the channels last. On a CPU a convolution of kernel 1 returns tensors
-with the channels first, and the layers around it then wait for copies.
+left. So an AP picture is `[z, x]` and a lateral one `[z, y]`. `to_ras` turns the result to RAS. Layers over channels
+alone are `nn.Linear`: a convolution of kernel 1 on a CPU returns tensors with the channels first, and costs copies.
 """
 
 from __future__ import annotations
@@ -351,13 +347,13 @@ def build_network(name: str, **options: Any) -> nn.Module:
 def save_weights(
     path: str | Path, network: nn.Module, name: str, options: dict[str, Any], *, half: bool = False, **card: Any
 ) -> Path:
-    """Writes a network's weights as safetensors; the file's metadata say how to build it.
+    """Writes a network of `NETWORKS` as safetensors, whose metadata say how to build it.
 
     Args:
         path: the file.
-        network: a network of `NETWORKS`.
-        name: its key there.
-        options: the options that it was built with.
+        network: the network.
+        name: its key in `NETWORKS`.
+        options: those that it was built with.
         half: whether to store float16, half the size.
         **card: what else the file says about the weights, as JSON.
     """

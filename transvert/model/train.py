@@ -58,6 +58,7 @@ EMA_DECAY = 0.995
 """Decay of the moving average of the weights, which is what is validated and saved."""
 _FORMAT = "transvert-checkpoint/2"
 Curve = list[dict[str, float]]
+Log = Callable[[str], None]
 
 
 class Diverged(InputError, FloatingPointError):
@@ -209,7 +210,9 @@ def train_network(
             ema_model.update_parameters(network)
         # Read once per epoch, so that a GPU works ahead.
         mean_loss, mean_dice = _mean_scores(scores, start, recipe)
-        average_statistics([*momenta, *_batch_norms(ema_model)])
+        for layer in [*momenta, *_batch_norms(ema_model)]:
+            average_processes(layer.running_mean)
+            average_processes(layer.running_var)
         start = step + 1
         curve.append(
             {
@@ -281,8 +284,8 @@ def measure_dice(network: nn.Module, validation: list[Samples], rank: int = 0, p
     targets = np.concatenate([s.targets() for s in validation])[rank::processes]
     found = predict(network, images) > 0.5
     total = found.sum((1, 2, 3)) + targets.sum((1, 2, 3))
-    dice = np.sum(2 * (found & targets).sum((1, 2, 3)) / total)
-    return float(sum_processes(torch.tensor(dice, device=next(network.parameters()).device))) / count
+    dice = processes * np.sum(2 * (found & targets).sum((1, 2, 3)) / total)
+    return float(average_processes(torch.tensor(dice, device=next(network.parameters()).device))) / count
 
 
 def _step(optimiser: torch.optim.Optimizer, limit: float) -> Tensor:
@@ -295,13 +298,12 @@ def _step(optimiser: torch.optim.Optimizer, limit: float) -> Tensor:
 
 def _mean_scores(scores: list[Tensor], start: int, recipe: Recipe) -> tuple[float, float]:
     """The mean loss and Dice of an epoch's batches in all processes."""
-    rows = sum_processes(torch.stack(scores)).double().cpu().numpy()
+    rows = average_processes(torch.stack(scores)).double().cpu().numpy()
     bad = ~np.isfinite(rows).all(1)
     if bad.any():
         step = start + int(bad.argmax()) // recipe.accumulate
         raise Diverged(f"The loss or its gradient is not finite at step {step}; train with a lower learning rate.")
-    loss, dice = rows.mean(0) / (distributed.get_world_size() if distributed.is_initialized() else 1)
-    return float(loss), float(dice)
+    return float(rows[:, 0].mean()), float(rows[:, 1].mean())
 
 
 def _epochs_since_best(curve: Curve) -> int:
@@ -319,22 +321,8 @@ def _pace_statistics(momenta: dict[Any, float], turn: int, turns: int) -> None:
         layer.momentum = momentum / (turns - (turns - 1 - turn) * momentum)
 
 
-@torch.no_grad()
-def average_statistics(layers: list[Any]) -> None:
-    """Gives all processes the mean of their batch normalisations' running statistics."""
-    if not distributed.is_initialized():
-        return
-    for buffer in (buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)):
-        distributed.all_reduce(buffer)
-        buffer /= distributed.get_world_size()
-
-
 def start_processes(device: str, precision: str) -> tuple[torch.device, bool, int, int]:
-    """Joins the processes that torchrun started, if any.
-
-    Args:
-        device: "auto", "cpu" or "cuda".
-        precision: "auto", "32" or "bf16".
+    """Joins the processes that torchrun started, if any, for a `Recipe`'s device and precision.
 
     Returns:
         The device, whether to compute in bfloat16, this process's number, and the number of processes.
@@ -375,30 +363,24 @@ def distribute(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, with its gradients averaged over all processes in the backward pass."""
     if not distributed.is_initialized():
         return network
-    # Buffers stay each process's own until `average_statistics`. PyTorch 2.13 has renamed the option.
+    # Running statistics are averaged once per epoch. PyTorch 2.13 has renamed the option.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     option: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(network, [device] if device.type == "cuda" else None, **option)
 
 
-def sum_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+def average_processes(values: Tensor) -> Tensor:
+    """Replaces a tensor by its mean over all processes."""
     if distributed.is_initialized():
         distributed.all_reduce(values)
+        values /= distributed.get_world_size()
     return values
 
 
 def load_checkpoint(folder: Path, state: dict[str, Any], identity: dict[str, Any], resume: bool) -> tuple[int, Curve]:
-    """Loads a training's checkpoint, and removes what a killed training was writing.
+    """Loads a checkpoint into networks and optimisers by name. Returns the steps done and the rows of the curve.
 
-    Args:
-        folder: need not exist.
-        state: networks and optimisers by name, which take the checkpoint's.
-        identity: what must be equal for two trainings to be the same, as plain values.
-        resume: whether to look for a checkpoint.
-
-    Returns:
-        The steps done and the rows of the curve.
+    It must be of a training of equal `identity`, plain values. What a killed training was writing is removed.
 
     Raises:
         InputError: a file that is not a checkpoint or belongs to another training, or weights of another package.
@@ -438,10 +420,10 @@ def load_checkpoint(folder: Path, state: dict[str, Any], identity: dict[str, Any
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], step: int, curve: Curve, identity: dict[str, Any]) -> None:
-    """Writes `curve.csv` and `checkpoint.pt`; see `load_checkpoint` for the arguments.
+    """Writes `curve.csv` and `checkpoint.pt`, or leaves the former ones.
 
     Raises:
-        InputError: they can't be written; the former ones stay.
+        InputError: they can't be written.
     """
     # The curve first: a training killed in between repeats its last epoch, and with it this row.
     path = folder / "curve.csv"
@@ -468,13 +450,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def train_folds(
-    place: str | Path,
-    name: str,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    resume: bool = True,
-    log: Callable[[str], None] = print,
+    place: str | Path, name: str, recipe: Recipe, folder: Path, *, resume: bool = True, log: Log = print
 ) -> pd.DataFrame:
     """Trains on a store, once per fold of a split, and evaluates the held-out subjects.
 
