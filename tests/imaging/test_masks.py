@@ -1,4 +1,4 @@
-"""What a mask's vertebrae come to: found whole, mended or skipped, each with its reason."""
+"""Mask cleaning: which vertebrae are whole, corrected or skipped, each with its reason."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def test_the_sacrum_and_an_empty_mask_are_no_vertebrae() -> None:
     assert not masks.clean_mask(mask).parts
 
 
-def test_stray_pieces_are_dropped(column: Volume) -> None:
+def test_fragments_are_dropped(column: Volume) -> None:
     column.data[2:5, 2:4, 100] = L2
     column.data[100:106, 70:76, 40:52] = L2  # 432 voxels: as much as a fiftieth of it, far from anything
     made = masks.clean_mask(column)
     assert_array_equal(voxels(made, L2), vertebra(1))
-    assert made.notes == ["L2: 2 stray piece(s), 438 voxels, dropped."]
-    assert made.counts == {"whole": 5, "stray": 1}
+    assert made.notes == ["L2: 2 fragment(s), 438 voxels, dropped."]
+    assert made.counts == {"whole": 5, "fragment": 1}
 
 
 def test_a_piece_beside_its_own_vertebra_is_joined(column: Volume) -> None:
@@ -91,7 +91,7 @@ def test_a_piece_beside_its_own_vertebra_is_joined(column: Volume) -> None:
     made = masks.clean_mask(column)
     assert_array_equal(voxels(made, L2), vertebra(1) & ~thin)
     assert made.counts == {"whole": 5, "joined": 1}
-    assert made.notes[0].startswith("L2: a piece of ") and made.notes[0].endswith("beside it, joined.")
+    assert made.notes[0].startswith("L2: a separate piece of ") and made.notes[0].endswith("voxels, joined.")
 
 
 def test_a_piece_under_the_next_level_s_number_is_moved(column: Volume) -> None:
@@ -100,12 +100,12 @@ def test_a_piece_under_the_next_level_s_number_is_moved(column: Volume) -> None:
     made = masks.clean_mask(column)
     for step, level in enumerate(range(20, 25)):
         assert_array_equal(voxels(made, level), vertebra(step))
-    assert made.notes == [f"L2: {arch.sum()} voxels that touch it were labelled L3, moved."]
+    assert made.notes == [f"L2: {arch.sum()} voxels that touch it had the label of L3, moved."]
     assert made.counts == {"whole": 5, "moved": 1}
 
 
 @pytest.mark.parametrize("bridge", [False, True])
-def test_two_vertebrae_under_one_number_are_skipped(column: Volume, bridge: bool) -> None:
+def test_two_vertebrae_with_one_number_are_skipped(column: Volume, bridge: bool) -> None:
     column.data[column.data == L3] = L2
     if bridge:
         column.data[50:54, 52:56, 126:160] = L2
@@ -113,12 +113,12 @@ def test_two_vertebrae_under_one_number_are_skipped(column: Volume, bridge: bool
     assert list(made.parts) == [L1, L4, 24]
     assert made.counts == {"whole": 3, "missing": 1, "merged": 1}
     assert made.notes == [
-        "L3: no voxel carries its number.",
-        "L2: two vertebrae or more under one number, skipped.",
+        "L3: no voxel has its number.",
+        "L2: two or more vertebrae with one number, skipped.",
     ]
 
 
-def test_two_that_are_all_there_is_are_too_tall_for_one() -> None:
+def test_a_mask_of_merged_vertebrae_alone_is_recognised_by_its_height() -> None:
     mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
     mask.data[vertebra(1) | vertebra(2) | vertebra(3)] = L2
     mask.data[50:54, 52:56, 92:160] = L2
@@ -126,7 +126,7 @@ def test_two_that_are_all_there_is_are_too_tall_for_one() -> None:
 
 
 @pytest.mark.parametrize("part", ["upper half", "left half", "front"])
-def test_one_vertebra_under_two_numbers_is_skipped(part: str) -> None:
+def test_one_vertebra_with_two_numbers_is_skipped(part: str) -> None:
     mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
     x = axes_mm(AFFINE, SHAPE)[0] - 12
     first = {"upper half": heights() > -34, "left half": x < 0, "front": depths() > 5}[part]
@@ -136,7 +136,7 @@ def test_one_vertebra_under_two_numbers_is_skipped(part: str) -> None:
     made = masks.clean_mask(mask)
     assert list(made.parts) == [19, L3, L4]
     assert made.counts == {"whole": 3, "split": 2}
-    assert made.notes == [f"{n}: L1 and L2 are one vertebra under two numbers, skipped." for n in ("L1", "L2")]
+    assert made.notes == [f"{n}: L1 and L2 are one vertebra with two numbers, skipped." for n in ("L1", "L2")]
 
 
 CUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -150,14 +150,17 @@ CUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_vertebrae_at_the_border_are_skipped(column: Volume, side: str) -> None:
     made = masks.clean_mask(Volume(CUTS[side](column.data), AFFINE))
     gone = [L1] if side == "above" else [20, 21, 22, 23, 24]
-    assert made.notes == [f"{levels.name(n)}: cut by the volume's border, skipped." for n in gone]
+    assert made.notes == [f"{levels.name(n)}: truncated by the volume's border, skipped." for n in gone]
     assert not set(gone) & set(made.parts) and len(made.parts) == 5 - len(gone)
 
 
-def test_a_vertebra_cut_before_it_was_padded_is_skipped(column: Volume) -> None:
+def test_a_vertebra_truncated_before_padding_is_skipped(column: Volume) -> None:
     column.data[:, :, 196:] = 0  # two thirds of L1 are left
     made = masks.clean_mask(column)
-    assert made.notes == ["L1: it ends in a flat face, as if cut, skipped."] and made.counts == {"whole": 4, "cut": 1}
+    assert made.notes == ["L1: it ends in a flat face, as if truncated, skipped."] and made.counts == {
+        "whole": 4,
+        "truncated": 1,
+    }
 
 
 def test_a_vertebra_without_its_body_is_skipped(column: Volume) -> None:
@@ -168,18 +171,18 @@ def test_a_vertebra_without_its_body_is_skipped(column: Volume) -> None:
     assert made.notes[0].startswith("L3: only ") and made.notes[0].endswith("a part of it is missing, skipped.")
 
 
-def test_a_crumb_by_itself_is_no_vertebra() -> None:
+def test_a_small_piece_alone_is_not_a_vertebra() -> None:
     mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
     x, y, z = axes_mm(AFFINE, SHAPE)
     mask.data[(x - 10) ** 2 + (y + 30) ** 2 + (z - 300) ** 2 < 6**2] = L1
     assert masks.clean_mask(mask).counts == {"small": 1}
 
 
-def test_levels_without_a_voxel_between_others_are_said(column: Volume) -> None:
+def test_missing_levels_between_others_are_noted(column: Volume) -> None:
     column.data[(column.data == L2) | (column.data == L3)] = 0
     made = masks.clean_mask(column)
     assert made.counts == {"whole": 3, "missing": 2}
-    assert made.notes == [f"{name}: no voxel carries its number." for name in ("L2", "L3")]
+    assert made.notes == [f"{name}: no voxel has its number." for name in ("L2", "L3")]
 
 
 def test_voxels_count_by_their_size(patient: Patient) -> None:

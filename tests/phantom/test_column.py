@@ -206,10 +206,10 @@ def test_a_mask_without_a_whole_vertebra_is_refused_with_its_reason() -> None:
     with pytest.raises(InputError, match=r"no whole vertebra: it is empty\."):
         build(Volume(np.zeros((9, 9, 9), np.uint8), np.eye(4)))
     cut = mask_of({L2: 0})
-    with pytest.raises(InputError, match="no whole vertebra: L2: cut by the volume's border"):
+    with pytest.raises(InputError, match="no whole vertebra: L2: truncated by the volume's border"):
         build(Volume(cut.data[:, :, 15:], cut.affine))
 
 
 def test_vertebrae_that_stand_on_their_heads_are_refused() -> None:
-    with pytest.raises(InputError, match="don't stand one above the other in their order; check its levels"):
+    with pytest.raises(InputError, match="are not one above the other in their order; check its levels"):
         build(mask_of({L3: 0, L2: 1, L1: 2}))

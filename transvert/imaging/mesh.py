@@ -1,4 +1,4 @@
-"""Surfaces: from masks and probabilities, to and from files, back to voxels; distances on them. RAS millimetres."""
+"""Triangle surfaces in RAS millimetres: extraction from voxels, files, voxelisation, and signed distances."""
 
 from __future__ import annotations
 
@@ -21,61 +21,56 @@ WRITABLE = (".stl", ".ply", ".glb")
 READABLE = (".stl", ".ply", ".obj")
 UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 LEFT_OUT_SHARE = 0.5
-"""Of the area of a file's smallest vertebra: a larger piece beside it may be one, too. Discs have a third at most."""
-_FRAME_NOTE = "RAS mm: x to the patient's right, y to the front, z to the head"
+"""Largest area of a piece that is left out, relative to the smallest vertebra's. Discs have at most a third."""
+_FRAME_NOTE = "SPACE=RAS mm: x to the patient's right, y to the front, z to the head"  # 3D Slicer reads SPACE=RAS
 _DIRECTIONS = {"r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1), "i": (2, -1)}
 
-# Taubin's shrinking and growing steps. The reciprocals differ by less than 0.1, which is the pass band he advises;
-# ten rounds take the voxel steps away.
+# Taubin's shrinking and growing steps (pass band 1/_SHRINK - 1/_GROW below 0.1, as he advises).
 _SHRINK, _GROW, _ROUNDS = 0.5, 0.525, 10
 
 
 def extract_surface(
     probability_or_mask: np.ndarray, affine: np.ndarray, *, level: float = 0.5, smooth: bool = True
 ) -> trimesh.Trimesh:
-    """The closed surface around the voxels above `level`, faces wound outward.
+    """The closed surface around the voxels above `level`.
 
     Args:
         probability_or_mask: (X, Y, Z) float, bool or uint8; a shape that touches the border is closed there.
-        affine: (4, 4), voxel index to RAS mm; one that mirrors is fine.
+        affine: (4, 4), voxel index to RAS mm; it may mirror.
         level: the value on the surface.
-        smooth: take the voxel steps away (Taubin) and keep the volume, within 0.5 %.
+        smooth: smooth the voxel steps (Taubin) and keep the volume within 0.5 %.
 
     Returns:
-        A watertight mesh in RAS mm.
+        A watertight mesh in RAS mm with faces wound outward.
 
     Raises:
-        InputError: nothing reaches `level`.
+        InputError: no voxel is above `level`.
     """
     import trimesh
     from skimage.measure import marching_cubes
 
     values = np.pad(probability_or_mask.astype(np.float32), 1)
-    # A voxel that is exactly `level` would put several vertices into one point, and the mesh would not close.
+    # A voxel with exactly this value would place several vertices at one point, and the mesh would not close.
     nudge = 1e-4 * max(abs(level), 1e-3)
     values[np.abs(values - level) < nudge] = level + nudge
     if not values.max() > level:
-        raise InputError(f"No voxel reaches {level:g}, so there is no surface to draw.")
+        raise InputError(f"No voxel reaches {level:g}, so there is no surface.")
     vertices, faces, _, _ = marching_cubes(values, level)
     vertices = (vertices - 1) @ affine[:3, :3].T + affine[:3, 3]
-    # As the voxels gave them: merging points that coincide would glue parts which only touch.
+    # No merging of coinciding vertices: it would join parts that only touch.
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     if mesh.volume < 0:
         mesh.invert()
     if smooth:
         volume = mesh.volume
         trimesh.smoothing.filter_taubin(mesh, lamb=_SHRINK, nu=_GROW, iterations=_ROUNDS)
-        # Where triangles are uneven the steps do not balance: a shift of the whole surface gives the volume back.
+        # Uneven triangles change the volume a little; a shift along the normals restores it.
         mesh.vertices += mesh.vertex_normals * (volume - mesh.volume) / mesh.area
     return mesh
 
 
 def join_surfaces(meshes: Sequence[trimesh.Trimesh]) -> trimesh.Trimesh:
-    """One mesh of several; their parts stay apart.
-
-    Raises:
-        InputError: there is none.
-    """
+    """One mesh of several, as separate components; raises InputError if there is none."""
     import trimesh
 
     if not meshes:
@@ -84,17 +79,17 @@ def join_surfaces(meshes: Sequence[trimesh.Trimesh]) -> trimesh.Trimesh:
 
 
 def write_surface(path: str | Path, mesh: trimesh.Trimesh) -> Path:
-    """Writes a surface atomically: binary STL, binary PLY or GLB, with its vertices' colours in the latter two.
+    """Writes a surface atomically as binary STL, binary PLY or GLB; PLY and GLB keep vertex colours.
 
-    STL and PLY hold RAS mm and say so in their headers; a GLB is as `write_scene` makes it.
+    STL and PLY hold RAS mm and state it in their headers; for GLB see `write_scene`.
 
     Raises:
-        InputError: an ending that is none of `WRITABLE`.
+        InputError: the ending is not one of `WRITABLE`.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in WRITABLE:
-        raise InputError(f"{path.name} ends in none of {', '.join(WRITABLE)}: name the surface file so.")
+        raise InputError(f"{path.name} is not a surface file; end its name in one of {', '.join(WRITABLE)}.")
     if kind == ".glb":
         return write_scene(path, {path.stem: mesh})
     content = cast(bytes, mesh.export(file_type=kind[1:]))
@@ -108,13 +103,13 @@ def write_surface(path: str | Path, mesh: trimesh.Trimesh) -> Path:
 
 
 def write_scene(path: str | Path, meshes: Mapping[str, trimesh.Trimesh]) -> Path:
-    """Writes surfaces as one GLB, a node for each under its name, below one node "ras_mm".
+    """Writes surfaces as one GLB: a node with each surface's name, below one node "ras_mm".
 
-    A surface's own coordinates are RAS mm. The node above them turns and scales them to what glTF asks for: metres, the
-    head up (+Y), the patient's front towards the viewer (+Z).
+    The surfaces keep RAS mm. The transform of "ras_mm" brings them to the frame of glTF: metres, the head up (+Y), the
+    patient's front towards the viewer (+Z).
 
     Raises:
-        InputError: there is none.
+        InputError: there is no surface.
     """
     import trimesh
 
@@ -131,15 +126,12 @@ def write_scene(path: str | Path, meshes: Mapping[str, trimesh.Trimesh]) -> Path
 
 
 def read_surface(path: str | Path, unit: str = "mm", frame: str = "ras") -> trimesh.Trimesh:
-    """Reads a surface and brings it to RAS mm, wound outward.
+    """Reads a surface and converts it to RAS mm, with faces wound outward and coinciding vertices merged.
 
     Args:
         path: .stl, .ply or .obj.
-        unit: the file's unit, a key of `UNITS_MM`; such files do not say it.
-        frame: where the file's axes point, three of the letters r/l, a/p, s/i: "ras", "lps", "rsa", ...
-
-    Returns:
-        The mesh, with coinciding vertices merged (an STL file has none in common).
+        unit: the file's unit, a key of `UNITS_MM`; these formats do not state it.
+        frame: directions of the file's axes, one letter each of r/l, a/p and s/i: "ras", "lps", "rsa", ...
 
     Raises:
         InputError: no such file, not a surface, or an unknown unit or frame.
@@ -148,21 +140,21 @@ def read_surface(path: str | Path, unit: str = "mm", frame: str = "ras") -> trim
 
     path = Path(path)
     if path.suffix.lower() not in READABLE:
-        raise InputError(f"{path.name} ends in none of {', '.join(READABLE)}: convert the surface to one of them.")
+        raise InputError(f"{path.name} is not a surface file; convert the surface to one of {', '.join(READABLE)}.")
     if not path.is_file():
         raise InputError(f"The surface {path} does not exist.")
     try:
         mesh = cast("trimesh.Trimesh", trimesh.load(path, force="mesh"))
         if not len(mesh.faces):
             raise ValueError("it has no faces")
-    except Exception as error:  # noqa: BLE001 the readers raise whatever their parsing meets
+    except Exception as error:  # noqa: BLE001 trimesh's readers raise many types
         raise InputError(f"{path.name} is not a readable surface ({error}).") from None
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     return surface_to_ras(mesh, unit, frame)
 
 
 def surface_to_ras(surface: trimesh.Trimesh, unit: str, frame: str) -> trimesh.Trimesh:
-    """A surface's copy in RAS mm, wound outward; `unit` and `frame` as in `read_surface`, which tells of unknown ones."""
+    """A copy of a surface in RAS mm, wound outward; `unit`, `frame` and errors as in `read_surface`."""
     if unit not in UNITS_MM:
         raise InputError(f"'{unit}' is not a unit; use {', '.join(UNITS_MM)}.")
     turned = surface.copy()
@@ -175,18 +167,18 @@ def surface_to_ras(surface: trimesh.Trimesh, unit: str, frame: str) -> trimesh.T
 
 
 def largest_pieces(surface: trimesh.Trimesh, count: int, name: str) -> list[trimesh.Trimesh]:
-    """The connected pieces of a surface that are vertebrae; smaller ones, such as discs, are left out.
+    """The connected pieces of a surface that are vertebrae, without smaller pieces such as discs.
 
     Args:
-        surface: of several vertebrae; where two share no edge, they are two pieces.
-        count: how many they are.
+        surface: several vertebrae that share no edge.
+        count: number of vertebrae.
         name: of the file, for the message.
 
     Returns:
-        The closed pieces with the largest areas, the largest first; a hole of one or two triangles is closed.
+        The `count` closed pieces of largest area, the largest first; holes of one or two triangles are closed.
 
     Raises:
-        InputError: there are fewer, or what is left out is not clearly smaller.
+        InputError: there are fewer, or a piece that is left out is not clearly smaller.
     """
     pieces = sorted(surface.split(only_watertight=False), key=lambda piece: piece.area, reverse=True)
     closed = [piece for piece in pieces if piece.is_watertight][:count]
@@ -198,8 +190,8 @@ def largest_pieces(surface: trimesh.Trimesh, count: int, name: str) -> list[trim
     if others and others[0].area > LEFT_OUT_SHARE * closed[-1].area:
         kind = "closed" if others[0].is_watertight else "open"
         raise InputError(
-            f"{name} has another {kind} piece about as large as the smallest of its {count} vertebrae, so they can't be "
-            "told from it; correct its levels, close its surfaces, or give each vertebra a file."
+            f"{name} has another {kind} piece about as large as the smallest of its {count} vertebrae, so it is unclear "
+            "which pieces are vertebrae; correct its levels, close its surfaces, or give each vertebra a file."
         )
     return closed
 
@@ -217,11 +209,11 @@ def axes_to_ras(frame: str) -> np.ndarray:
 
 
 def signed_distance_at(points: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """How far points are from the surface of a mask: positive outside it, negative inside.
+    """Signed distance of points from the surface of a mask, positive outside.
 
-    To the nearest of points sampled all over the mask's smoothed surface, a few of them to a voxel's width. On a ball of
-    1.5 mm voxels the mean is within 0.1 mm; the mask's own steps scatter single values by about 0.2 mm. (A distance
-    transform, which runs between voxel centres, is 0.3 mm short at 2 mm.)
+    The distance is to the nearest of many samples on the mask's smoothed surface. On a ball of 1.5 mm voxels the mean
+    error is within 0.1 mm, and single values scatter by about 0.2 mm. (A distance transform between voxel centres is
+    0.3 mm too short at 2 mm.)
 
     Args:
         points: (N, 3) RAS mm, for example a mesh's vertices.
@@ -243,16 +235,16 @@ def signed_distance_at(points: np.ndarray, mask: np.ndarray, affine: np.ndarray)
 
 
 def voxelise(mesh: trimesh.Trimesh, spacing_mm: float) -> Volume:
-    """The voxels whose centres lie inside a mesh, by counting crossings along z.
+    """The voxels whose centres are inside a mesh, by the parity of crossings along z.
 
-    A mesh with holes is filled as well as can be: a voxel is inside where two of the three axes' counts say so.
+    For a mesh with holes, a voxel is inside if the crossings along two of the three axes agree on it.
 
     Args:
         mesh: in RAS mm.
-        spacing_mm: of the volume.
+        spacing_mm: voxel size.
 
     Returns:
-        uint8, 0 or 1, an axis-aligned grid with a voxel of margin around the mesh.
+        uint8, 0 or 1, on an axis-aligned grid with a margin of one voxel.
 
     Raises:
         InputError: a spacing that is not positive, or a mesh without faces.
@@ -276,17 +268,17 @@ def voxelise(mesh: trimesh.Trimesh, spacing_mm: float) -> Volume:
 
 @functools.cache
 def _crossings() -> Callable[[np.ndarray, np.ndarray], Any]:
-    """`_cross_columns`, compiled at first use."""
+    """`_cross_columns`, compiled on first use."""
     import numba
 
     return numba.njit(cache=True)(_cross_columns)
 
 
 def _cross_columns(triangles: np.ndarray, crossings: np.ndarray) -> None:
-    """Toggles, in each column of voxel centres along the last axis, the first voxel above each triangle it meets.
+    """Toggles the first voxel above each crossing of a triangle with a column of voxel centres along the last axis.
 
-    A column that passes exactly through an edge meets one of the edge's two triangles: whether it lies to the left of an
-    edge is computed from the lower end upward, hence to the same bit for both, and an edge owns its lower end alone.
+    A column exactly through an edge crosses only one of the edge's two triangles: the test against an edge always runs
+    from its lower to its upper end, so both triangles get the same rounding, and an edge includes only its lower end.
 
     Args:
         triangles: (N, 3, 3) float64, voxel indices.
@@ -312,7 +304,7 @@ def _cross_columns(triangles: np.ndarray, crossings: np.ndarray) -> None:
                 if inside:
                     u = ((i - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (j - a[1])) / area
                     v = ((b[0] - a[0]) * (j - a[1]) - (i - a[0]) * (b[1] - a[1])) / area
-                    # A sliver seen edge-on divides by nearly nothing; the crossing is still between its corners.
+                    # For a triangle seen edge-on the division is unstable; its corners bound the crossing.
                     z = min(max(a[2] + u * (b[2] - a[2]) + v * (c[2] - a[2]), bottom), top)
                     k = int(np.ceil(z))
                     if k < height:

@@ -1,8 +1,8 @@
-"""CT and label volumes: read, bring to canonical RAS order, cut cubes, write. The only place that knows axis order.
+"""CT and label volumes: reading into canonical RAS order, cutting cubes, writing.
 
-A volume's array is `[x, y, z]` in canonical RAS order: the first index grows to the patient's right, the second to
-the front, the third to the head (up to the obliquity that the affine keeps). The affine takes voxel indices, which
-point at voxel centres, to RAS millimetres.
+The array of a volume is `[x, y, z]` in canonical RAS order: the first index grows to the patient's right, the second to
+the front, the third to the head (up to the obliquity in the affine). The affine takes voxel indices, whole at voxel
+centres, to RAS millimetres.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from transvert.io import InputError, atomic_path
 
 AIR_HU = -1000.0
 FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5
-"""A voxel is no finer, a volume no longer and its first voxel no farther from the origin; else its affine is wrong."""
+"""Limits of a plausible affine: voxel size, length of the volume, and distance of its first voxel from the origin."""
 
 _PACKED = {".nii": 1, ".gz": 1032}
-"""How many bytes can be in one of a file's: deflate packs no more."""
+"""Largest ratio of content to file size by file ending; 1032 is the limit of deflate."""
 _AT_ONCE = 2**20
-"""Voxels that are read from a file and scaled at a time, in whole slices."""
+"""Voxels that are read and scaled at a time, in whole slices."""
 _LOG = nibabel.imageglobals.logger
 _CRUMB = 0.05
-"""Of the largest label: what has less of it says nothing about how a mask's labels stand."""
+"""Labels smaller than this, relative to the largest, are ignored when the order of a mask's labels is checked."""
 
 
 @dataclass(frozen=True)
@@ -62,32 +62,31 @@ class Volume:
         return (np.asarray(points, float) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
 
     def corners(self) -> np.ndarray:
-        """(8, 3) RAS mm, the corners of the volume's outer faces (half a voxel beyond the outer voxel centres)."""
+        """(8, 3) RAS mm, the corners of the volume: half a voxel beyond the outer voxel centres."""
         ends = np.array([[-0.5, n - 0.5] for n in self.data.shape])
         return self.world(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3))
 
 
 def cube_affine(centre: np.ndarray, size: int, spacing_mm: float) -> np.ndarray:
-    """(4, 4) affine of an axis-aligned cube of `size` voxels a side around `centre` (3,) RAS mm."""
+    """(4, 4) affine of an axis-aligned cube with `size` voxels per side around `centre` (3,) RAS mm."""
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = np.asarray(centre, float) - spacing_mm * (size - 1) / 2
     return affine
 
 
 def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *, order: int, fill: float) -> Volume:
-    """Resamples an axis-aligned cube out of a volume.
+    """Resamples an axis-aligned cube from a volume.
 
     Args:
-        volume: any grid, oblique ones too.
+        volume: any grid, also an oblique one.
         centre: (3,) RAS mm.
-        size: voxels a side.
-        spacing_mm: of the cube.
-        order: 1 for values; 0 for labels.
-        fill: the value beyond the volume.
+        size: voxels per side.
+        spacing_mm: voxel size of the cube.
+        order: 1 for values (with averaging over the volume's voxels if the cube is coarser), 0 for labels.
+        fill: the value outside the volume.
 
     Returns:
-        (size, size, size), the volume's dtype. A coarser cube averages the voxels it covers (`order` 1), so that
-        thin slices do not alias.
+        (size, size, size), the volume's dtype.
     """
     target = cube_affine(centre, size, spacing_mm)
     mapping = np.linalg.inv(volume.affine) @ target
@@ -98,12 +97,12 @@ def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *
     start = mapping[:3, 3] - low
     if order == 1:
         block = block.astype(np.float32)
-        # A box as wide as the cube's voxel, where that is wider than the volume's own.
+        # A box filter as wide as the cube's voxel avoids aliasing.
         for axis, width in enumerate(np.maximum(spacing_mm / volume.spacing_mm, 1.0)):
             if width > 1.25:
                 voxels = max(1, round(width))
                 block = ndimage.uniform_filter1d(block, voxels, axis=axis, mode="nearest")
-                # The box of an even number of voxels is centred half a voxel before the one that it is written to.
+                # An even box is centred half a voxel before the voxel that it is written to.
                 start[axis] += 0.0 if voxels % 2 else 0.5
     cut = ndimage.affine_transform(block, mapping[:3, :3], start, (size,) * 3, order=order, mode="constant", cval=fill)
     return Volume(cut.astype(volume.data.dtype), target)
@@ -113,10 +112,10 @@ def read_ct(path: str | Path) -> Volume:
     """Reads a CT from NIfTI.
 
     Returns:
-        float32, HU, values below -1024 (outside the field of view) set to air.
+        (X, Y, Z) float32, HU; values below -1024 (outside the scanner's field of view) become air.
 
     Raises:
-        InputError: no NIfTI file, cut short, not 3D, no usable affine, or values that are not HU.
+        InputError: not a NIfTI file, truncated, not 3D, no usable affine, or values that are not HU.
     """
     volume = _read(path, np.float32)
     low, high = float(volume.data.min()), float(volume.data.max())  # NaN if any voxel is.
@@ -127,7 +126,7 @@ def read_ct(path: str | Path) -> Volume:
             f"The CT {Path(path).name} has values from {low:g} to {high:g}, which are not Hounsfield units "
             "(air is near -1000, cortical bone above 300); rescale it to HU."
         )
-    for plane in volume.data:  # One by one: which voxels of all, would be an array as large as a mask.
+    for plane in volume.data:  # One by one, to avoid a boolean array of the volume's size.
         plane[plane < -1024] = AIR_HU
     return volume
 
@@ -140,11 +139,11 @@ def read_mask(path: str | Path, convention: str = "verse") -> Volume:
         convention: the file's label numbers, a key of `levels.CONVENTIONS`.
 
     Returns:
-        uint8, VerSe levels, 0 for the rest.
+        (X, Y, Z) uint8, VerSe levels, 0 elsewhere.
 
     Raises:
-        InputError: no NIfTI file, cut short, not 3D, values that are not whole numbers, no vertebra in it, or vertebrae
-            that don't stand head to tail, as by the numbers of another convention.
+        InputError: not a NIfTI file, truncated, not 3D, values that are not whole numbers, no vertebra, or vertebrae that
+            are not in order from head to tail, as with the numbers of another convention.
     """
     volume = _read(path, None)
     values = volume.data
@@ -181,16 +180,16 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     try:
-        _LOG.disabled = True  # What it repairs and tells of is refused here, or harmless.
+        _LOG.disabled = True  # Its warnings are about repairs that are refused below or harmless.
         image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image):  # Nifti2 is a subclass
+        if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is a subclass
             raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
         _check_header(image, path)
         return _in_ras(image, path, dtype)
     except ImageFileError:
         raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
     except MemoryError:
-        raise InputError(f"{path.name} takes more memory than there is; resample or crop it.") from None
+        raise InputError(f"{path.name} needs more memory than available; resample or crop it.") from None
     except (ArithmeticError, EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -200,17 +199,17 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
 
 
 def _in_ras(image: nibabel.Nifti1Image, path: Path, dtype: type | None) -> Volume:
-    """A checked image's values in canonical order, scaled as its header says.
+    """A checked image's values in canonical order, scaled as its header states.
 
-    Slice by slice they go to where they belong: the volume is all that is ever held of its size. (nibabel would hold the
-    file's values, these as float64, and what they are turned and cast to: seven times an int16 CT.)
+    Slices are written directly to their place in the result, so the memory is little more than that of the volume.
+    (nibabel's `as_closest_canonical` and `get_fdata` need seven times an int16 CT.)
 
     Args:
         image: one 3D volume.
         path: its file.
-        dtype: of the result; None for whole numbers that are not scaled as they are, and float32 for all others.
+        dtype: of the result; None keeps unscaled whole numbers as they are, and makes all other values float32.
     """
-    # In one file a compressed volume is read on from where the last slices ended, not from its start.
+    # One open file, so that a compressed volume is decompressed once and not from its start for each slab.
     holder: Any = image.file_map["image"]
     with holder.get_prepare_fileobj("rb") as file:
         stored = type(image).from_file_map({"image": FileHolder(fileobj=file)}).dataobj
@@ -218,39 +217,38 @@ def _in_ras(image: nibabel.Nifti1Image, path: Path, dtype: type | None) -> Volum
             whole = stored.dtype.kind in "iu" and (stored.slope, stored.inter) == (1, 0)
             dtype = stored.dtype.newbyteorder("=") if whole else np.float32
         shape = np.array(stored.shape[:3])
-        turn = nibabel.io_orientation(image.affine)
-        order, flips = turn[:, 0].astype(int), turn[:, 1].astype(int)
-        data = np.empty(shape[np.argsort(order)], dtype)
-        as_stored = data.transpose(order)[tuple(slice(None, None, flip) for flip in flips)]
+        to_ras = nibabel.io_orientation(image.affine)
+        data = np.empty(shape[np.argsort(to_ras[:, 0])], dtype)
+        from_ras = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), to_ras)
+        as_stored = nibabel.apply_orientation(data, from_ras)  # A view of `data`
         step = max(1, _AT_ONCE // (shape[0] * shape[1]))
-        with np.errstate(over="ignore"):  # Values that a scale makes infinite are told of by whoever reads a CT.
+        with np.errstate(over="ignore"):  # `read_ct` refuses values that the scale makes infinite.
             for start in range(0, shape[2], step):
-                part = stored[:, :, start : start + step]
-                as_stored[:, :, start : start + step] = part.reshape(part.shape[:3])
-        while file.read(_AT_ONCE):  # What was packed ends with its checksum, which is compared once it has been read.
+                slab = stored[:, :, start : start + step]
+                as_stored[:, :, start : start + step] = slab.reshape(slab.shape[:3])
+        while file.read(_AT_ONCE):  # Reading to the end of a gzip file verifies its checksum.
             pass
-    affine = image.affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
+    affine = image.affine @ nibabel.orientations.inv_ornt_aff(to_ras, shape)
     return Volume(data, affine.astype(float))
 
 
 def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
-    """Raises InputError if what a file says of itself can't be, before anything is allocated for it."""
+    """Raises InputError for an impossible header, before memory is allocated for the volume."""
     shape, dtype = image.shape, image.get_data_dtype()
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         raise InputError(f"{path.name} has the shape {shape}; one 3D volume is needed.")
     if dtype.names or dtype.kind == "c":
         raise InputError(f"{path.name} holds colours or complex numbers; a volume of single values is needed.")
     with image.file_map["image"].get_prepare_fileobj("rb") as file:
-        header = type(image.header).from_fileobj(file, check=False)  # As it is, before nibabel's repairs.
+        header = type(image.header).from_fileobj(file, check=False)  # Before nibabel's repairs
     room = path.stat().st_size * _PACKED.get(path.suffix.lower(), math.inf)
     if min(shape) < 1 or float(header["vox_offset"]) + math.prod(map(int, shape)) * dtype.itemsize > room:
-        told = " x ".join(map(str, shape))
-        raise _damaged(path, f"its header tells of {told} voxels, which it does not hold")
+        raise _damaged(path, f"it is too short for the {' x '.join(map(str, shape))} voxels of its header")
     if np.isinf(header["scl_slope"]):
         raise _damaged(path, "its header scales the values by infinity")
     if not image.header["sform_code"] and not image.header["qform_code"]:
         raise InputError(
-            f"{path.name} does not state how it lies in the patient (its sform and qform codes are 0); set one of them."
+            f"{path.name} does not state its orientation in the patient (sform and qform codes are 0); set one of them."
         )
     by_pixdim = not image.header["sform_code"] and not (header["pixdim"][1:4] > 0).all()
     affine = image.affine
@@ -266,7 +264,7 @@ def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
         size = " x ".join(f"{s:.3g}" for s in (header["pixdim"][1:4] if by_pixdim else spacing))
         first = ", ".join(f"{x:.3g}" for x in affine[:3, 3])
         raise InputError(
-            f"{path.name} has an affine that places no body (voxels of {size} mm, the first at {first}); correct it."
+            f"{path.name} has an impossible affine (voxels of {size} mm, the first at {first}); correct it."
         )
 
 
@@ -275,22 +273,22 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, name: str) -> None:
-    """Raises InputError unless a mask's labels are vertebrae that stand head to tail.
+    """Raises InputError unless a mask's labels are vertebrae in order from head to tail.
 
     Args:
         values: (X, Y, Z) of the file, canonical.
-        labels: (X, Y, Z) uint8, what they are by the convention.
+        labels: (X, Y, Z) uint8, the VerSe levels of `values` by the convention.
         convention: a key of `levels.CONVENTIONS`.
         name: of the file.
     """
     heights = _heights(labels)
-    wrong, pairs = _wrong_way(heights), len(heights) - 1
+    wrong, pairs = _out_of_order(heights), len(heights) - 1
     if 3 * len(wrong) <= pairs and len(heights) > 2:
         return
-    # One or two vertebrae may be all there is. Other numbers have to be far better before they count against these.
+    # A mask may have only one or two vertebrae; then another convention must fit much better to count.
     least = 1 if not heights else 2 if wrong else len(heights) + 3
     others = ((other, _heights(levels.to_verse(values, other))) for other in levels.CONVENTIONS if other != convention)
-    better = [other for other, found in others if len(found) >= least and not _wrong_way(found)]
+    better = [other for other, found in others if len(found) >= least and not _out_of_order(found)]
     if heights and not wrong and not better:
         return
     by = f"by the '{convention}' label numbers (it holds {_some(np.unique(values))})"
@@ -299,16 +297,16 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
     else:
         said = " and ".join(map(levels.name, heights)) or "no vertebra"
     if better:
-        hint = f"it seems to have those of '{better[0]}', which its data manifest has to state as its convention"
+        hint = f"its numbers look like '{better[0]}': state that convention in its data manifest"
     elif wrong:
-        hint = "it has other numbers, or stands on its head: renumber its labels or correct its affine"
+        hint = "its numbers are others, or it is upside down: renumber its labels or correct its affine"
     else:
-        hint = f"leave it out, or let its data manifest state another convention of {', '.join(levels.CONVENTIONS)}"
+        hint = f"leave it out, or state another convention of {', '.join(levels.CONVENTIONS)} in its data manifest"
     raise InputError(f"The mask {name} has {said} {by}; {hint}.")
 
 
 def _heights(labels: np.ndarray) -> dict[int, float]:
-    """Where the middle of each vertebra of a mask lies along z, in voxels, from head to tail by its name."""
+    """Mean z index of each vertebra of a mask, from head to tail by name."""
     found, sizes = {}, {}
     for level, box in enumerate(ndimage.find_objects(labels), 1):
         if box is not None and level in levels.VERTEBRAE:
@@ -319,15 +317,14 @@ def _heights(labels: np.ndarray) -> dict[int, float]:
     return {level: found[level] for level in levels.in_order(kept)}
 
 
-def _wrong_way(heights: dict[int, float]) -> list[tuple[int, int]]:
-    """Pairs of levels, one after the other, of which the upper one by its name does not lie higher."""
+def _out_of_order(heights: dict[int, float]) -> list[tuple[int, int]]:
+    """Pairs of successive levels of which the upper one by name is not higher."""
     return [(upper, lower) for upper, lower in itertools.pairwise(heights) if heights[upper] <= heights[lower]]
 
 
 def _index_box(mapping: np.ndarray, size: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The block of voxels a cube touches, with a margin of two, clipped to the volume."""
-    ends = np.array([0.0, size - 1.0])
-    corners = np.stack(np.meshgrid(ends, ends, ends, indexing="ij"), axis=-1).reshape(8, 3)
+    """The block of voxels that a cube touches, with a margin of two, clipped to the volume."""
+    corners = np.array(list(itertools.product([0.0, size - 1.0], repeat=3)))
     corners = corners @ mapping[:3, :3].T + mapping[:3, 3]
     low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, shape)
     high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, 0, shape)
@@ -335,12 +332,8 @@ def _index_box(mapping: np.ndarray, size: int, shape: tuple[int, ...]) -> tuple[
 
 
 def _grid(volume: Volume) -> str:
-    return (
-        " x ".join(map(str, volume.data.shape))
-        + " voxels of "
-        + " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
-        + " mm"
-    )
+    shape, spacing = " x ".join(map(str, volume.data.shape)), " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+    return f"{shape} voxels of {spacing} mm"
 
 
 def _some(values: np.ndarray) -> str:

@@ -1,7 +1,7 @@
-"""The column of vertebrae that a phantom is built around: those of a mask, and copies where it has none.
+"""The column of vertebrae that a phantom is built around: those of a mask, completed with copies.
 
-A radiograph never shows a vertebra by itself. What a mask lacks above, below and between its vertebrae is filled with
-the nearest one, moved along the column by its height and a disc's, and scaled to the level it stands for.
+A radiograph never shows a single vertebra. Levels that a mask lacks above, below and between its vertebrae are filled with
+copies of the nearest one, moved along the column and scaled to their level.
 """
 
 from __future__ import annotations
@@ -20,25 +20,32 @@ from transvert.io import InputError
 
 SACRUM = 26
 USUAL = tuple(level for level in levels.NAMES if level not in levels.RARE)
-"""The levels that most people have, from head to tail: without T13 and L6."""
+"""The levels that most people have (no T13 and L6), from head to tail."""
 
 HALF_DEPTH_MM = np.interp(np.arange(25), [0, 6, 7, 8, 10, 14, 18, 21, 24], [8, 8.5, 9, 10.5, 12.5, 14.5, 16, 17.5, 18])
-"""Half the depth of each usual level's body in an adult, after common anatomy; C1 first."""
+"""Half the depth of the body of each usual level in an adult, after common anatomy; C1 first."""
 
 DISC_MM = {"C": (4.0, 6.0), "T": (3.0, 6.0), "L": (7.0, 11.0), "S": (1.0, 3.0)}
-"""Height of the disc below a vertebra of each region, from which a copy's place is drawn."""
+"""Range of the height of the disc below a vertebra, by its region."""
 
 REACH_MM = 75.0
-"""How far beyond the first and the last vertebra of the mask copies go on: past the rim of a stored patch."""
+"""Distance beyond the first and last vertebra of the mask that copies fill: past the rim of a stored patch."""
 SIZE_JITTER = 0.03
 TURN_JITTER_DEG = 3.0
-"""Standard deviations of a copy's size, relative, and of its turn about each axis."""
+"""Standard deviations of a copy's relative size and of its rotation about each axis."""
 LEAST_PITCH_MM = 3.0
-"""From one vertebra's middle to the next one's, downward: a column that falls less is none."""
+"""Smallest step down from one vertebra's centre to the next one's."""
 ATLAS_HALF_MM = (22.0, 8.0, 8.0)
-"""Half the size of what stands for the first vertebra's body, which it has not."""
+"""Half the size assumed for C1, which has no body."""
 SACRAL_TURN_DEG = 35.0
-"""How far the column turns back where the sacrum begins."""
+"""Backward turn of the column where the sacrum begins."""
+LEAST_CANAL_MM2 = 40.0
+LEAST_FRONT_MM = 2.5
+"""Smallest area of the vertebral canal, and smallest distance of the body from it, for a canal to be recognised."""
+
+_GRID_MM = 1.5
+_PIXEL_MM = 2.0
+_DIRECTIONS = 240
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,10 @@ class Bone:
 
     Attributes:
         level: VerSe number.
-        part: its voxels, bool, in a block of their own with a rim of one.
-        centre: (3,) RAS mm, the middle of its body.
-        half_mm: (3,) half its body's size along the three axes of `part`.
-        copied: it stands in for a vertebra that the mask lacks.
+        part: (X, Y, Z) bool, its voxels with a margin of one.
+        centre: (3,) RAS mm, the centre of its body.
+        half_mm: (3,) half the size of its body along the axes of `part`.
+        copied: True for a copy in place of a vertebra that the mask lacks.
     """
 
     level: int
@@ -64,66 +71,64 @@ class Bone:
 class Column:
     """Vertebrae from head to tail, and the curve through their bodies.
 
+    A place is a position along the column in levels: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum.
+
     Attributes:
-        bones: in order from head to tail.
-        scale: this person's size, 1 for an adult of the tables' size.
+        bones: from head to tail.
+        scale: this person's size relative to the adult of the tables.
     """
 
     bones: tuple[Bone, ...]
     scale: float
 
     def place(self, z: np.ndarray) -> np.ndarray:
-        """Which level stands at a height: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum, and anything between.
-
-        Args:
-            z: (N,) RAS mm; beyond the column it goes on with its last step.
-        """
+        """(N,) places at heights z (N,), RAS mm, extrapolated linearly beyond the column."""
         return _between(z, np.array([bone.centre[2] for bone in self.bones]), self._places())
 
     def height(self, place: float) -> float:
-        """RAS mm, the inverse of `place`."""
+        """Height of a place, RAS mm."""
         heights = np.array([bone.centre[2] for bone in self.bones])
         return float(_between(np.array([place]), self._places(), heights)[0])
 
     def middle(self, z: np.ndarray) -> np.ndarray:
-        """(N, 2) RAS mm, x and y of the bodies' middles at heights z (N,), RAS mm; beyond the column those of its ends."""
+        """(N, 2) x and y of the bodies' centres at heights z (N,), RAS mm; constant beyond the column."""
         centres = np.array([bone.centre for bone in self.bones])[::-1]
         return np.stack([np.interp(z, centres[:, 2], centres[:, axis]) for axis in (0, 1)], axis=1)
 
     def _places(self) -> np.ndarray:
         places = np.array([place_of(bone.level) for bone in self.bones])
-        # The parts of a sacrum follow each other by half a step.
+        # Successive parts of the sacrum are half a level apart.
         return places + 0.5 * np.cumsum(np.diff(places, prepend=-1) == 0)
 
 
 def place_of(level: int) -> float:
-    """The place of a level in the column: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum; T13 and L6 come between."""
+    """The place of a level in a `Column`; T13 and L6 are halfway between their neighbours."""
     if level in USUAL:
         return float(USUAL.index(level))
     return 18.5 if level == 28 else 23.5
 
 
 def build_column(mask: Volume, random: np.random.Generator) -> Column:
-    """The column of a mask: its whole vertebrae and its sacrum, copies between them and for `REACH_MM` beyond.
+    """The column of a mask: its whole vertebrae, its sacrum, and copies between them and for `REACH_MM` beyond.
 
     Args:
-        mask: VerSe levels.
-        random: the source of chance for the copies.
+        mask: (X, Y, Z) uint8, VerSe levels.
+        random: generator for the copies.
 
     Raises:
-        InputError: no whole vertebra in the mask, or they don't stand one above the other.
+        InputError: no whole vertebra in the mask, or vertebrae that are not one above the other.
     """
     found = masks.clean_mask(mask)
     if not found.parts:
         raise InputError("The mask has no whole vertebra: " + " ".join(found.notes or ["it is empty."]))
     bones = [measure_bone(level, *part, mask) for level, part in found.parts.items()]
     sizes = [bone.half_mm[1] / HALF_DEPTH_MM[int(place_of(bone.level))] for bone in bones if bone.level > 2]
-    # A trunk differs less between people than a vertebra, and the measure is rough.
+    # The root and the limits: trunks vary less than vertebrae, and the measurement is rough.
     scale = float(np.clip(np.sqrt(np.median(sizes or [1.0])), 0.75, 1.2))
     bones += _sacrum(mask)
     if any(upper.centre[2] - lower.centre[2] < LEAST_PITCH_MM for upper, lower in itertools.pairwise(bones)):
         raise InputError(
-            "The vertebrae of the mask don't stand one above the other in their order; check its levels and its affine."
+            "The vertebrae of the mask are not one above the other in their order; check its levels and its affine."
         )
     bones = _filled(bones, random)
     top, bottom = bones[0].centre[2] + REACH_MM, bones[-1].centre[2] - REACH_MM
@@ -137,23 +142,24 @@ def build_column(mask: Volume, random: np.random.Generator) -> Column:
 
 
 def measure_bone(level: int, part: np.ndarray, box: tuple[slice, ...], mask: Volume) -> Bone:
-    """A vertebra with the middle and the size of its body.
+    """A vertebra with the centre and the size of its body.
 
     Args:
         level: VerSe number.
-        part: bool, the vertebra's voxels, and `box`: the block of the mask that they fill.
-        mask: whose grid that is.
+        part: (X, Y, Z) bool, the vertebra's voxels.
+        box: the block of the mask that `part` fills.
+        mask: the mask with its grid.
     """
     voxels = np.pad(part, 1)
     affine = mask.affine.copy()
     affine[:3, 3] = mask.world(np.array([side.start - 1 for side in box]))
     own = Volume(voxels, affine)
     spacing = own.spacing_mm
-    # The body is the thickest part of a vertebra, which shows on every other voxel of a fine grid too.
+    # The body is the thickest part of a vertebra. A fine grid is thinned out for speed.
     steps = np.maximum(np.rint(0.8 / spacing), 1).astype(int)
     depth = ndimage.distance_transform_edt(voxels[tuple(slice(None, None, s) for s in steps)], sampling=spacing * steps)
     if level == 1:
-        # Two thick parts, one on each side, and neither is the middle.
+        # The atlas has a thick part on each side, so its centre is a weighted mean.
         where = np.argwhere(depth)
         weights = depth[tuple(where.T)]
         return Bone(level, own, own.world(weights @ where / weights.sum() * steps), np.array(ATLAS_HALF_MM))
@@ -170,7 +176,7 @@ def measure_bone(level: int, part: np.ndarray, box: tuple[slice, ...], mask: Vol
 
 
 def _sacrum(mask: Volume) -> list[Bone]:
-    """The largest piece of the mask's sacrum, if it has one: cut or not, it is no sample but throws its shadow."""
+    """The largest piece of the mask's sacrum, if any, truncated or not."""
     pieces, _ = ndimage.label(mask.data == SACRUM)
     sizes = np.bincount(pieces.ravel())[1:]
     if sizes.max(initial=0) * mask.spacing_mm.prod() < masks.SMALLEST_MM3:
@@ -195,14 +201,14 @@ def _filled(bones: list[Bone], random: np.random.Generator) -> list[Bone]:
 
 
 def _lean(bone: Bone) -> np.ndarray:
-    """(3,) the way up from a vertebra that stands alone: its own tilt says half of it."""
-    pose = find_pose(bone.part)
+    """(3,) the way up from a single vertebra: halfway between its canal and the world's z axis."""
+    canal = _canal_direction(bone.part)
     up = np.array([0.0, 0.0, 1.0])
-    return up if pose is None else up + pose.canal * np.sign(pose.canal[2])
+    return up if canal is None else up + canal * np.sign(canal[2])
 
 
 def _next(bone: Bone, along: np.ndarray, random: np.random.Generator) -> Bone:
-    """A copy of the column's first or last bone, one level further, on the way `along` (3,), up or down."""
+    """A copy of the column's first or last bone, one level further along (3,), up or down."""
     place = place_of(bone.level)
     up = along[2] > 0
     level = USUAL[int(np.ceil(place)) - 1] if up else USUAL[min(int(place) + 1, len(USUAL) - 1)]
@@ -215,7 +221,7 @@ def _next(bone: Bone, along: np.ndarray, random: np.random.Generator) -> Bone:
 
 
 def _ratio(source: int, level: int) -> float:
-    """How much larger a level is than the one it is copied from."""
+    """Size of a level relative to the level it is copied from."""
     if level == SACRUM:
         return 0.85
     sizes = [HALF_DEPTH_MM[int(place_of(n))] for n in (level, source)]
@@ -223,7 +229,7 @@ def _ratio(source: int, level: int) -> float:
 
 
 def _copy(bone: Bone, level: int, centre: np.ndarray, random: np.random.Generator) -> Bone:
-    """A bone moved to another place of the column, a little larger or smaller and turned."""
+    """A bone moved to another level, with a small random change of size and rotation."""
     size = _ratio(bone.level, level) * (1 + SIZE_JITTER * float(np.clip(random.standard_normal(), -2, 2)))
     turn = Rotation.from_rotvec(TURN_JITTER_DEG * np.clip(random.standard_normal(3), -2, 2), degrees=True)
     motion = np.eye(4)
@@ -234,7 +240,7 @@ def _copy(bone: Bone, level: int, centre: np.ndarray, random: np.random.Generato
 
 
 def _between(at: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values on straight lines between known places, which go on beyond the first and the last."""
+    """Linear interpolation, with linear extrapolation beyond the first and last known positions."""
     if known[0] > known[-1]:
         known, values = known[::-1], values[::-1]
     found = np.interp(at, known, values)
@@ -243,77 +249,33 @@ def _between(at: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarra
     return np.where(at > known[-1], values[-1] + (at - known[-1]) * last, found)
 
 
-FARTHEST_TURN_DEG = 40.0
-"""How far the body's axes may stray from a file's: as far as a first thoracic vertebra leans forward, and a little."""
-LEAST_CANAL_MM2 = 40.0
-LEAST_FRONT_MM = 2.5
-
-_GRID_MM = 1.5
-_PIXEL_MM = 2.0
-_DIRECTIONS = 240
-
-
-@dataclass(frozen=True)
-class Pose:
-    """How a vertebra stands in its file.
-
-    Attributes:
-        centre: (3,) mm, its centre of mass.
-        canal: (3,) unit vector along the canal, either way.
-        front: (3,) unit vector across the canal, towards the body.
-        up_mm: how much the shape says that `canal` points up; below 0, that it points down.
-    """
-
-    centre: np.ndarray
-    canal: np.ndarray
-    front: np.ndarray
-    up_mm: float
-
-
-def find_pose(bone: Volume) -> Pose | None:
-    """How one vertebra stands, by its canal and its thickness; None where it shows no canal with a body before it.
-
-    Args:
-        bone: 0 and 1.
-    """
-    points, depth = _pose_points(bone)
+def _canal_direction(bone: Volume) -> np.ndarray | None:
+    """(3,) unit vector along a vertebra's canal, up or down; None without a canal and a body in front of it."""
+    points, depth = _bone_points(bone)
     directions = _hemisphere(_DIRECTIONS)
-    areas = np.array([_hole(points, direction)[0] for direction in directions])
+    areas = np.array([_largest_hole(points, direction)[0] for direction in directions])
     if areas.max() < LEAST_CANAL_MM2:
         return None
-    # The middle of the cone of directions that see through the canal, each by how well it does.
+    # The principal axis of the directions that see through the canal, weighted by the area that they see.
     seen = np.where(areas > areas.max() / 2, areas, 0.0) ** 2
     canal = np.linalg.eigh((directions * seen[:, None]).T @ directions)[1][:, -1]
-    area, middle = _hole(points, canal)
+    area, middle = _largest_hole(points, canal)
     if area < LEAST_CANAL_MM2:
         return None
-    thick = (points * depth[:, None] ** 2).sum(0) / (depth**2).sum()
-    front = thick - middle
-    front -= front @ canal * canal
-    distance = float(np.linalg.norm(front))
-    if distance < LEAST_FRONT_MM:
-        return None
-    front /= distance
-    forward, height = (points - middle) @ front, points @ canal
-
-    def mean_height(part: np.ndarray) -> float:
-        return float(height[part].mean()) if part.any() else float(height.mean())
-
-    body = mean_height(forward > 0)
-    pedicles = mean_height((forward > -3) & (forward < 6)) - mean_height(forward > 8)
-    up = body - mean_height(forward < -8) + pedicles / 2
-    return Pose(points.mean(0), canal, front, up)
+    to_body = (points * depth[:, None] ** 2).sum(0) / (depth**2).sum() - middle
+    to_body -= to_body @ canal * canal
+    return canal if np.linalg.norm(to_body) >= LEAST_FRONT_MM else None
 
 
-def _pose_points(bone: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3) mm, the voxels of a bone at about 1.5 mm, and (N,) how deep each lies in it."""
+def _bone_points(bone: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) RAS mm, points about `_GRID_MM` apart in a bone, and (N,) their depths below its surface in mm."""
     step = bone.spacing_mm / _GRID_MM
     finer = np.maximum(np.rint(step), 1).astype(int)
     data = np.pad(bone.data > 0, 1)
     data = data.repeat(finer[0], 0).repeat(finer[1], 1).repeat(finer[2], 2)
     depth = ndimage.distance_transform_edt(data, sampling=bone.spacing_mm / finer)
     index = np.argwhere(data)
-    # Voxels much finer than needed are thinned out to one in each cell of the grid.
+    # One point per cell of the grid.
     points = bone.world((index + 0.5) / finer - 1.5)
     _, first = np.unique(np.floor(points / _GRID_MM).astype(int), axis=0, return_index=True)
     return points[first], depth[tuple(index[first].T)]
@@ -326,18 +288,18 @@ def _hemisphere(count: int) -> np.ndarray:
     return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], axis=1)
 
 
-def _hole(points: np.ndarray, direction: np.ndarray) -> tuple[float, np.ndarray]:
-    """The largest hole in the shadow that points throw: mm², and (3,) mm its middle, in the plane across `direction`."""
+def _largest_hole(points: np.ndarray, direction: np.ndarray) -> tuple[float, np.ndarray]:
+    """The largest hole in the projection of points along `direction`: its area in mm² and its centre (3,) in mm."""
     first = np.cross(direction, np.eye(3)[np.abs(direction).argmin()])
     first /= np.linalg.norm(first)
     plane = np.stack([first, np.cross(direction, first)], axis=1)
     flat = points @ plane / _PIXEL_MM
     low = flat.min(0) - 2
     pixels = (flat - low).astype(int)
-    shadow = np.zeros(pixels.max(0) + 3, bool)
-    shadow[tuple(pixels.T)] = True
-    shadow = ndimage.binary_closing(shadow)
-    holes, count = ndimage.label(ndimage.binary_fill_holes(shadow) & ~shadow)
+    projection = np.zeros(pixels.max(0) + 3, bool)
+    projection[tuple(pixels.T)] = True
+    projection = ndimage.binary_closing(projection)
+    holes, count = ndimage.label(ndimage.binary_fill_holes(projection) & ~projection)
     if not count:
         return 0.0, np.zeros(3)
     sizes = np.bincount(holes.ravel())[1:]

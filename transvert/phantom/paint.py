@@ -1,9 +1,8 @@
-"""A CT-like phantom from labels alone: what a radiograph needs of a person of whom only vertebrae are known.
+"""A CT-like phantom painted from a label mask alone, for radiographs of people of whom only the vertebrae are known.
 
-Each vertebra gets a dense cortical shell around a textured trabecular core. It stands in a column, with discs, whose gaps
-and ends are filled with copies (`column`), among ribs and other bones (`cage`), in a trunk with lungs, heart, diaphragm
-and bowels (`torso`). Ranges are this companion's choice, taken wide around textbook HU values, so that a network never
-learns one material or one person.
+Each vertebra gets a dense cortical shell around a textured trabecular core. It stands in a column with discs, completed
+with copies (`column`), among ribs and other bones (`skeleton`), in a trunk with organs and vessels (`torso`). The ranges
+are this companion's choice, wide around textbook HU values, so that a network does not learn one material or person.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ TRABECULAR_HU = (50.0, 320.0)
 SOFT_HU = (0.0, 80.0)
 SHELL_MM = (0.5, 1.5)
 DISC_HU = (50.0, 120.0)
-"""Ranges from which a phantom's material is drawn: uniform, one value a phantom."""
+"""Ranges of a phantom's material, drawn uniformly once per phantom."""
 
 BONE_JITTER = 0.08
-"""Standard deviation of one vertebra's material from the phantom's, relative."""
+"""Relative standard deviation of the material between the vertebrae of a phantom."""
 MARGIN_MM = 66.0
-"""Above the first vertebra's centre of mass and below the last one's: a stored patch ends within it."""
+"""Smallest margin above the first and below the last centre of mass; stored patches end within it."""
 
 
 def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
     """Paints a CT-like volume around the vertebrae of a label mask.
 
     Args:
-        mask: VerSe levels, any grid; other labels than those of vertebrae and the sacrum are left out.
-        seed: of the material and of all that is around; equal seeds give equal phantoms.
-        spacing_mm: of the phantom's grid.
+        mask: (X, Y, Z) uint8, VerSe levels, any grid; labels other than vertebrae and sacrum are ignored.
+        seed: equal seeds give equal phantoms.
+        spacing_mm: voxel size of the phantom.
 
     Returns:
-        float32, HU, isotropic, its axes along the world's. It holds the whole trunk beside the mask's whole vertebrae, at
-        least `MARGIN_MM` above and below their centres of mass.
+        (X, Y, Z) float32, HU, isotropic and axis-aligned: the whole trunk around the mask's whole vertebrae, at least
+        `MARGIN_MM` above and below their centres of mass.
 
     Raises:
-        InputError: as `column.build`.
+        InputError: as `column.build_column`.
     """
     random = np.random.default_rng(seed)
     spine = column.build_column(mask, random)
@@ -56,7 +55,7 @@ def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
     z = np.arange(low_z + spacing_mm / 2, high_z + spacing_mm / 2, spacing_mm)
     person = torso.draw_torso(spine, z, random)
     low, high = torso.extent(person)
-    # The last slice's upper face, less a little so that rounding adds no slice.
+    # A little below the last slice's upper face, so that rounding adds no slice.
     top = z[-1] + spacing_mm / 4
     canvas = blank(np.array([*low, low_z]), np.array([*high, top]), spacing_mm, AIR_HU)
     blood_hu = torso.draw_blood(random)
@@ -65,7 +64,7 @@ def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
     skeleton.paint_skeleton(canvas, spine, person, random)
     _paint_discs(canvas, spine, random)
     material = [float(random.uniform(*limits)) for limits in (CORTICAL_HU, TRABECULAR_HU, SHELL_MM)]
-    # The mask's own bones come last, so that no copy lies over them.
+    # The mask's own bones are painted last, so that no copy covers them.
     for bone in sorted(spine.bones, key=lambda bone: not bone.copied):
         cortical, trabecular = np.array(material[:2]) * (1 + BONE_JITTER * np.clip(random.standard_normal(2), -2, 2))
         _paint_bone(canvas, bone, float(cortical), float(trabecular), material[2], random)
@@ -73,7 +72,7 @@ def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
 
 
 def _paint_discs(canvas: Volume, spine: Column, random: np.random.Generator) -> None:
-    """Discs from body to body, which the bodies will cover but for the gap between them."""
+    """Paints discs from body centre to body centre; the bodies will cover all but the gaps."""
     hu = float(random.uniform(*DISC_HU))
     for upper, lower in itertools.pairwise(spine.bones):
         if upper.level == 1 or lower.level == upper.level == column.SACRUM:
@@ -93,7 +92,7 @@ def _paint_discs(canvas: Volume, spine: Column, random: np.random.Generator) -> 
 def _paint_bone(
     canvas: Volume, bone: Bone, cortical_hu: float, trabecular_hu: float, shell_mm: float, random: np.random.Generator
 ) -> None:
-    """Paints one vertebra: its voxels brought to the canvas, a shell, a core with a texture."""
+    """Paints one vertebra, resampled to the canvas: a shell around a textured core."""
     corners = bone.part.corners()
     box = box_of(canvas, corners.min(0), corners.max(0))
     shape = canvas.data[box].shape
@@ -109,7 +108,7 @@ def _paint_bone(
     share = ndimage.affine_transform(share, mapping[:3, :3], start, shape, order=1)
     inside = share > 0.5
     depth = ndimage.distance_transform_edt(inside, sampling=spacing)
-    # A voxel beside the surface is half a voxel deep; one that the shell fills in part has that share of it.
+    # A voxel that the shell fills partly gets a mixture of shell and core.
     core = np.clip((depth - shell_mm) / spacing, 0, 1).astype(np.float32)
     texture = sum(hu * Noise(shape, mm / spacing, random).whole() for mm, hu in ((4.0, 60), (12.0, 40)))
     value = cortical_hu * (1 - core) + (trabecular_hu + texture) * core

@@ -1,6 +1,6 @@
-"""Simple bodies painted into a volume: ellipsoids, bent tubes, smooth noise. Their edges are as soft as a voxel.
+"""Simple shapes painted into a volume: ellipsoids, bent tubes and smooth noise, with edges as soft as a voxel.
 
-A canvas is a `Volume` of float32 HU whose axes run along the world's; everything is painted in place, in RAS mm.
+A canvas is an axis-aligned `Volume` of float32 HU. Shapes are painted in place, in RAS mm.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Box = tuple[slice, slice, slice]
 
 
 def blank(low: np.ndarray, high: np.ndarray, spacing_mm: float, fill: float) -> Volume:
-    """A canvas of one value.
+    """A canvas filled with one value.
 
     Args:
-        low: (3,) RAS mm, the box's low corner.
-        high: (3,) RAS mm, its high corner, which the last voxels may pass.
-        spacing_mm: of its voxels.
+        low: (3,) RAS mm, the low corner.
+        high: (3,) RAS mm, the high corner, rounded up to whole voxels.
+        spacing_mm: voxel size.
         fill: HU.
     """
     shape = np.ceil((high - low) / spacing_mm).astype(int)
@@ -32,13 +32,13 @@ def blank(low: np.ndarray, high: np.ndarray, spacing_mm: float, fill: float) -> 
 
 
 def axes_mm(canvas: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the voxels' centres lie along x, y and z: three vectors, RAS mm."""
+    """Coordinates of the voxel centres along x, y and z: three vectors, RAS mm."""
     x, y, z = (np.arange(n) * canvas.affine[i, i] + canvas.affine[i, 3] for i, n in enumerate(canvas.data.shape))
     return x, y, z
 
 
 def box_of(canvas: Volume, low: np.ndarray, high: np.ndarray) -> Box:
-    """The block of voxels that a box in RAS mm touches, with one around it, as far as the canvas goes."""
+    """The block of voxels that a box in RAS mm touches, with a margin of one, clipped to the canvas."""
     first = np.floor(canvas.index(low)).astype(int) - 1
     last = np.ceil(canvas.index(high)).astype(int) + 2
     x, y, z = (slice(*np.clip((a, b), 0, n)) for a, b, n in zip(first, last, canvas.data.shape, strict=True))
@@ -46,48 +46,48 @@ def box_of(canvas: Volume, low: np.ndarray, high: np.ndarray) -> Box:
 
 
 def grid_mm(canvas: Volume, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An open grid of a block's voxel centres: three float32 arrays, RAS mm, that broadcast together."""
+    """Open grid of a block's voxel centres: three float32 arrays, RAS mm, that broadcast together."""
     x, y, z = (axis[part].astype(np.float32) for axis, part in zip(axes_mm(canvas), box, strict=True))
     return x[:, None, None], y[None, :, None], z[None, None, :]
 
 
 def blend(block: np.ndarray, weight: np.ndarray | float, hu: np.ndarray | float) -> None:
-    """Lays a tissue over what is there: `weight` 1 covers it, 0 leaves it."""
+    """Blends a tissue into a block in place: weight 1 replaces the old value, 0 keeps it."""
     block += weight * (hu - block)
 
 
 def edge(radius: np.ndarray, mm: float, spacing_mm: float) -> np.ndarray:
-    """The weight of a body from how far out a voxel lies: `radius` is 1 on its surface, which is `mm` from its middle."""
+    """Weights of a shape at relative radii: `radius` is 1 on the surface, which is `mm` from the centre."""
     return np.clip((1 - radius) * np.float32(mm / spacing_mm) + np.float32(0.5), 0, 1)
 
 
 def oval_radius(dx: np.ndarray, dy: np.ndarray, half: np.ndarray, power: float) -> np.ndarray:
-    """How far out points lie, 1 on the oval: an ellipse where `power` is 2, the squarer the nearer it is to 0."""
+    """Relative radius of points, 1 on the oval: an ellipse for `power` 2, more rectangular towards 0."""
     u, v = (dx / np.float32(half[0])) ** 2, (dy / np.float32(half[1])) ** 2
     return np.sqrt(np.sqrt(u * u + v * v + np.float32(power) * u * v))
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid along the world's axes: its centre (3,) RAS mm and its half axes (3,) mm."""
+    """An axis-aligned ellipsoid: centre (3,) RAS mm and half axes (3,) mm."""
 
     centre: np.ndarray
     half_mm: np.ndarray
 
     @property
     def top(self) -> float:
-        """RAS mm, the height of its highest point."""
+        """Height of the highest point, RAS mm."""
         return float(self.centre[2] + self.half_mm[2])
 
     def section(self, z: float) -> np.ndarray | None:
-        """(2,) mm, its half axes along x and y at a height in RAS mm; None where there is none."""
+        """(2,) mm, half axes along x and y at a height in RAS mm; None above and below the ellipsoid."""
         rest = 1 - ((z - self.centre[2]) / self.half_mm[2]) ** 2
         return self.half_mm[:2] * np.sqrt(rest) if rest > 0 else None
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One level slice while it is painted: (X, Y) HU, and where its voxels lie, (X, 1) and (1, Y) RAS mm."""
+    """An axial slice to paint on: (X, Y) HU, with voxel coordinates (X, 1) and (1, Y) RAS mm."""
 
     picture: np.ndarray
     x: np.ndarray
@@ -95,7 +95,7 @@ class Slice:
     spacing_mm: float
 
     def oval(self, centre: np.ndarray, half: np.ndarray, power: float = 2.0) -> tuple[tuple[slice, slice], np.ndarray]:
-        """The block of the slice that an oval touches, and the oval's weights in it."""
+        """The block of the slice that an oval touches, and the weights of the oval in it."""
         low, high = centre[:2] - half - self.spacing_mm, centre[:2] + half + self.spacing_mm
         ranges = zip((self.x[:, 0], self.y[0]), low, high, strict=True)
         i, j = (slice(*np.searchsorted(axis, ends)) for axis, *ends in ranges)
@@ -103,7 +103,7 @@ class Slice:
         return (i, j), edge(radius, float(half.min()), self.spacing_mm)
 
     def paint(self, centre: np.ndarray, half: np.ndarray, hu: float, power: float = 2.0) -> None:
-        """Lays an oval of one tissue over what is there."""
+        """Paints an oval of one tissue."""
         block, weight = self.oval(centre, half, power)
         blend(self.picture[block], weight, hu)
 
@@ -116,9 +116,9 @@ def ellipsoid(
     Args:
         canvas: to paint on.
         centre: (3,) RAS mm.
-        half_mm: its half axes.
-        hu: of its inside.
-        turn: (3, 3) a rotation, whose columns are where its axes point; along the world's by default.
+        half_mm: half axes.
+        hu: HU of the inside.
+        turn: (3, 3) rotation with the directions of the axes in its columns; axis-aligned by default.
     """
     centre, half = np.asarray(centre, float), np.asarray(half_mm, float)
     turn = np.eye(3) if turn is None else turn
@@ -132,7 +132,7 @@ def ellipsoid(
 
 
 def smooth_curve(points: np.ndarray, step_mm: float) -> np.ndarray:
-    """(M, 3) a smooth path through points (N, 3) in steps of about `step_mm`; straight from one to the other of two."""
+    """(M, 3) smooth path through points (N, 3) in steps of about `step_mm`; a straight line for two points."""
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(lengths)])
     steps = np.linspace(0, along[-1], max(2, round(along[-1] / step_mm) + 1))
@@ -142,14 +142,14 @@ def smooth_curve(points: np.ndarray, step_mm: float) -> np.ndarray:
 def tube(
     canvas: Volume, path: np.ndarray, half_mm: tuple[float, float, float], hu: float, below_hu: float = np.inf
 ) -> None:
-    """Paints a tube along a path, round at its ends; where its segments meet, their soft edges add up.
+    """Paints a tube with round ends along a path.
 
     Args:
         canvas: to paint on.
         path: (N, 3) RAS mm.
-        half_mm: half its thickness along x, y and z.
-        hu: of its inside.
-        below_hu: paint only where the canvas has less than this.
+        half_mm: half the thickness along x, y and z.
+        hu: HU of the inside.
+        below_hu: paint only where the canvas is below this.
     """
     half = np.asarray(half_mm, float)
     for start, end in itertools.pairwise(path):
@@ -168,22 +168,22 @@ def tube(
 
 
 class Noise:
-    """Smooth noise with mean near 0 and standard deviation near 1, drawn once and read slice by slice.
+    """Smooth noise with mean near 0 and standard deviation near 1, drawn once and evaluated slice by slice.
 
     Args:
         shape: voxels along x, y and z.
-        scale: voxels, the size of its detail.
-        random: the source of chance.
+        scale: size of the detail in voxels.
+        random: generator.
     """
 
     def __init__(self, shape: tuple[int, ...], scale: float, random: np.random.Generator):
         coarse = random.standard_normal([int(np.ceil(n / scale)) + 3 for n in shape]).astype(np.float32)
-        # Between two random values a line has two thirds of their variance, on average.
+        # Linear interpolation between two random values has on average 2/3 of their variance, along each axis.
         self._coarse = coarse / np.float32((2 / 3) ** 1.5)
         self._at = [np.arange(n) / scale + 0.5 for n in shape]
 
     def slice(self, k: int) -> np.ndarray:
-        """(X, Y) float32, the noise of the voxels with index `k` along z."""
+        """(X, Y) float32, the noise at index `k` along z."""
         x, y, z = self._at
         return _along(_along(_along(self._coarse, z[k : k + 1], 2)[..., 0], x, 0), y, 1)
 
@@ -194,7 +194,7 @@ class Noise:
 
 
 def _along(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
-    """Values on straight lines between the samples of one axis, at places `at` in samples."""
+    """Linear interpolation along one axis at positions `at` in samples."""
     low = at.astype(int)
     share = (at - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
     first = values.take(low, axis)

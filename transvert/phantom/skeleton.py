@@ -1,8 +1,7 @@
-"""The bones around a column of vertebrae: ribs and their cartilage, breastbone, shoulder girdle, arms, head, pelvis.
+"""The bones around a column of vertebrae: ribs with cartilage, breastbone, shoulder girdle, arms, head and pelvis.
 
-Each is a bent tube or an ellipsoid, placed by the level it belongs to and by the oval of the ribs at its height. Ribs
-start beside the bodies, pass the transverse processes, and fall as they go round. Tables and ranges are this companion's
-choice, after common anatomy and by the look of one chest CT. Whatever lies beyond the canvas is left out.
+Each is a bent tube or an ellipsoid, placed by its level and by the oval of the ribs at its height. Tables and ranges are
+this companion's choice, after common anatomy and by eye from one chest CT. Bones end with the canvas.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from transvert.phantom.torso import Torso
 SHELL_HU = (400.0, 900.0)
 CORE_HU = (80.0, 260.0)
 CARTILAGE_HU = (70.0, 140.0)
-"""Of ribs and the like: the shell of compact bone, what it encloses, and the ribs' front ends."""
+"""Ranges of compact bone, of the bone inside it, and of the ribs' front ends."""
 ARMS = {
     "up": (0.5, (6.9, 148), ((0, 60, 260), (-40, 70, 480))),
     "forward": (0.3, (7.8, 160), ((10, 230, -120), (-20, 440, -40))),
     "down": (0.2, (7.8, 165), ((25, -10, -300), (35, 60, -640))),
 }
-"""How the arms are held: up in a CT, but for one of the neck; forward for many a standing film. How often; the shoulder's
-level and mm aside; and from there to the elbow and to the hand, mm outward, forward and up."""
+"""Positions of the arms: probability; level and lateral mm of the shoulder; from the shoulder to the elbow and to the hand,
+mm outward, forward and up. Arms are up in a CT, except one of the neck, and forward in many standing radiographs."""
 SHOULDER_SPREAD_MM = 7.0
 ARM_SPREAD_MM = 20.0
-"""Standard deviations of a shoulder's place, and of an elbow's and a hand's: the two sides are not quite alike."""
+"""Standard deviations of the position of each shoulder, and of each elbow and hand."""
 MUSCLE_ARM_MM = (32.0, 46.0)
 """Half the thickness of an upper arm."""
 
 RIB_HALF_MM = (3.6, 3.6, 6.0)
 RIB_SHELL_MM = 1.3
 _END_DEG = (150, 150, 148, 142, 138, 134, 130, 122, 114, 106, 82, 52)
-"""How far round each rib's bone goes, from the back (0) to the front (180)."""
+"""Angle at which the bone of each rib ends, from the back (0) to the front (180)."""
 _FALL_MM = (30, 46, 60, 74, 86, 94, 100, 98, 92, 84, 66, 46)
-"""How far each rib falls on its way."""
+"""Descent of each rib from back to front."""
 FALL_SCALE = (0.75, 1.15)
-"""What one person's ribs fall of it."""
+"""Range of a person's factor on the descent of the ribs."""
 _LAST_NECK_LEVEL = 7
 
 
@@ -47,9 +46,9 @@ def paint_skeleton(canvas: Volume, column: Column, torso: Torso, random: np.rand
 
     Args:
         canvas: to paint on.
-        column: the vertebrae, whose thoracic ones bear ribs.
-        torso: the trunk around that column.
-        random: the source of chance for the material, the ribs' fall and the arms.
+        column: the vertebrae; the thoracic ones bear ribs.
+        torso: the trunk around the column.
+        random: generator for the material, the descent of the ribs and the arms.
     """
     shell, core, cartilage = (float(random.uniform(*limits)) for limits in (SHELL_HU, CORE_HU, CARTILAGE_HU))
     fall = float(random.uniform(*FALL_SCALE))
@@ -61,7 +60,7 @@ def paint_skeleton(canvas: Volume, column: Column, torso: Torso, random: np.rand
                 if number <= 10:
                     tube(canvas, front, RIB_HALF_MM, cartilage)
                 _bone(canvas, path, RIB_HALF_MM, shell, core)
-    at = _Places(column, torso)
+    at = _Locator(column, torso)
     breastbone = smooth_curve(np.array([at(place, 0, 1.0) for place in (9.2, 11, 13, 14.8)]), 8.0)
     _bone(canvas, breastbone, (17.0, 5.0, 8.0), shell * 0.6, core)
     for side in (-1, 1):
@@ -71,8 +70,8 @@ def paint_skeleton(canvas: Volume, column: Column, torso: Torso, random: np.rand
     _pelvis(canvas, at, shell, core)
 
 
-class _Places:
-    """Points given by a level, millimetres to the right, and how far forward towards the front of the ribs."""
+class _Locator:
+    """Converts anatomical positions around a column to RAS mm."""
 
     def __init__(self, column: Column, torso: Torso):
         self.column, self.torso, self.scale = column, torso, column.scale
@@ -80,7 +79,7 @@ class _Places:
     def __call__(
         self, place: float, aside: float, forward: float, mm: tuple[float, float, float] = (0, 0, 0)
     ) -> np.ndarray:
-        """(3,) RAS mm: `forward` 0 is the middle of the bodies, 1 the front of the ribs; then `mm` is added."""
+        """(3,) RAS mm of a level, mm to the right, and `forward` from the bodies (0) to the front ribs (1), plus `mm`."""
         z = self.column.height(place)
         middle = self.column.middle(np.array([z]))[0]
         x, y, _, half_depth = self.torso.cage_at(z)
@@ -90,20 +89,20 @@ class _Places:
 
 
 def _bone(canvas: Volume, path: np.ndarray, half_mm: tuple[float, float, float], shell: float, core: float) -> None:
-    """A tube with a shell around a core."""
+    """Paints a tube with a shell around a core."""
     tube(canvas, path, half_mm, shell)
     tube(canvas, path, tuple(np.array(half_mm) - RIB_SHELL_MM), core)
 
 
 def rib(bone: Bone, number: int, side: int, fall: float, torso: Torso) -> tuple[np.ndarray, np.ndarray]:
-    """The paths of a rib's bone and of the cartilage that goes on from it: two of (N, 3) RAS mm.
+    """Paths of a rib's bone and of its cartilage, each (N, 3) RAS mm.
 
     Args:
-        bone: the vertebra that bears it.
+        bone: the vertebra of the rib.
         number: 1 to 12.
         side: 1 for the right rib, -1 for the left.
-        fall: of `FALL_SCALE`.
-        torso: on whose cage it lies.
+        fall: factor on the rib's descent, from `FALL_SCALE`.
+        torso: the trunk, with the oval of the ribs.
     """
     start = bone.centre + bone.half_mm * [side * 1.1, -0.8, 0.5]
     _, _, half_width, _ = torso.cage_at(start[2])
@@ -113,29 +112,25 @@ def rib(bone: Bone, number: int, side: int, fall: float, torso: Torso) -> tuple[
     arch = torso.on_cage(side * turn, start[2] - drop * (turn - first) / (last - first))
     onward = np.linspace(last, last + 0.6 * (np.pi - last), 5)
     front = torso.on_cage(side * onward, arch[-1, 2] + np.linspace(0, 0.3 * drop, 5))
-    return smooth_curve(
-        np.concatenate([start[None], (0.5 * (start + arch[0]))[None] - [0, 3, 0], arch]), 6.0
-    ), smooth_curve(front, 6.0)
+    behind = 0.5 * (start + arch[0]) - [0, 3, 0]
+    return smooth_curve(np.concatenate([[start, behind], arch]), 6.0), smooth_curve(front, 6.0)
 
 
-def _shoulder(canvas: Volume, at: _Places, side: int, shell: float, core: float) -> None:
-    """Collar bone and shoulder blade."""
+def _shoulder(canvas: Volume, at: _Locator, side: int, shell: float, core: float) -> None:
+    """Paints collar bone and shoulder blade."""
     points = [at(9.0, side * 24, 1.0), at(8.6, side * 70, 0.9), at(8.0, side * 115, 0.5), at(7.6, side * 150, 0.1)]
     _bone(canvas, smooth_curve(np.array(points), 7.0), (5.5, 5.5, 5.5), shell, core)
     turn = np.deg2rad(side * 35)
     flat = np.array([[np.cos(turn), np.sin(turn), 0], [-np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     blade = at(11.0, side * 98, 0.0, (0, -34, 0))
     ellipsoid(canvas, blade, (40.0, 4.0, 68.0), core + 100, flat)
-    spine = [
-        at(9.5, side * 62, 0.0, (0, -52, 0)),
-        at(9.0, side * 100, 0.0, (0, -44, 0)),
-        at(8.2, side * 150, 0.0, (0, -12, 0)),
-    ]
-    _bone(canvas, smooth_curve(np.array(spine + [at(7.8, side * 162, 0.0)]), 8.0), (5.0, 5.0, 7.0), shell, core)
+    ridge = ((9.5, 62, -52), (9.0, 100, -44), (8.2, 150, -12), (7.8, 162, 0))
+    path = np.array([at(place, side * aside, 0.0, (0, back, 0)) for place, aside, back in ridge])
+    _bone(canvas, smooth_curve(path, 8.0), (5.0, 5.0, 7.0), shell, core)
 
 
-def _arms(canvas: Volume, at: _Places, shell: float, core: float, random: np.random.Generator) -> None:
-    """Arms, as far as the canvas reaches."""
+def _arms(canvas: Volume, at: _Locator, shell: float, core: float, random: np.random.Generator) -> None:
+    """Paints the arms."""
     neck = any(bone.level < _LAST_NECK_LEVEL and not bone.copied for bone in at.column.bones)
     shares = np.array([share * (held != "up" or not neck) for held, (share, _, _) in ARMS.items()])
     held = str(random.choice(list(ARMS), p=shares / shares.sum()))
@@ -150,21 +145,21 @@ def _arms(canvas: Volume, at: _Places, shell: float, core: float, random: np.ran
         ellipsoid(canvas, shoulder, (23.0, 23.0, 23.0), core + 60)
 
 
-def _head(canvas: Volume, at: _Places, shell: float) -> None:
-    """The skull's base, the jaw and the face, which lie over the upper neck."""
+def _head(canvas: Volume, at: _Locator, shell: float) -> None:
+    """Paints skull, face and jaw, which overlie the upper neck in a radiograph."""
     crown = at(0.0, 0, 0.0, (0, 18, 92))
     for thickness, hu in ((0.0, shell + 200), (6.0, 35.0)):
         ellipsoid(canvas, crown, (74 - thickness, 94 - thickness, 80 - thickness), hu)
     ellipsoid(canvas, at(0.0, 0, 0.0, (0, 78, 28)), (38.0, 30.0, 34.0), 200.0)
     ellipsoid(canvas, at(0.0, 0, 0.0, (0, 88, 40)), (16.0, 22.0, 22.0), -800.0)
-    jaw = [at(0.0, s * a, 0.0, (0, f, u)) for s, a, f, u in ((-1, 50, 18, 8), (-1, 46, 34, -30), (-1, 30, 76, -42))]
-    chin = at(0.0, 0, 0.0, (0, 94, -44))
-    other = [at(0.0, s * a, 0.0, (0, f, u)) for s, a, f, u in ((1, 30, 76, -42), (1, 46, 34, -30), (1, 50, 18, 8))]
-    tube(canvas, smooth_curve(np.array([*jaw, chin, *other]), 8.0), (5.5, 6.0, 12.0), shell)
+    half_jaw = ((50, 18, 8), (46, 34, -30), (30, 76, -42))
+    jaw = [(-a, f, u) for a, f, u in half_jaw] + [(0, 94, -44)] + list(reversed(half_jaw))
+    path = np.array([at(0.0, aside, 0.0, (0, front, up)) for aside, front, up in jaw])
+    tube(canvas, smooth_curve(path, 8.0), (5.5, 6.0, 12.0), shell)
 
 
-def _pelvis(canvas: Volume, at: _Places, shell: float, core: float) -> None:
-    """The wings of the hip bones, beside the sacrum."""
+def _pelvis(canvas: Volume, at: _Locator, shell: float, core: float) -> None:
+    """Paints the wings of the hip bones beside the sacrum."""
     for side in (-1, 1):
         turn = np.deg2rad(-side * 40)
         flat = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])

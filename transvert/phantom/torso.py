@@ -1,15 +1,9 @@
-"""The soft tissue around a column of vertebrae: skin, fat, muscle, lungs, heart, diaphragm, bowels, airway.
+"""The soft tissue around a column of vertebrae: skin, fat, muscle, lungs, organs, airways and vessels.
 
-Slice by slice, each a few ovals whose sizes are read from tables by the level that stands at that height. Distances are
-from the middle of the vertebral body, in an adult of usual size; the person's own size scales them. All tables and ranges
-are this companion's choice, after common anatomy and by the look of one chest CT; HU after common textbook values.
-
-
-What branches and bends in a trunk: windpipe and bronchi, aorta, the vessels of the lungs. Bent tubes all.
-
-Places are levels, as `Column.place` counts, with millimetres to the right and to the front of the bodies' middles in an
-adult of usual size. All numbers are this companion's choice, after common anatomy.
-
+The trunk is painted slice by slice from a few ovals, whose sizes are read from tables by the place (level) at that height,
+as in `Column`. Airways and vessels are bent tubes. Distances are from the centres of the vertebral bodies in an average
+adult, scaled to the person. Tables and ranges are this companion's choice, after common anatomy, textbook HU values, and
+by eye from one chest CT.
 """
 
 from __future__ import annotations
@@ -37,18 +31,18 @@ GAS_HU = (-1000.0, -850.0)
 CANAL_HU = (0.0, 35.0)
 
 GAS_SHARE = 0.35
-"""Of the loops of bowel, those that hold gas."""
+"""Fraction of the bowel loops that hold gas."""
 BOWEL_LOOPS = (18, 48)
 FAT_MM = (3.0, 32.0)
-"""Under the skin of the trunk; a third of it at the neck."""
+"""Range of the fat under the skin of the trunk; the neck has a third of it."""
 BELLY_MM = 45.0
-"""What the stoutest belly stands out beyond the table's."""
+"""Extra depth of the largest belly."""
 TRUNK_SCALE = (0.93, 1.08)
-"""Of the trunk's width and of its depth, beside the size that the vertebrae give."""
+"""Range of the factors on the trunk's width and depth, besides the scale of the column."""
 DIAPHRAGM_PLACE = (14.4, 16.8)
-"""The level that the right dome reaches, as `Column.place` counts: T8 to T10, no breath or a deep one."""
+"""Range of the place of the right dome's top: T8 (expiration) to T10 (deep inspiration)."""
 LUNG_BASE_PLACE = 19.0
-"""The level at which the lungs end."""
+"""Place of the lungs' lower end."""
 LEFT_DOME_LOWER_MM = (2.0, 18.0)
 
 _OUTLINE_PLACE = (-4, 0, 3, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25, 28)
@@ -57,7 +51,7 @@ _OUTLINE_MM = {
     "back": (80, 55, 52, 58, 70, 80, 79, 76, 73, 73, 73, 73, 76, 80, 82, 80, 78, 80),
     "front": (105, 100, 58, 52, 52, 62, 80, 98, 116, 138, 152, 154, 146, 138, 116, 106, 110, 115),
 }
-"""The muscular outline: half its width, and how far it reaches behind and before the bodies' middles."""
+"""The muscular outline: half width, and distances behind and in front of the bodies' centres."""
 
 _CAGE_PLACE = (6, 7, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25)
 _CAGE_MM = {
@@ -65,41 +59,60 @@ _CAGE_MM = {
     "back": (15, 24, 31, 35, 38, 41, 41, 39, 35, 30, 18, 15, 15),
     "front": (25, 46, 66, 86, 102, 124, 138, 141, 133, 124, 102, 92, 95),
 }
-"""The oval on which the ribs lie; below them the cavity of the belly."""
+"""The oval of the ribs, and below them of the abdominal cavity."""
 
 _MEDIASTINUM_PLACE = (6, 8, 10, 12, 14, 17)
 _MEDIASTINUM_MM = (26, 28, 24, 25, 30, 30)
 _PSOAS_PLACE = (18, 19, 21, 23, 25)
 _PSOAS_MM = (2, 8, 17, 23, 22)
 AIR_MM = 6.0
-"""Around the skin at its widest."""
+"""Air around the skin at its widest."""
 TRUNK_MM = 45.0
-"""Over what length the trunk's own line smooths the spine's."""
+"""Standard deviation of the smoothing that makes the trunk's axis from the spine."""
 WAVE_MM = 20.0
 MEDIASTINUM_WAVE_MM = 1.5
-"""Length and standard deviation of the waves of the mediastinum's width and of its middle."""
+"""Length and standard deviation of the variation of the mediastinum's width and centre."""
 WALL_MM = 7.0
 """From the middle of a rib to the lung."""
 CAGE_POWER = 1.2
-"""How square the oval of the ribs is, as in `oval_radius`."""
+"""Shape of the oval of the ribs, as in `oval_radius`."""
 MOTTLE_HU = (12.0, 40.0)
-"""Standard deviation of soft tissue within itself: planes of fat, vessels, what no oval shows."""
+"""Range of the standard deviation within soft tissue (planes of fat, vessels)."""
 SOLID_TEXTURE_HU = 25.0
 LUNG_TEXTURE_HU = 30.0
-"""That of the finer texture of the mediastinum and of the lungs."""
+"""Standard deviations of the finer texture of the mediastinum and of the lungs."""
 THORAX_PLACE = 6.2
-"""The lungs' tips stand below it."""
+"""Place of the lungs' tips."""
 FADE_MM = 50.0
-"""Over what length above the domes' bases the chest's tissue becomes the belly's."""
+"""Length above the base of the domes over which chest tissue fades into abdominal tissue."""
 LUNG_BELOW_HU = -500.0
-"""Lung and gas have less, all other tissue has more."""
+"""Lung and gas are below this, all other tissue is above."""
 SLAB = 16
 """Slices painted at a time."""
+
+BLOOD_HU = (35.0, 55.0)
+CONTRAST_HU = (120.0, 350.0)
+"""Ranges of blood without contrast medium, and with it in a fraction `CONTRAST_SHARE` of the phantoms."""
+CONTRAST_SHARE = 0.4
+CARINA_PLACE = (10.2, 11.2)
+"""Range of the place where the windpipe divides: T4 to T5."""
+LUNG_VESSELS = (30, 60)
+"""Range of the number of vessels per lung."""
+LUNG_VESSEL_MM = (0.8, 3.2)
+"""Half their thickness at the ends and, at most, at the lung's root."""
+
+_AORTA = (
+    *((14.0, 10, 70), (12.0, 14, 72), (10.8, 10, 62), (10.2, -2, 44), (10.3, -16, 22), (11.2, -21, 10), (13.0, -21, 8)),
+    *((16.0, -15, 18), (19.0, -8, 28), (21.0, -6, 30), (22.4, -4, 30)),
+)
+_THROAT = ((0.0, 0, 24), (3.0, 1, 26), (5.5, 2, 27), (8.0, 2, 28))
+_BRONCHI = (((0.5, 12, 36), (1.3, 28, 30), (2.2, 42, 22)), ((0.5, -12, 36), (1.0, -30, 30), (1.7, -48, 22)))
+"""Points as (place, mm to the right, mm to the front) of the bodies' centres; bronchi (right, left) from the carina."""
 
 
 @dataclass(frozen=True)
 class Oval:
-    """A level section at each height: (K,) RAS mm its middle, (K,) mm half its width and half its depth."""
+    """An axial oval at each of K heights: centre (K,) RAS mm, half width and half depth (K,) mm."""
 
     x: np.ndarray
     y: np.ndarray
@@ -109,17 +122,17 @@ class Oval:
 
 @dataclass(frozen=True)
 class Torso:
-    """One person's trunk: where it stands at each height of a canvas.
+    """One person's trunk at each slice of a canvas.
 
     Attributes:
         z: (K,) RAS mm, the heights.
-        place: (K,) the level there, as `Column.place` counts.
-        spine: (K, 2) x and y of the bodies' middles, RAS mm.
+        place: (K,) places in the column.
+        spine: (K, 2) x and y of the bodies' centres, RAS mm.
         outline: of the muscles.
-        cage: of the ribs, and of the belly's cavity below them.
-        fat_mm: (K,) under the skin.
-        middle_x: (K,) mm, how far right of the spine the middle of the mediastinum lies.
-        middle_half: (K,) mm, half its width.
+        cage: of the ribs, and of the abdominal cavity below them.
+        fat_mm: (K,) thickness of the fat under the skin.
+        middle_x: (K,) mm from the spine to the mediastinum's centre, positive to the right.
+        middle_half: (K,) mm, half width of the mediastinum.
     """
 
     z: np.ndarray
@@ -132,7 +145,7 @@ class Torso:
     middle_half: np.ndarray
 
     def cage_at(self, height: float | np.ndarray) -> tuple[np.ndarray, ...]:
-        """The oval of the ribs at heights in RAS mm: x and y of its middle, half its width and half its depth."""
+        """The oval of the ribs at heights in RAS mm: x and y of its centre, half width and half depth."""
         cage = self.cage
         x, y, half_width, half_depth = (
             np.interp(height, self.z, values) for values in (cage.x, cage.y, cage.half_width, cage.half_depth)
@@ -140,7 +153,7 @@ class Torso:
         return x, y, half_width, half_depth
 
     def on_cage(self, turn: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """(N, 3) RAS mm, points of the ribs' oval: `turn` (N,) in radians is 0 behind, a quarter turn on the right."""
+        """(N, 3) RAS mm, points on the oval of the ribs; `turn` (N,) in rad is 0 at the back and pi/2 on the right."""
         x, y, half_width, half_depth = self.cage_at(height)
         right, front = np.sin(turn), -np.cos(turn)
         size = oval_radius(right, front, np.ones(2), CAGE_POWER)
@@ -148,11 +161,11 @@ class Torso:
 
 
 def draw_torso(column: Column, z: np.ndarray, random: np.random.Generator) -> Torso:
-    """Draws a person's trunk around a column at heights z (K,), RAS mm, in even steps upward."""
+    """Draws a person's trunk around a column at evenly spaced, increasing heights z (K,), RAS mm."""
     width, depth = random.uniform(*TRUNK_SCALE, 2)
     stout = random.uniform(0, 1) ** 2
     place, spine = column.place(z), column.middle(z)
-    # The front does not follow the bends of the spine; the skin of the back stays behind it and follows a little.
+    # The front follows only the smoothed spine; the back follows the spine a little and stays behind it.
     trunk = ndimage.gaussian_filter1d(spine, TRUNK_MM / (z[1] - z[0]), axis=0, mode="nearest")
     belly = stout * BELLY_MM * np.exp(-(((place - 21) / 3) ** 2))
 
@@ -168,14 +181,14 @@ def draw_torso(column: Column, z: np.ndarray, random: np.random.Generator) -> To
     fat = (FAT_MM[0] + stout * (FAT_MM[1] - FAT_MM[0])) * np.interp(place, (4, 8), (1 / 3, 1))
     steps = WAVE_MM / (z[1] - z[0])
     waves = ndimage.gaussian_filter1d(random.standard_normal((2, len(z))), steps, axis=1, mode="wrap")
-    # What a Gaussian leaves of white noise's variance.
+    # Undoes the loss of variance of filtered white noise.
     waves *= MEDIASTINUM_WAVE_MM * np.sqrt(2 * np.sqrt(np.pi) * steps)
     middle = np.interp(place, _MEDIASTINUM_PLACE, _MEDIASTINUM_MM) * column.scale + waves[0]
     return Torso(z, place, spine, outline, cage, fat, waves[1] - 5.0, middle)
 
 
 def extent(torso: Torso) -> tuple[np.ndarray, np.ndarray]:
-    """The low and the high corner, (2,) x and y in RAS mm, of the box that holds the trunk and some air."""
+    """Low and high corner, (2,) x and y in RAS mm, of a box around the trunk with some air."""
     outline, more = torso.outline, torso.fat_mm + AIR_MM
     low = [(outline.x - outline.half_width - more).min(), (outline.y - outline.half_depth - more).min()]
     high = [(outline.x + outline.half_width + more).max(), (outline.y + outline.half_depth + more).max()]
@@ -183,14 +196,14 @@ def extent(torso: Torso) -> tuple[np.ndarray, np.ndarray]:
 
 
 def paint_torso(canvas: Volume, column: Column, torso: Torso, blood_hu: float, random: np.random.Generator) -> None:
-    """Paints the soft tissue of a trunk on a canvas of air, but for what `vessels` adds.
+    """Paints the soft tissue of a trunk, without airways and vessels, on a canvas of air.
 
     Args:
-        canvas: to paint on; its slices stand at the heights that the trunk was drawn for.
-        column: that the trunk was drawn around.
+        canvas: to paint on; its slices are at the heights of `torso`.
+        column: the column of `torso`.
         torso: the trunk.
-        blood_hu: of the heart.
-        random: the source of chance for the organs and the tissues' HU.
+        blood_hu: HU of the heart.
+        random: generator for the organs and the tissues' HU.
     """
     x, y, z = (axis.astype(np.float32) for axis in axes_mm(canvas))
     spacing = float(canvas.affine[0, 0])
@@ -200,7 +213,7 @@ def paint_torso(canvas: Volume, column: Column, torso: Torso, blood_hu: float, r
     domes = _domes(column, torso, random)
     organs = _organs(column, domes, blood_hu, random)
     coarse, fine = (Noise(canvas.data.shape, mm / spacing, random) for mm in (14.0, 5.0))
-    # A slab at a time, since the slices of a canvas lie across its memory.
+    # In slabs of contiguous slices, since the slices of a canvas are not contiguous in memory.
     for start in range(0, len(z), SLAB):
         stop = min(start + SLAB, len(z))
         slab = np.full((stop - start, len(x), len(y)), AIR_HU, np.float32)
@@ -233,19 +246,19 @@ def _paint_cavity(
     organs: list[tuple[Ellipsoid, float]],
     noise: np.ndarray,
 ) -> None:
-    """Paints what lies within the muscles of one slice: lungs and mediastinum, or organs in fat; and the psoas."""
+    """Paints one slice inside the muscles: lungs and mediastinum, or organs in fat, and the psoas muscles."""
     z, place, spine, picture = float(torso.z[k]), float(torso.place[k]), torso.spine[k], level.picture
     middle_x, middle_y, half_width, half_depth = (float(value) for value in torso.cage_at(z))
     size = np.array([half_width - WALL_MM, half_depth - WALL_MM])
     cavity = np.zeros_like(picture)
     block, weight = level.oval(np.array([middle_x, middle_y]), size, CAGE_POWER)
     cavity[block] = weight
-    # The spine and the muscles behind it stand into the cavity.
+    # The spine and the muscles behind it reach into the cavity.
     for behind, around, power in ((-1, (24.0, 22.0), 2.0), (-44, (40.0, 36.0), 1.2)):
         block, weight = level.oval(spine + (0, behind), np.array(around), power)
         cavity[block] *= 1 - weight
     below = [level.oval(dome.centre, half) for dome in domes if (half := dome.section(z)) is not None]
-    # The chest fades into the belly, where no lung is left.
+    # Chest tissue fades into abdominal tissue above the base of the domes.
     high = min(max((z - domes[0].centre[2]) / FADE_MM, 0.0), 1.0)
     if high > 0:
         depth = 0.95 * half_depth
@@ -275,7 +288,7 @@ def _paint_cavity(
 
 
 def _domes(column: Column, torso: Torso, random: np.random.Generator) -> list[Ellipsoid]:
-    """What the two domes of the diaphragm cover, right and left; below their centres all is belly."""
+    """The right and left dome of the diaphragm; everything below their centres is abdomen."""
     base = column.height(LUNG_BASE_PLACE)
     top = column.height(random.uniform(*DIAPHRAGM_PLACE))
     lower = random.uniform(*LEFT_DOME_LOWER_MM)
@@ -290,14 +303,14 @@ def _domes(column: Column, torso: Torso, random: np.random.Generator) -> list[El
 def _organs(
     column: Column, domes: list[Ellipsoid], blood_hu: float, random: np.random.Generator
 ) -> list[tuple[Ellipsoid, float]]:
-    """Heart, liver, spleen, stomach and its gas, kidneys, loops of bowel, each with its HU, as they are painted."""
+    """Heart, liver, spleen, stomach with gas, kidneys and bowel loops with their HU, in the order of painting."""
     found = []
 
     def spread() -> np.ndarray:
         return np.clip(random.standard_normal(3), -2, 2)
 
     def add(z: float, x: float, y: float, half: tuple[float, float, float], hu: float, dome: int | None = None) -> None:
-        """At a height, or as far below the top of a dome."""
+        """Adds an organ at height `z`, or at `z` mm below the top of a dome."""
         half_mm = np.array(half) * column.scale * (1 + 0.1 * spread())
         if dome is not None:
             z = domes[dome].top - half_mm[2] - z
@@ -326,39 +339,19 @@ def _organs(
     return found
 
 
-BLOOD_HU = (35.0, 55.0)
-CONTRAST_HU = (120.0, 350.0)
-"""Of blood without contrast medium, and with it, as in `CONTRAST_SHARE` of people."""
-CONTRAST_SHARE = 0.4
-CARINA_PLACE = (10.2, 11.2)
-"""Where the windpipe divides: T4 to T5."""
-LUNG_VESSELS = (30, 60)
-"""How many run from each lung's root."""
-LUNG_VESSEL_MM = (0.8, 3.2)
-"""Half their thickness, at their ends and at the root."""
-
-_AORTA = (
-    *((14.0, 10, 70), (12.0, 14, 72), (10.8, 10, 62), (10.2, -2, 44), (10.3, -16, 22), (11.2, -21, 10), (13.0, -21, 8)),
-    *((16.0, -15, 18), (19.0, -8, 28), (21.0, -6, 30), (22.4, -4, 30)),
-)
-_THROAT = ((0.0, 0, 24), (3.0, 1, 26), (5.5, 2, 27), (8.0, 2, 28))
-_BRONCHI = (((0.5, 12, 36), (1.3, 28, 30), (2.2, 42, 22)), ((0.5, -12, 36), (1.0, -30, 30), (1.7, -48, 22)))
-"""Each bronchus, right and left, in levels below the carina."""
-
-
 def draw_blood(random: np.random.Generator) -> float:
-    """HU of a person's blood."""
+    """HU of a phantom's blood, with or without contrast medium."""
     return float(random.uniform(*(CONTRAST_HU if random.uniform() < CONTRAST_SHARE else BLOOD_HU)))
 
 
 def paint_vessels(canvas: Volume, column: Column, blood_hu: float, random: np.random.Generator) -> None:
-    """Paints airways, aorta and lung vessels into a trunk with its lungs.
+    """Paints airways, aorta and lung vessels into a painted trunk.
 
     Args:
         canvas: to paint on.
-        column: that the trunk stands around.
-        blood_hu: of the aorta and the lung vessels.
-        random: the source of chance for the carina's place and the lung vessels.
+        column: the column of the trunk.
+        blood_hu: HU of the aorta and the lung vessels.
+        random: generator for the place of the carina and the lung vessels.
     """
 
     def at(place: float, aside: float, ahead: float) -> np.ndarray:
