@@ -265,8 +265,8 @@ def _nifti2(content: bytes) -> bytes:
 NAN, INFINITY = float("nan"), float("inf")
 DIM, DATATYPE, BITPIX, PIXDIM, OFFSET, SCALE, CODES, QUATERNION, SFORM = 40, 70, 72, 80, 108, 112, 252, 256, 280
 BY_QFORM = _put(CODES, "h", 1, 0)
-HELD = r"is cut short or damaged \(its header tells of {} voxels, which it does not hold\); fetch or copy it again\.$"
-PLACED = r"has an affine that places no body \(voxels of {} mm, the first at .*\); correct it\.$"
+HELD = r"is cut short or damaged \(it is too short for the {} voxels of its header\); fetch or copy it again\.$"
+PLACED = r"has an impossible affine \(voxels of {} mm, the first at .*\); correct it\.$"
 HEADERS = {
     "a negative size": (_put(DIM, "h", 3, -110, 80, 42), HELD.format("-110 x 80 x 42")),
     "two negative sizes": (_put(DIM, "h", 3, -110, -80, 42), HELD.format("-110 x -80 x 42")),
@@ -297,9 +297,9 @@ HEADERS = {
     "a qform without sizes": (_both(BY_QFORM, _put(PIXDIM, "f", 0, 0, 0)), PLACED.format("0 x 0 x 0")),
     "a place that is not stated": (
         _put(CODES, "h", 0, 0),
-        r"does not state how it lies in the patient \(its sform and",
+        r"does not state its orientation in the patient \(sform and",
     ),
-    "a place of an unknown kind": (_put(CODES, "h", 99, 99), r"does not state how it lies in the patient"),
+    "a place of an unknown kind": (_put(CODES, "h", 99, 99), r"does not state its orientation in the patient"),
 }
 
 
