@@ -174,22 +174,22 @@ def test_a_vertebra_cut_by_the_border_is_skipped_and_named(patient: Patient) -> 
     low = int(np.argwhere(patient.mask.data == L3)[:, 2].mean())
     found = samples.cut_samples(_part(patient.ct, low), _part(patient.mask, low), "sub-cut")
     assert found.levels.tolist() == [L1, L2]
-    assert found.notes == ["L3: cut by the volume's border, skipped."]
+    assert found.notes == ["L3: truncated by the volume's border, skipped."]
     assert L3 in found.labels[1]  # it is still a neighbour
 
 
-def test_a_stray_piece_is_dropped_and_named(patient: Patient) -> None:
+def test_a_fragment_is_dropped_and_named(patient: Patient) -> None:
     stray = patient.mask.data.copy()
     stray[150:153, 100:103, 30:33] = L2
     found = samples.cut_samples(patient.ct, Volume(stray, patient.mask.affine), "sub-stray").chosen([L2])
-    assert found.notes == ["L2: 1 stray piece(s), 27 voxels, dropped."]
+    assert found.notes == ["L2: 1 fragment(s), 27 voxels, dropped."]
     assert_allclose(found.centroids[0], patient.centroids[L2], atol=1e-3)
     assert (found.labels == L2).sum() == pytest.approx((patient.mask.data == L2).sum() * 2.4 / 1.5**3, rel=0.03)
 
 
 def test_nothing_whole_is_an_error_that_says_why(patient: Patient) -> None:
     low = int(np.argwhere(patient.mask.data == L1)[:, 2].mean())
-    with pytest.raises(InputError, match="No whole vertebra in sub-cut: L1: cut by the volume's border, skipped"):
+    with pytest.raises(InputError, match="No whole vertebra in sub-cut: L1: truncated by the volume's border, skipped"):
         samples.cut_samples(_part(patient.ct, low), _part(patient.mask, low), "sub-cut")
 
 
