@@ -1,4 +1,4 @@
-"""The phantom: the mask's bones where the mask has them, a column and a trunk around them, and the same for one seed."""
+"""The phantom: the bones of the mask in place, a column and a trunk around them, equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def depth_in(mask: Volume, canvas: Volume) -> np.ndarray:
 
 
 def fix(patch: pytest.MonkeyPatch, **hu: float) -> None:
-    """Takes one value of each named range of the phantom, and one material for all its bones."""
+    """Narrows each named range of the phantom to one value, with one material for all bones."""
     for name, value in hu.items():
         patch.setattr(paint, name, (value, value))
     patch.setattr(paint, "BONE_JITTER", 0.0)
@@ -71,8 +71,8 @@ def test_bones_lie_where_the_mask_has_them_and_have_a_shell(painted: Volume, pat
             assert rim.mean() > painted.data[np.roll(depth == 1, shift, axis)].mean() + 20
 
 
-@pytest.mark.parametrize(("shell_mm", "share"), [(0.5, 0.5), (1.0, 1.0), (1.5, 1.0)])
-def test_material_is_as_told(shell_mm: float, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shell_mm", "share"), [(0.5, 0.5), (1.5, 1.0)])
+def test_shell_and_core_have_the_given_material(shell_mm: float, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     fix(monkeypatch, CORTICAL_HU=1000.0, TRABECULAR_HU=200.0, SHELL_MM=shell_mm)
     mask = mask_of({L2: 0})
     made = paint.paint_phantom(mask, 0)
@@ -83,32 +83,30 @@ def test_material_is_as_told(shell_mm: float, share: float, monkeypatch: pytest.
 
 
 def test_materials_are_drawn_from_their_ranges() -> None:
-    mask = mask_of({L2: 0})
-    rims, cores = [], []
-    for seed in range(8):
+    mask = mask_of({L2: 0, L3: 1})
+    cores = []
+    for seed in range(4):
         made = paint.paint_phantom(mask, seed, spacing_mm=2.0)
         depth = depth_in(mask, made)
-        rims.append(made.data[depth == 1].mean())
         cores.append(made.data[depth > 3].mean())
         spread = 1 + 2 * paint.BONE_JITTER
         assert paint.TRABECULAR_HU[0] / spread - 40 < cores[-1] < paint.TRABECULAR_HU[1] * spread + 40
         assert made.data[depth > 0].max() < paint.CORTICAL_HU[1] * spread
-    assert np.ptp(rims) > 200 and np.ptp(cores) > 100
+    assert np.ptp(cores) > 50
 
 
-def test_no_copy_lies_over_the_mask_s_own_bones(monkeypatch: pytest.MonkeyPatch) -> None:
-    fix(monkeypatch, CORTICAL_HU=1000.0, TRABECULAR_HU=100.0, SHELL_MM=1.0)
-    monkeypatch.setattr(
-        column, "DISC_MM", {"C": (-10.0, -10.0), "T": (-10.0, -10.0)}
-    )  # copies stand into their neighbours
-    mask = mask_of({12: 0})
-    made = paint.paint_phantom(mask, 0)
+def test_no_copy_covers_the_mask_s_own_bones(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix(monkeypatch, CORTICAL_HU=1000.0, TRABECULAR_HU=100.0, SHELL_MM=2.0)
+    # Copies overlap their neighbours.
+    monkeypatch.setattr(column, "DISC_MM", {"C": (-10.0, -10.0), "T": (-10.0, -10.0)})
+    mask = mask_of({12: 0, 13: 1})
+    made = paint.paint_phantom(mask, 0, spacing_mm=2.0)
     depth = depth_in(mask, made)
-    assert made.data[depth > 3].max() < 600
-    assert (made.data[(depth == 0) & (np.abs(made.data - 1000) < 1)]).size > 1e4  # the copies' shells
+    assert (depth > 2).any() and made.data[depth > 2].max() < 600
+    assert (np.abs(made.data[depth == 0] - 1000) < 1).sum() > 1000  # the shells of the copies
 
 
-def test_neighbours_are_there_and_discs_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_vertebrae_are_copied_and_discs_lie_between(monkeypatch: pytest.MonkeyPatch) -> None:
     fix(monkeypatch, DISC_HU=600.0, CORTICAL_HU=300.0, TRABECULAR_HU=250.0)
     made = paint.paint_phantom(mask_of({L1: 0, L3: 2}), 1)
 
@@ -142,7 +140,7 @@ def test_the_canvas_holds_the_bones_the_trunk_and_every_patch(painted: Volume, p
 
 
 @pytest.mark.parametrize(
-    "steps", [{2: 0, 3: 1, 4: 2}, {7: 0}, {12: 0, 13: 1}, {L5: 0, SACRUM: 1}, {L1: 0}, {19: 0, 28: 1, L1: 2}]
+    "steps", [{2: 0, 3: 1, 4: 2}, {7: 0, 8: 1}, {12: 0}, {L5: 0, SACRUM: 1}, {19: 0, 28: 1, L1: 2}]
 )
 def test_every_region_gets_its_phantom(steps: dict[int, int]) -> None:
     mask = mask_of(steps)
@@ -159,11 +157,9 @@ def test_every_region_gets_its_phantom(steps: dict[int, int]) -> None:
     assert made.data.min() > AIR_HU - 0.01 and made.data.max() < 1600
 
 
-@pytest.mark.parametrize(
-    ("spacing", "spacing_mm"), [((0.4, 0.4, 1.0), 1.5), ((2.0, 2.0, 2.0), 1.0), ((1.0, 1.0, 2.5), 0.8)]
-)
+@pytest.mark.parametrize(("spacing", "spacing_mm"), [((0.4, 0.4, 1.0), 1.5), ((2.0, 2.0, 2.0), 1.2)])
 def test_other_grids_give_the_same_bone(spacing: tuple[float, float, float], spacing_mm: float) -> None:
-    mask = mask_of({L2: 0}, spacing)
+    mask = mask_of({L2: 0, L3: 1}, spacing)
     made = paint.paint_phantom(mask, 2, spacing_mm=spacing_mm)
     assert_allclose(made.spacing_mm, spacing_mm)
     bone = on_canvas(mask, made) > 0
@@ -188,8 +184,8 @@ def test_it_follows_an_oblique_mask_on_a_grid_of_its_own() -> None:
 
 
 def test_equal_seeds_paint_equal_phantoms_and_others_do_not() -> None:
-    mask = mask_of({L2: 0})
-    one, same, other = (paint.paint_phantom(mask, seed, spacing_mm=2.5) for seed in (1, 1, 2))
+    mask = mask_of({L2: 0, L3: 1})
+    one, same, other = (paint.paint_phantom(mask, seed, spacing_mm=4.0) for seed in (1, 1, 2))
     assert_array_equal(one.data, same.data)
     assert one.data.shape != other.data.shape or not np.array_equal(one.data, other.data)
 
@@ -200,7 +196,7 @@ def test_the_mask_is_left_as_it_was_and_other_labels_are_left_out(patient: Patie
     marked = Volume(alone.data.copy(), alone.affine)
     marked.data[:20, :20] = 100
     before = marked.data.copy()
-    one, two = paint.paint_phantom(alone, 4, spacing_mm=2.5), paint.paint_phantom(marked, 4, spacing_mm=2.5)
+    one, two = paint.paint_phantom(alone, 4, spacing_mm=4.0), paint.paint_phantom(marked, 4, spacing_mm=4.0)
     assert_array_equal(marked.data, before)
     assert_array_equal(one.data, two.data)
     assert list(masks.clean_mask(alone).parts) == [L2]

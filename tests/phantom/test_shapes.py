@@ -63,7 +63,7 @@ def test_a_straight_tube_is_a_cylinder_with_round_ends(towards: tuple[float, flo
     assert_allclose(made.world(np.argwhere(made.data > 0.5)).mean(0), 0, atol=0.1)
 
 
-def test_a_flat_tube_is_as_thick_as_told_along_each_axis() -> None:
+def test_a_flat_tube_has_its_thickness_along_each_axis() -> None:
     made = canvas()
     shapes.tube(made, np.array([[0, 0, -20.0], [0, 0, 20]]), (10.0, 4.0, 7.0), 1.0)
     assert volume_mm3(made) == pytest.approx(np.pi * 10 * 4 * (40 + 4 / 3 * 7), rel=0.02)
