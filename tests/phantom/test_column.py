@@ -1,4 +1,4 @@
-"""The column: vertebrae measured, gaps and ends filled with copies, heights and levels told from each other."""
+"""The column: vertebrae measured, gaps and ends filled with copies, and heights converted to levels and back."""
 
 from __future__ import annotations
 

@@ -75,25 +75,14 @@ def expose(
 
 
 def transmit(integral: np.ndarray) -> np.ndarray:
-    """The fraction of the photons that pass, by Beer-Lambert.
-
-    Args:
-        integral: (rows, columns) float, from `projector.cast` of attenuation, no unit.
-
-    Raises:
-        InputError: integrals that are not finite.
-    """
+    """The fraction of the photons that pass, by Beer-Lambert; raises InputError unless `integral` is finite."""
     if not np.isfinite(integral).all():
         raise InputError("The ray integrals have NaN or infinite values; check the volume and the view.")
     return np.exp(-np.asarray(integral, np.float32))
 
 
 def add_scatter(primary: np.ndarray, fraction: float, pixel_mm: float | tuple[float, float]) -> np.ndarray:
-    """Adds broadly blurred primary photons times `fraction`, then divides so that the open beam stays 1.
-
-    Raises:
-        InputError: a negative fraction, or pixels that are not positive.
-    """
+    """Adds broadly blurred primary photons times `fraction`, then divides so that the open beam stays 1."""
     _check_amount(fraction, "The scattered fraction")
     return (primary + np.float32(fraction) * blur(primary, SCATTER_REACH_MM, pixel_mm)) / np.float32(1 + fraction)
 
@@ -134,11 +123,7 @@ def photons_per_pixel(
 
 
 def count_photons(signal: np.ndarray, photons: float, seed: int) -> np.ndarray:
-    """The signal with the Poisson noise of `photons` per pixel where the signal is 1, float32.
-
-    Raises:
-        InputError: photons not in (0, 1e15], a signal that is negative or not finite, or a negative seed.
-    """
+    """The signal with the Poisson noise of `photons` per pixel (above 0, at most 1e15) where the signal is 1, float32."""
     if not 0 < photons <= _MOST_PHOTONS:
         raise InputError(f"{photons:g} photons per pixel can't be counted; give a number above 0, at most 1e15.")
     if not (np.isfinite(signal).all() and (np.asarray(signal) >= 0).all()):
@@ -149,11 +134,7 @@ def count_photons(signal: np.ndarray, photons: float, seed: int) -> np.ndarray:
 
 
 def blur(signal: np.ndarray, sigma_mm: float, pixel_mm: float | tuple[float, float]) -> np.ndarray:
-    """The signal blurred by a Gaussian of standard deviation `sigma_mm` on the detector; outer pixels are repeated.
-
-    Raises:
-        InputError: a negative sigma, or pixels that are not positive.
-    """
+    """The signal blurred by a Gaussian of standard deviation `sigma_mm` on the detector; outer pixels are repeated."""
     _check_amount(sigma_mm, "The blur in mm")
     return ndimage.gaussian_filter(signal, sigma_mm / np.array(pitch_mm(pixel_mm)), mode="nearest", truncate=3)
 
@@ -161,10 +142,8 @@ def blur(signal: np.ndarray, sigma_mm: float, pixel_mm: float | tuple[float, flo
 def to_attenuation(signal: np.ndarray, photons: float = 0.0) -> np.ndarray:
     """Grey values of a logarithmic response: the signal's negative logarithm, 0 where nothing attenuates.
 
-    Args:
-        signal: (rows, columns), fraction of the photons.
-        photons: per pixel in the open beam, 0 for no noise. A pixel without photons counts as half a photon, so that its
-            logarithm is finite.
+    `photons` is the number per pixel in the open beam, 0 for no noise. A pixel without photons counts as half a photon,
+    so that its logarithm is finite.
     """
     _check_amount(photons, "The number of photons")
     return -np.log(np.maximum(signal, np.float32(0.5 / photons) if photons else np.finfo(np.float32).tiny))

@@ -199,18 +199,10 @@ def _rays_per_line(poses: np.ndarray, view: int, cone: int, row: int, column: in
 def joseph_parts(
     data: np.ndarray, parts: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.ndarray, images: np.ndarray
 ) -> int:
-    """Fills one picture per part of the volume: each voxel contributes to the picture of its own part.
+    """Fills `images` (P, rows, columns) for one view of any pose, each voxel in the picture of its own part.
 
-    Args:
-        data: (X, Y, Z) float32, contiguous.
-        parts: (X, Y, Z) uint8, index of each voxel's part, below P.
-        poses: (1, 4, 3) float64.
-        cone: (1,) int64, 1 or 0.
-        metric: (3, 3) float64.
-        images: (P, rows, columns) float32.
-
-    Returns:
-        Number of rays that meet the volume.
+    `parts` (X, Y, Z) uint8 has the index of each voxel's part, below P; the other arguments are as in `upright`. Returns
+    the number of rays that meet the volume.
     """
     count, rows, columns = images.shape
     flat, flat_parts = data.reshape(-1), parts.reshape(-1)
@@ -289,8 +281,7 @@ def sample_plane(
 ) -> int:
     """Fills `image` with bilinear samples of `plane` (A, B) at corner + r*row_step + c*column_step, times `scale`.
 
-    Returns:
-        Number of samples within the plane's faces; the other pixels keep their values.
+    Samples outside the plane's faces are left; returns the number of the others.
     """
     hits = 0
     a_end, b_end = plane.shape[0] - 1, plane.shape[1] - 1

@@ -107,9 +107,6 @@ def write_scene(path: str | Path, meshes: Mapping[str, trimesh.Trimesh]) -> Path
 
     The surfaces keep RAS mm. The transform of "ras_mm" brings them to the frame of glTF: metres, the head up (+Y), the
     patient's front towards the viewer (+Z).
-
-    Raises:
-        InputError: there is no surface.
     """
     import trimesh
 
@@ -154,7 +151,7 @@ def read_surface(path: str | Path, unit: str = "mm", frame: str = "ras") -> trim
 
 
 def surface_to_ras(surface: trimesh.Trimesh, unit: str, frame: str) -> trimesh.Trimesh:
-    """A copy of a surface in RAS mm, wound outward; `unit`, `frame` and errors as in `read_surface`."""
+    """A copy of a surface in RAS mm, wound outward; arguments and errors as in `read_surface`."""
     if unit not in UNITS_MM:
         raise InputError(f"'{unit}' is not a unit; use {', '.join(UNITS_MM)}.")
     turned = surface.copy()
@@ -277,12 +274,9 @@ def _crossings() -> Callable[[np.ndarray, np.ndarray], Any]:
 def _cross_columns(triangles: np.ndarray, crossings: np.ndarray) -> None:
     """Toggles the first voxel above each crossing of a triangle with a column of voxel centres along the last axis.
 
-    A column exactly through an edge crosses only one of the edge's two triangles: the test against an edge always runs
-    from its lower to its upper end, so both triangles get the same rounding, and an edge includes only its lower end.
-
-    Args:
-        triangles: (N, 3, 3) float64, voxel indices.
-        crossings: (X, Y, Z) uint8, changed in place.
+    `triangles` is (N, 3, 3) float64 in voxel indices; `crossings` is (X, Y, Z) uint8. A column exactly through an edge
+    crosses only one of the edge's two triangles: the test against an edge always runs from its lower to its upper end, so
+    both triangles get the same rounding, and an edge includes only its lower end.
     """
     columns, rows, height = crossings.shape
     for t in range(len(triangles)):

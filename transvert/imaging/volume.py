@@ -185,7 +185,7 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
         if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is a subclass
             raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
         _check_header(image, path)
-        return _in_ras(image, path, dtype)
+        return _in_ras(image, dtype)
     except ImageFileError:
         raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
     except MemoryError:
@@ -198,16 +198,12 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
         _LOG.disabled = False
 
 
-def _in_ras(image: nibabel.Nifti1Image, path: Path, dtype: type | None) -> Volume:
+def _in_ras(image: nibabel.Nifti1Image, dtype: type | None) -> Volume:
     """A checked image's values in canonical order, scaled as its header states.
 
     Slices are written directly to their place in the result, so the memory is little more than that of the volume.
-    (nibabel's `as_closest_canonical` and `get_fdata` need seven times an int16 CT.)
-
-    Args:
-        image: one 3D volume.
-        path: its file.
-        dtype: of the result; None keeps unscaled whole numbers as they are, and makes all other values float32.
+    (nibabel's `as_closest_canonical` and `get_fdata` need seven times an int16 CT.) A `dtype` of None keeps unscaled whole
+    numbers and makes all other values float32.
     """
     # One open file, so that a compressed volume is decompressed once and not from its start for each slab.
     holder: Any = image.file_map["image"]
@@ -273,14 +269,7 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, name: str) -> None:
-    """Raises InputError unless a mask's labels are vertebrae in order from head to tail.
-
-    Args:
-        values: (X, Y, Z) of the file, canonical.
-        labels: (X, Y, Z) uint8, the VerSe levels of `values` by the convention.
-        convention: a key of `levels.CONVENTIONS`.
-        name: of the file.
-    """
+    """Raises InputError unless the labels (VerSe levels) of a file's values are vertebrae in order from head to tail."""
     heights = _heights(labels)
     wrong, pairs = _out_of_order(heights), len(heights) - 1
     if 3 * len(wrong) <= pairs and len(heights) > 2:
@@ -299,7 +288,7 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
     if better:
         hint = f"its numbers look like '{better[0]}': state that convention in its data manifest"
     elif wrong:
-        hint = "its numbers are others, or it is upside down: renumber its labels or correct its affine"
+        hint = "its numbers are wrong or it is upside down: renumber its labels or correct its affine"
     else:
         hint = f"leave it out, or state another convention of {', '.join(levels.CONVENTIONS)} in its data manifest"
     raise InputError(f"The mask {name} has {said} {by}; {hint}.")

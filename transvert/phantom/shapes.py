@@ -17,14 +17,7 @@ Box = tuple[slice, slice, slice]
 
 
 def blank(low: np.ndarray, high: np.ndarray, spacing_mm: float, fill: float) -> Volume:
-    """A canvas filled with one value.
-
-    Args:
-        low: (3,) RAS mm, the low corner.
-        high: (3,) RAS mm, the high corner, rounded up to whole voxels.
-        spacing_mm: voxel size.
-        fill: HU.
-    """
+    """A canvas from corner `low` to `high` (3,) RAS mm, rounded up to whole voxels, filled with one value in HU."""
     shape = np.ceil((high - low) / spacing_mm).astype(int)
     affine = np.diag([spacing_mm] * 3 + [1.0])
     affine[:3, 3] = low + spacing_mm / 2

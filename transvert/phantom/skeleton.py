@@ -42,14 +42,7 @@ _LAST_NECK_LEVEL = 7
 
 
 def paint_skeleton(canvas: Volume, column: Column, torso: Torso, random: np.random.Generator) -> None:
-    """Paints the bones around the column on a canvas that has its soft tissue.
-
-    Args:
-        canvas: to paint on.
-        column: the vertebrae; the thoracic ones bear ribs.
-        torso: the trunk around the column.
-        random: generator for the material, the descent of the ribs and the arms.
-    """
+    """Paints the bones around the column on a canvas that has its soft tissue."""
     shell, core, cartilage = (float(random.uniform(*limits)) for limits in (SHELL_HU, CORE_HU, CARTILAGE_HU))
     fall = float(random.uniform(*FALL_SCALE))
     for bone in column.bones:

@@ -196,15 +196,7 @@ def extent(torso: Torso) -> tuple[np.ndarray, np.ndarray]:
 
 
 def paint_torso(canvas: Volume, column: Column, torso: Torso, blood_hu: float, random: np.random.Generator) -> None:
-    """Paints the soft tissue of a trunk, without airways and vessels, on a canvas of air.
-
-    Args:
-        canvas: to paint on; its slices are at the heights of `torso`.
-        column: the column of `torso`.
-        torso: the trunk.
-        blood_hu: HU of the heart.
-        random: generator for the organs and the tissues' HU.
-    """
+    """Paints the soft tissue of a trunk, without airways and vessels, on a canvas of air with slices at `torso.z`."""
     x, y, z = (axis.astype(np.float32) for axis in axes_mm(canvas))
     spacing = float(canvas.affine[0, 0])
     ranges = {"muscle": MUSCLE_HU, "fat": FAT_HU, "lung": LUNG_HU, "mediastinum": MEDIASTINUM_HU, "canal": CANAL_HU}
@@ -345,14 +337,7 @@ def draw_blood(random: np.random.Generator) -> float:
 
 
 def paint_vessels(canvas: Volume, column: Column, blood_hu: float, random: np.random.Generator) -> None:
-    """Paints airways, aorta and lung vessels into a painted trunk.
-
-    Args:
-        canvas: to paint on.
-        column: the column of the trunk.
-        blood_hu: HU of the aorta and the lung vessels.
-        random: generator for the place of the carina and the lung vessels.
-    """
+    """Paints airways, aorta and lung vessels into a canvas with the trunk around `column`."""
 
     def at(place: float, aside: float, ahead: float) -> np.ndarray:
         z = column.height(place)
