@@ -11,7 +11,10 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 PACKAGE = Path(__file__).resolve().parent
 """Folder of the installed package, which holds `tables`, `weights` and `static`."""
@@ -35,6 +38,16 @@ def check_name(name: str, what: str) -> str:
     if not re.fullmatch(NAME, name):
         raise InputError(f"{what} '{name}' must be {NAME_RULE}; rename it.")
     return name
+
+
+def describe_error(error: ValidationError, source: str) -> str:
+    """One sentence about the first error in the content of `source`; the entries of a list are counted from 1."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"] if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ").rstrip(".").replace("Extra inputs are", "this key is")
+    given = "" if first["type"] in ("missing", "extra_forbidden", "value_error") else f", not {first['input']!r}"
+    where = f" at '{place}'" if place else ""
+    return f"{source} is wrong{where}: {message[0].lower()}{message[1:]}{given}."
 
 
 @contextlib.contextmanager
