@@ -1,9 +1,9 @@
 """transvert: a reproducible companion to *Inferring the 3D Standing Spine Posture from 2D Radiographs*.
 
-import transvert
+    import transvert
 
-spine = transvert.reconstruct("ap.dcm", "lateral.dcm", "landmarks.json")
-spine.posture["measures"]["thoracic_kyphosis"]["value"]
+    spine = transvert.reconstruct("ap.dcm", "lateral.dcm", "landmarks.json")
+    transvert.write_reconstruction(spine, "spine")
 """
 
 from __future__ import annotations
@@ -17,17 +17,30 @@ if TYPE_CHECKING:
     from transvert import drr as drr
     from transvert.clinical.landmarks import read_landmarks as read_landmarks
     from transvert.clinical.radiograph import read_radiograph as read_radiograph
+    from transvert.clinical.reconstruct import posture_table as posture_table
     from transvert.clinical.reconstruct import reconstruct as reconstruct
+    from transvert.clinical.report import write_reconstruction as write_reconstruction
     from transvert.model.networks import load_network as load_network
 
 # Imported on first use, so that `import transvert` and the command line's help don't wait for PyTorch.
 _HOMES = {
     "reconstruct": "transvert.clinical.reconstruct",
+    "posture_table": "transvert.clinical.reconstruct",
     "read_radiograph": "transvert.clinical.radiograph",
     "read_landmarks": "transvert.clinical.landmarks",
     "load_network": "transvert.model.networks",
+    "write_reconstruction": "transvert.clinical.report",
 }
-__all__ = ["__version__", "drr", "load_network", "read_landmarks", "read_radiograph", "reconstruct"]
+__all__ = [
+    "__version__",
+    "drr",
+    "load_network",
+    "posture_table",
+    "read_landmarks",
+    "read_radiograph",
+    "reconstruct",
+    "write_reconstruction",
+]
 
 
 def __getattr__(name: str) -> Any:
