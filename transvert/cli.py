@@ -65,7 +65,7 @@ def fetch(
     terms = {"Licence": found.licence, "Access": found.access, "Cite": found.citation, "Note": found.note}
     typer.echo(found.title)
     typer.echo("\n".join(f"{term}: {' '.join(text.split())}" for term, text in terms.items() if text))
-    size = sum(item.bytes or 0 for item in (*found.files, *found.archives))
+    size = sum(file.bytes or 0 for file in found.files) + sum(archive.bytes or 0 for archive in found.archives)
     typer.echo(f"Size: {size / 1e6:.1f} MB" if size else "Size: not stated")
     subjects = fetch_subjects(found)
     for subject in subjects[:20]:

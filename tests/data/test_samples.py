@@ -111,19 +111,6 @@ def test_the_longer_right_process_is_on_the_left_of_the_ap_patch(box_samples: Sa
     assert at(24) > beside_short + 0.3 and at(-24) > beside_short + 0.3
 
 
-def test_the_spinous_process_is_on_the_right_of_the_lateral_patch(box_samples: Samples, patient: Patient) -> None:
-    patch = box_samples.images()[1, 1, 0]
-    offset = np.subtract(MIDDLES[L2], patient.centroids[L2])
-
-    def at(y: float, z: float) -> float:
-        row, column = (round(MID - (mm + o) / SPACING_MM) for mm, o in ((z, offset[2]), (y, offset[1])))
-        return float(patch[row - 1 : row + 2, column - 1 : column + 2].mean())
-
-    assert round(MID - (-26 + offset[1]) / SPACING_MM) > 45
-    assert at(-26, -6) > at(-26, 10) + 0.1  # it points down: above it there is soft tissue
-    assert at(14, 0) > at(-26, -6)  # the body, in front of it, is thicker
-
-
 def test_the_image_is_standardised_and_its_map_peaks_in_the_middle(box_samples: Samples) -> None:
     images = box_samples.images()
     assert images.shape == (3, 2, 2, SIZE, SIZE) and images.dtype == np.float32
@@ -270,17 +257,9 @@ def test_the_index_has_a_row_per_sample_and_a_subject_replaces_itself(box_sample
     assert samples.read_samples(tmp_path, "sub-box").levels.tolist() == [L1]
 
 
-def test_equal_samples_have_one_name_and_different_ones_another(box_samples: Samples, tmp_path: Path) -> None:
-    one = box_samples.chosen([L1])
-    name = samples.write_samples(tmp_path, one)
-    assert samples.write_samples(tmp_path, box_samples.chosen([L1])) == name
-    assert samples.write_samples(tmp_path, replace(one, hu=one.hu + 1)) != name
-    assert samples.write_samples(tmp_path, replace(one, person="p")) != name
-
-
 def test_a_missing_subject_is_refused(box_samples: Samples, tmp_path: Path) -> None:
     samples.write_samples(tmp_path, box_samples.chosen([L1]))
-    with pytest.raises(InputError, match="has no subject 'sub-x'; it has sub-box"):
+    with pytest.raises(InputError, match="has no subject 'sub-x', but for example sub-box"):
         samples.read_samples(tmp_path, "sub-x")
 
 

@@ -101,15 +101,6 @@ def test_an_address_that_cannot_be_opened_is_refused_with_a_sentence() -> None:
         store.read_index("nowhere://x/y")
 
 
-def test_a_parquet_store_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "sub-a-0123456789ab.parquet").touch()
-    for use in (store.read_index, store.group_names, store.write_index):
-        with pytest.raises(
-            InputError, match="holds Parquet files of an earlier version; .* with `transvert synthesize`"
-        ):
-            use(tmp_path)
-
-
 # The index
 
 

@@ -8,21 +8,18 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pandas as pd
 import pytest
 import trimesh
 import yaml
 from conftest import MIDDLES, Patient, axes_mm, inside_vertebra, part_alone, store_as
 from numpy.testing import assert_allclose, assert_array_equal
-from typer.testing import CliRunner
 
-from transvert import cli, levels
-from transvert.data import fetch, subjects, synthesis
+from transvert import levels
+from transvert.data import fetch, subjects
 from transvert.data.manifest import DataFile, Subject
 from transvert.imaging import mesh, volume
 from transvert.imaging.volume import Volume, cube_affine
 from transvert.io import InputError
-from transvert.model import evaluate
 from transvert.phantom import paint
 
 L1, L2, L3, SACRUM = 20, 21, 22, 26
@@ -120,36 +117,10 @@ def test_a_source_without_subjects_gets_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds neither VerSe's masks \(.*\) nor TotalSegmentator's output \("):
         subjects.find_subjects(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"^'nowhere' is no folder, no YAML file and none of the data manifests buu_"):
+    with pytest.raises(InputError, match=r"^There is no folder or data manifest 'nowhere'; use buu_"):
         subjects.find_subjects("nowhere")
     with pytest.raises(InputError, match=r"absent\.yaml does not exist"):
         subjects.find_subjects([tmp_path / "absent.yaml"])
-
-
-@pytest.mark.parametrize("kind", ["verse", "totalsegmentator", "manifest"])
-def test_synthesize_and_evaluate_take_the_same_sources(
-    patient: Patient, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put_totalsegmentator(patient, tmp_path / "scans/p1")
-    (tmp_path / "verse").mkdir()
-    (tmp_path / "verse/p1_seg-vert_msk.nii.gz").write_bytes(patient.mask_path.read_bytes())
-    layout = [{"role": "mask", "path": "{subject}_seg-vert_msk.nii.gz", "convention": "verse"}]
-    terms = dict.fromkeys(("name", "title", "version", "licence", "citation", "access"), "mine")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**terms, "folder": "verse", "layout": layout}))
-    source = tmp_path / {"verse": "verse", "totalsegmentator": "scans", "manifest": "mine.yaml"}[kind]
-    given: list[list[str]] = []
-    table = pd.DataFrame({"dice": [0.9]})
-
-    def take(found: subjects.SubjectStream, *_: object, **__: object) -> pd.DataFrame:
-        given.append([subject.name for subject in found if not subject.problem and subject.mask])
-        return table
-
-    monkeypatch.setattr(synthesis, "synthesize", take)
-    monkeypatch.setattr(evaluate, "evaluate_subjects", take)
-    for command in ("synthesize", "evaluate"):
-        done = CliRunner().invoke(cli.app, [command, str(source), "--out", str(tmp_path / "out")])
-        assert done.exit_code == 0, done.output
-    assert given == [["p1"], ["p1"]]
 
 
 # CTs, masks, phantoms
@@ -269,7 +240,7 @@ def test_several_vertebrae_of_one_file_are_its_pieces_from_the_head_down(tmp_pat
 @pytest.mark.parametrize(("missing", "value"), [("frame", ""), ("frame", "unstated"), ("unit", "unstated")])
 def test_a_surface_without_frame_or_unit_is_refused(tmp_path: Path, missing: str, value: str) -> None:
     path = write_column(tmp_path / "a.stl", "LPS", (0.0,), discs=0)
-    sentence = rf"^The manifest states no '{missing}' of the surface a\.stl; add the key '{missing}' there\.$"
+    sentence = rf"^The manifest states no '{missing}' of the surface a\.stl; add it there\.$"
     with pytest.raises(InputError, match=sentence):
         subjects.read_surfaces(of_surfaces({L1: path}, **{missing: value}))
     with pytest.raises(InputError, match="states no 'frame' of the surface"):
@@ -279,13 +250,11 @@ def test_a_surface_without_frame_or_unit_is_refused(tmp_path: Path, missing: str
 def test_surfaces_that_contradict_what_is_stated_are_refused(tmp_path: Path) -> None:
     one = write_column(tmp_path / "one.stl", "LPS", (0.0,), discs=0)
     for unit, length in (("mm", r"0\.07\d*"), ("cm", r"0\.7\d*")):
-        with pytest.raises(
-            InputError, match=rf"one\.stl is {length} mm long by its stated unit, which is no L1; correct"
-        ):
+        with pytest.raises(InputError, match=rf"one\.stl is {length} mm long, which is no L1; correct unit or level"):
             subjects.read_surfaces(of_surfaces({L1: one}, unit=unit))
     lower = write_column(tmp_path / "lower.stl", "LPS", (34.0,), discs=0)
     for found in (of_surfaces({L1: lower, L2: one}), of_surfaces({L1: one, L2: lower}, "LPI")):
-        with pytest.raises(InputError, match="of sub-stl don't stand one above the other in the order of their levels"):
+        with pytest.raises(InputError, match="The surfaces of sub-stl stand in another order than their levels"):
             subjects.read_surfaces(found)
     pair = write_column(tmp_path / "pair.stl", "LPS", (0.0, 34.0))
     near = write_column(tmp_path / "near.stl", "LPS", (0.0, 4.3))
@@ -318,7 +287,7 @@ def put_tables(folder: Path, points: str | None = None, corners: str | None = No
         subjects.Pattern(role="faces", path="{subject}/f.csv"),
     )
     found = fetch.Manifest.model_construct(name="mine", licence="", folder=folder.parent, layout=layout)
-    (subject,) = fetch.stream_subjects(found, roles="surface")
+    (subject,) = fetch.fetch_subjects(found, roles="surface")
     return subject
 
 
@@ -329,27 +298,20 @@ def test_vertices_and_faces_become_one_surface(tmp_path: Path) -> None:
         assert placed[level].is_watertight and placed[level].volume == pytest.approx(solid().volume)
         assert_allclose(placed[level].bounds, solid().bounds - [0, 0, drop], atol=1e-6)
     subject.files.pop(tmp_path / "scans/a/f.csv")
-    with pytest.raises(
-        InputError, match=r"^p\.csv of a has its faces in f\.csv, but no file of the role faces is named"
-    ):
+    with pytest.raises(InputError, match=r"^p\.csv has its faces in f\.csv, but a has no such file of the role faces"):
         subjects.read_surfaces(subject)
 
 
 @pytest.mark.parametrize(
     ("points", "corners", "sentence"),
     [
-        (None, "0,1,2\n", r"The faces in f\.csv must be whole numbers from 1 to \d+, the rows of p\.csv; correct them"),
+        (None, "0,1,2\n", r"The faces in f\.csv must be whole numbers from 1 to \d+, the rows of p\.csv"),
         (None, "1,2,999999\n", r"The faces in f\.csv must be whole numbers"),
         (None, "1,2,2.5\n", r"The faces in f\.csv must be whole numbers"),
-        (None, "", r"f\.csv must hold rows of three finite numbers with commas between \(loadtxt: input contained no"),
-        (
-            None,
-            "1,2,3\n1,2\n",
-            r"f\.csv must hold rows of three finite numbers with commas between \(the number of col",
-        ),
-        (None, "1,2,3,4\n", r"f\.csv must hold rows of three finite numbers with commas between \(there are others\)"),
-        ("x,y,z\n0,0,0\n", None, r"p\.csv must hold rows of three finite numbers with commas between \(could not conv"),
-        ("0,0,nan\n0,0,0\n", None, r"p\.csv must hold rows of three finite numbers"),
+        (None, "", r"f\.csv must hold rows of three finite numbers with commas between"),
+        (None, "1,2,3\n1,2\n", r"f\.csv must hold rows of three finite numbers"),
+        (None, "1,2,3,4\n", r"f\.csv must hold rows of three finite numbers"),
+        ("x,y,z\n0,0,0\n", None, r"p\.csv must hold rows of three finite numbers"),
         ("0 0 0\n", None, r"p\.csv must hold rows of three finite numbers"),
     ],
 )

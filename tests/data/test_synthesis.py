@@ -27,6 +27,7 @@ from transvert.data.subjects import find_subjects
 from transvert.data.synthesis import WORKER_ENVIRONMENT, open_client
 from transvert.imaging.volume import Volume
 from transvert.io import InputError
+from transvert.phantom import paint
 
 L1, L2, L3 = 20, 21, 22
 
@@ -82,11 +83,11 @@ def test_synthesize_fills_a_store_and_lists_what_failed(one: Subject, bad: Subje
 def test_the_first_reasons_are_given_if_all_fail(bad: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "store"
     monkeypatch.setattr(synthesis, "FEW", 9)
-    with pytest.raises(InputError, match=r"^No subject could be synthesised\. sub-bad: broken\.nii\.gz is cut short"):
-        _run(place, bad)
-    with pytest.raises(InputError, match=r"sub-2: .* 2 more are listed in failures\.csv\.$"):
+    with pytest.raises(
+        InputError, match=r"^No subject could be synthesised\. sub-0: broken\.nii\.gz is cut short.* lists"
+    ):
         _run(place, *(replace(bad, name=f"sub-{n}") for n in range(5)))
-    assert len(pd.read_csv(place / synthesis.FAILURES)) == 6
+    assert len(pd.read_csv(place / synthesis.FAILURES)) == 5
     with pytest.raises(InputError, match="There is no sample store"):
         store.read_index(place)
 
@@ -114,7 +115,10 @@ def test_subjects_are_made_again_only_if_files_or_settings_change(one: Subject, 
     assert set(store.read_index(place).person) == {"p"}
 
 
-def test_a_seed_matters_to_phantoms_alone(one: Subject, patient: Patient, tmp_path: Path) -> None:
+def test_a_seed_matters_to_phantoms_alone(
+    one: Subject, patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paint, "paint_phantom", lambda mask, seed: Volume(mask.data.astype(np.float32), mask.affine))
     place, phantom = tmp_path / "store", part_alone(patient, "sub-phantom", tmp_path / "m.nii.gz")
     _run(place, one, phantom)
     before = _times(place)
@@ -141,15 +145,15 @@ def _stated(sha256: str) -> DataFile:
     return DataFile(role="ct", subject="sub-one", sha256=sha256, url="https://example.org/a.nii.gz")
 
 
-def test_failures_are_removed_from_the_list_once_they_succeed(one: Subject, bad: Subject, tmp_path: Path) -> None:
+def test_the_list_of_failures_is_that_of_the_last_run(one: Subject, bad: Subject, tmp_path: Path) -> None:
     place = tmp_path / "store"
-    _run(place, one, bad, replace(bad, name="sub-other"))
+    _run(place, one, bad)
     _run(place, replace(one, name="sub-bad"))
-    assert pd.read_csv(place / synthesis.FAILURES).subject.tolist() == ["sub-other"]
+    assert pd.read_csv(place / synthesis.FAILURES).empty
     assert set(store.read_index(place).subject) == {"sub-one", "sub-bad"}
 
 
-def test_equal_names_a_missing_file_and_an_unforeseen_error_fail_alone(
+def test_a_missing_file_and_an_unforeseen_error_fail_alone(
     one: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = samples.cut_samples
@@ -161,20 +165,11 @@ def test_equal_names_a_missing_file_and_an_unforeseen_error_fail_alone(
 
     monkeypatch.setattr(samples, "cut_samples", break_down)
     gone = replace(one, name="sub-x", mask=tmp_path / "gone.nii.gz")
-    notes = synthesis.synthesize(
-        iter([one, replace(one, name="SUB-ONE"), gone, replace(one, name="sub-y")]), tmp_path / "store", progress=False
-    )
+    notes = synthesis.synthesize(iter([one, gone, replace(one, name="sub-y")]), tmp_path / "store", progress=False)
     assert notes[:-1] == [
-        "SUB-ONE: there are two subjects with the id SUB-ONE; rename one.",
         "sub-x: gone.nii.gz of sub-x does not exist.",
         "sub-y: ZeroDivisionError: division by zero",
     ]
-
-
-def test_an_object_store_can_be_filled(one: Subject, tmp_path: Path) -> None:
-    place = f"memory://{tmp_path.name}/store"
-    _run(place, one)
-    assert samples.read_samples(place, "sub-one").levels.tolist() == [L2]
 
 
 def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
@@ -190,21 +185,15 @@ def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "write_files", full)
-        with pytest.raises(InputError, match=r"^The disk of .*store is full; free some space and run this again"):
+        with pytest.raises(InputError, match=r"^The disk of .*store is full; make room and run this again"):
             _run(place, *many)
     first = _times(place)
     assert set(store.read_index(place).subject) == {"sub-0"}
     _run(place, *many)
     assert len(_times(place)) == 3 and first.items() <= _times(place).items()
-    assert not (place / synthesis.FAILURES).exists()
 
 
 # On workers
-
-
-def test_heavy_packages_are_imported_where_they_are_used() -> None:
-    code = "import sys, transvert.data.synthesis; print([m for m in ('dask', 'distributed', 'torch', 'zarr') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_cluster_at_an_address_makes_what_one_process_makes(one: Subject, bad: Subject, tmp_path: Path) -> None:
@@ -229,19 +218,18 @@ def test_a_cluster_at_an_address_makes_what_one_process_makes(one: Subject, bad:
         assert_array_equal(one_s.pictures, other_s.pictures)
 
 
-def test_a_worker_has_one_thread_and_its_memory_limit() -> None:
-    with open_client("", 1, "1 GB") as client:
+def test_a_worker_has_one_thread_and_its_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis, "WORKER_MEMORY", "1 GB")
+    with open_client("", 1) as client:
         (found,) = client.run(lambda: dict(os.environ)).values()
         assert WORKER_ENVIRONMENT.items() <= found.items()
         ((worker, threads),) = client.nthreads().items()
         assert threads == 1 and client.scheduler_info()["workers"][worker]["memory_limit"] == 10**9
 
 
-def test_no_cluster_and_no_amount_of_memory_are_refused(one: Subject, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No Dask scheduler answers at nowhere .*; start one with `dask scheduler`"):
+def test_an_address_without_a_cluster_is_refused(one: Subject, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No Dask scheduler answers at nowhere .*; start `dask scheduler`"):
         synthesis.synthesize([one], tmp_path / "store", scheduler="nowhere", progress=False)
-    with pytest.raises(InputError, match="'much' is not an amount of memory; write it as \"4 GB\""):
-        synthesis.synthesize([one], tmp_path / "store", workers=1, memory="much", progress=False)
 
 
 @pytest.fixture
@@ -297,13 +285,16 @@ def test_a_killed_run_leaves_a_store_and_the_next_one_completes_it(
     assert set(store.read_index(place).subject) == {f"sub-box_scan-{n}" for n in range(8)}
 
 
-def test_a_subject_too_large_for_its_worker_is_listed_and_the_rest_go_on(patient: Patient, tmp_path: Path) -> None:
+def test_a_subject_too_large_for_its_worker_is_listed_and_the_rest_go_on(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthesis, "WORKER_MEMORY", "600 MB")
     path = tmp_path / "large.nii"
     with path.open("wb") as file:
         file.write(_nifti_header((900, 900, 900)))
         file.truncate(352 + 900**3)
     subjects = [Subject("sub-large", None, path, "verse", {}, {}), _small(patient, "sub-one", tmp_path)]
-    notes = _run(tmp_path / "store", *subjects, workers=1, memory="600 MB")
+    notes = _run(tmp_path / "store", *subjects, workers=1)
     assert notes[:-1] == ["sub-large: it ended its workers, most likely for lack of memory; give them more."]
     assert set(store.read_index(tmp_path / "store").subject) == {"sub-one"}
 

@@ -1,10 +1,9 @@
 """Patches of radiographs around a vertebra, as a network expects them.
 
-The rays of a cone beam reach a vertebra far from the central ray obliquely, up to 15 degrees on a whole-spine radiograph.
-A network trained with rays along y and x of its cube would take this for a tilt of the vertebra. Its cube is therefore
-rotated until the local AP ray runs along y and the local lateral ray along x, as closely as two rays that are not quite
-perpendicular allow, and each patch is sampled in the rotated cube's own plane. What remains is the divergence of the
-rays within the cube, 2 degrees at its border. This companion's choice; the paper does not treat it.
+A cone beam reaches a vertebra far from the central ray obliquely, up to 15 degrees on a whole-spine radiograph. A network
+trained with rays along y and x of its cube would take this for a tilt of the vertebra. Its cube is therefore rotated
+until the local AP ray runs along y and the local lateral ray along x, as closely as the two rays allow, and each patch is
+sampled in the rotated cube's own plane. This companion's choice; the paper does not treat it.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ SPACING_MM = 1.5
 CENTROID_SIGMA_MM = 5.0
 """Standard deviation of a centroid map's Gaussian, as in the public port of the paper."""
 LEAST_ANGLE_DEG = 45.0
-"""Smallest angle between the rays of two views at a vertebra that still gives two different projections."""
+"""Smallest angle between the rays of two views at a vertebra."""
 CLIP = 5.0
-"""Standardised patches are clipped to this many standard deviations, so that a metal implant leaves contrast to the rest."""
+"""Standardised patches are clipped to this many standard deviations, for the sake of films with metal implants."""
 LOCAL_PIXELS = 8.0
-"""Standard deviation of the Gaussian neighbourhood of `standardise`: 12 mm in a sample's patch."""
+"""Standard deviation of the Gaussian neighbourhood of `standardise`: 12 mm in a patch."""
 FLOOR = 0.1
 """Share of the whole patch's variance that is added to the local one, so that noise is not amplified to look like bone."""
 _PARTS = 3
@@ -44,7 +43,7 @@ def crop_patches(
         films: the AP and the lateral picture, (rows, columns); brighter is more attenuation.
         views: their views.
         clicks: the vertebra's landmark in each picture, (2,) row and column.
-        centre: (3,) RAS mm, the middle of the cube.
+        centre: (3,) RAS mm, of the cube.
 
     Returns:
         (2, 2, 64, 64) float32 as from `network_input`, and (3, 3) as from `local_axes`.
@@ -62,14 +61,9 @@ def crop_patches(
 
 
 def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
-    """The right-handed frame nearest to the rays of two views at a point: one sees it from the front, one from the side.
+    """The right-handed frame nearest to the rays of an AP (or PA) and a lateral view at a point (3,) RAS mm.
 
     The signs of the rays follow the pictures, so that AP and PA views give one frame, and so do both lateral views.
-
-    Args:
-        ap: a view whose picture has the patient's right on the left.
-        lateral: a view whose picture has the patient's front on the left.
-        point: (3,) RAS mm.
 
     Returns:
         (3, 3), its columns are unit vectors in RAS: to the right, front and head of a patient as straight as the views.
@@ -111,10 +105,9 @@ def _oriented_ray(view: View, point: np.ndarray, sign: int) -> np.ndarray:
 def standardise(patch: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Removes local brightness and contrast, so that the patch shows the vertebra and not the body.
 
-    Lungs, heart and the body's outline vary 10 to 30 times as much over a patch of a whole-body radiograph as the
-    vertebra's bone does (measured on the embedded chest CT), and grey scales differ between films. Each pixel is
-    therefore divided by the standard deviation around it, after the mean around it is subtracted, both weighted by a
-    Gaussian of `LOCAL_PIXELS`. This companion's choice; radiograph processors do much the same for display.
+    Lungs, heart and the body's outline vary 10 to 30 times as much over a patch as the vertebra's bone does (measured on
+    the embedded chest CT), and grey scales differ between films. The mean around each pixel is subtracted, and the result
+    divided by the standard deviation around it, both weighted by a Gaussian of `LOCAL_PIXELS`. This companion's choice.
 
     Args:
         patch: (N, N) float.
@@ -150,12 +143,7 @@ def smoothing_matrix(size: int) -> np.ndarray:
 
 
 def cut_patch(
-    image: np.ndarray,
-    view: View,
-    centre: np.ndarray,
-    size: int,
-    spacing_mm: float,
-    steps: np.ndarray | None = None,
+    image: np.ndarray, view: View, centre: np.ndarray, size: int, spacing_mm: float, steps: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples a picture where it shows a square in space, so that the patch is life-sized at any magnification.
 
@@ -165,7 +153,7 @@ def cut_patch(
     Args:
         image: (rows, columns) float, a picture of `view`.
         view: parallel or cone.
-        centre: (3,) RAS mm, the patch's centre, at point ((size - 1) / 2, (size - 1) / 2).
+        centre: (3,) RAS mm, of the patch.
         size: points along each side.
         spacing_mm: between points, in the square.
         steps: (2, 3) unit vectors along the square's rows and columns; by default the view's own.
@@ -184,7 +172,7 @@ def cut_patch(
     row_step, column_step = steps
 
     def pixels(parts: tuple[int, int]) -> np.ndarray:
-        """The picture's pixel at each of the patch's points, which are split into parts along rows and columns."""
+        """The picture's pixel at each point of the patch, which is split into parts along rows and columns."""
         rows_mm, columns_mm = (((np.arange(size * n) + 0.5) / n - size / 2) * spacing_mm for n in parts)
         return view.project(centre + rows_mm[:, None, None] * row_step + columns_mm[None, :, None] * column_step)
 
@@ -215,29 +203,20 @@ def _bin(image: np.ndarray, where: np.ndarray, factor: np.ndarray) -> tuple[np.n
     return coarse, low + (factor - 1) / 2
 
 
-def centroid_map(offset: np.ndarray, size: int = SIZE, sigma_mm: float = CENTROID_SIGMA_MM) -> np.ndarray:
-    """(size, size) float32: a Gaussian that is 1 at the landmark.
-
-    Args:
-        offset: (2,) mm along rows and columns from the patch's centre to the landmark.
-        size: pixels along each side, `SPACING_MM` apart.
-        sigma_mm: the Gaussian's standard deviation.
-    """
-    steps = (np.arange(size) - (size - 1) / 2) * SPACING_MM
+def centroid_map(offset: np.ndarray, sigma_mm: float = CENTROID_SIGMA_MM) -> np.ndarray:
+    """(64, 64) float32: a Gaussian that is 1 at the landmark, `offset` (2,) mm from the patch's centre."""
+    steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     rows, columns = (np.exp(-0.5 * ((steps - o) / sigma_mm) ** 2) for o in offset)
     return np.outer(rows, columns).astype(np.float32)
 
 
 def network_input(patches: np.ndarray, valid: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """A network's input from two patches.
+    """(2, 2, 64, 64) float32, a network's input: per view the standardised patch and the centroid map.
 
     Args:
         patches: (2, 64, 64), AP and lateral, brighter is more attenuation, any linear grey scale.
         valid: (2, 64, 64) bool, False beyond the film.
         offsets: (2, 2) mm along rows and columns from each patch's centre to its landmark.
-
-    Returns:
-        (2, 2, 64, 64) float32: per view the standardised patch and the centroid map.
     """
     pairs = zip(patches, valid, offsets, strict=True)
     return np.stack([[standardise(patch, inside), centroid_map(offset)] for patch, inside, offset in pairs])

@@ -52,7 +52,7 @@ class Samples:
         field_of_view: one of `FIELDS_OF_VIEW`.
         person: the name that all scans of one person share; "" if it is the subject's name.
         official_split: the data set's own split, such as "training", or "".
-        counts: number of vertebrae of the mask by kind (whole, truncated, merged ...), as `clean_mask` counts them.
+        counts: number of vertebrae of the mask by kind, as `clean_mask` counts them.
     """
 
     subject: str
@@ -74,7 +74,7 @@ class Samples:
 
     @property
     def names(self) -> list[str]:
-        """The names of the levels, such as "T4"."""
+        """Names of the levels, such as "T4"."""
         return [levels.name(level) for level in self.levels]
 
     def targets(self) -> np.ndarray:
@@ -109,20 +109,17 @@ def cut_samples(
     projection: str = "parallel",
     field_of_view: str = "full",
 ) -> Samples:
-    """Cuts the samples of one subject out of its CT (or phantom) and mask.
+    """Cuts the samples of a subject's whole vertebrae, head to tail, cleaned and chosen by `clean_mask`.
 
     Args:
         ct: HU; its grid may differ from the mask's, both are placed by world coordinates.
         mask: VerSe levels.
-        subject: the subject's name.
+        subject: its name.
         source: "ct" or "phantom".
         projection: "parallel", or "cone" with the distances of `geometry` around the middle of the projected volume.
         field_of_view: "full" projects the whole CT, so that ribs and bowel overlie the vertebra as on a radiograph.
             "crop" projects each vertebra's cube of 96 mm alone, resampled to 1.5 mm, as the public benchmark does: an
             easier task.
-
-    Returns:
-        The subject's whole vertebrae, head to tail, cleaned and chosen by `clean_mask`.
 
     Raises:
         InputError: no whole vertebra is left; unknown field of view or projection.
@@ -147,7 +144,7 @@ def cut_samples(
         levels=np.array(list(found), np.uint8),
         centroids=np.array(centroids, np.float32),
         hu=np.array(hu),
-        labels=np.array(_cut_labels(mask, found, centroids)),
+        labels=_cut_labels(mask, found, centroids),
         pictures=pictures,
         notes=cleaned.notes,
         field_of_view=field_of_view,
@@ -155,25 +152,21 @@ def cut_samples(
     )
 
 
-def _cut_labels(mask: Volume, found: dict[int, masks.Part], centres: list[np.ndarray]) -> list[np.ndarray]:
-    """(84, 84, 84) uint8 around each centre: the mask's labels, with cleaned vertebrae in place of the mask's own."""
-    kept = np.arange(256, dtype=np.uint8)
-    kept[list(found)] = 0
-    clean = kept[mask.data]
+def _cut_labels(mask: Volume, found: dict[int, masks.Part], centres: list[np.ndarray]) -> np.ndarray:
+    """(N, 84, 84, 84) uint8, the mask's labels around each centre, with cleaned vertebrae in place of its own."""
+    labels = Volume(np.where(np.isin(mask.data, list(found)), np.uint8(0), mask.data), mask.affine)
     for level, (part, box) in found.items():
-        clean[box][part] = level
-    labels = Volume(clean, mask.affine)
-    return [cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centres]
+        labels.data[box][part] = level
+    return np.array([cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centres])
 
 
 def _project_full(ct: Volume, centres: list[np.ndarray], projection: str) -> np.ndarray:
     """(N, 2, 84, 84) float32, patches around the centres in both views of a whole volume; NaN beyond the pictures."""
     attenuation = Volume(projector.attenuation(ct.data), ct.affine)
-    views = body_views(ct, projection)
-    pictures = [projector.cast(attenuation, view) for view in views]
     patches = np.empty((len(centres), 2, WIDE, WIDE), np.float32)
-    for n, centre in enumerate(centres):
-        for v, (picture, view) in enumerate(zip(pictures, views, strict=True)):
+    for v, view in enumerate(body_views(ct, projection)):
+        picture = projector.cast(attenuation, view)
+        for n, centre in enumerate(centres):
             patch, valid = cut_patch(picture, view, centre, WIDE, SPACING_MM)
             patches[n, v] = np.where(valid, patch, np.nan)
     return patches
@@ -190,11 +183,7 @@ def _project_crop(hu: np.ndarray, centre: np.ndarray, projection: str) -> np.nda
 
 
 def body_views(volume: Volume, projection: str) -> tuple[geometry.View, geometry.View]:
-    """The AP and left lateral views of a whole volume, parallel or cone, with pixels of `DRR_PIXEL_MM` in the body.
-
-    Raises:
-        InputError: an unknown projection.
-    """
+    """The AP and left lateral views of a whole volume, "parallel" or "cone", with pixels of `DRR_PIXEL_MM` in the body."""
     cone, pixel_mm = _detector(projection, DRR_PIXEL_MM)
     ap, lateral = (geometry.covering_view(name, volume.corners(), pixel_mm, cone=cone) for name in VIEWS)
     return ap, lateral
@@ -211,13 +200,7 @@ def _detector(projection: str, pixel_mm: float) -> tuple[bool, float]:
 def write_samples(store: str | Path, samples: Samples, digest: str = "") -> str:
     """Writes a subject's samples into a store, in place of any that it has of the same subject.
 
-    Args:
-        store: a folder, or an address that fsspec knows.
-        samples: at least one.
-        digest: hexadecimal; identifies what the samples were made from. By default a hash of the samples themselves.
-
-    Returns:
-        The name of the group. `read_index` finds it from now on; `store.write_index` makes that faster.
+    `digest` identifies what the samples were made from; by default it is a hash of the samples. Returns the group's name.
     """
     arrays = {name: getattr(samples, name) for name in _ARRAYS}
     rows = pd.DataFrame(
@@ -251,23 +234,15 @@ def read_samples(store: str | Path, subject: str) -> Samples:
     index = read_index(store)
     rows = index[index["subject"] == subject]
     if rows.empty:
-        known = sorted(set(index["subject"]))
-        more = f" and {len(known) - 8} more" if len(known) > 8 else ""
-        raise InputError(f"The store {store} has no subject '{subject}'; it has {', '.join(known[:8])}{more}.")
+        raise InputError(f"The store {store} has no subject '{subject}', but for example {index['subject'].iloc[0]}.")
     return StoredSamples(SampleCache(store), rows).load()
 
 
 class StoredSamples:
-    """The samples of one subject that stay in their store. Training reads them one by one, as it does `Samples`.
-
-    Args:
-        cache: of the store, shared by its subjects.
-        rows: the subject's rows of the store's index, in the wanted order.
-    """
+    """The samples of one subject, by its rows of the store's index. Training reads them one by one, as `Samples`."""
 
     def __init__(self, cache: SampleCache, rows: pd.DataFrame):
-        self._cache = cache
-        self._rows = rows
+        self._cache, self._rows = cache, rows
         self.subject, self.source, self.field_of_view = rows[["subject", "source", "field_of_view"]].iloc[0]
         self.levels = np.array([levels.number(level) for level in rows["level"]], np.uint8)
         self._places = list(zip(rows["group"], rows["row"], strict=True))
@@ -276,7 +251,7 @@ class StoredSamples:
         return len(self._places)
 
     def prefetch(self, row: int) -> None:
-        """Starts to read a sample in the background, so that `sample` need not wait for it."""
+        """Starts to read a sample in the background."""
         self._cache.prefetch(*self._places[row])
 
     def sample(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

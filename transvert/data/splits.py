@@ -49,15 +49,18 @@ def split_index(index: pd.DataFrame, name: str) -> pd.DataFrame:
 def _held_out(index: pd.DataFrame, name: str) -> np.ndarray | pd.Series:
     """Whether each sample is held out by a split that has a rule."""
     people, (kind, _, rest) = index["person"], name.partition(":")
-    if name == "subjects":
+    if kind == "subjects":
         everyone = sorted(set(people))
         return people.isin(everyone[4::5] or everyone[1:][-1:])
-    if name == "official":
+    if kind == "official":
         return index["official_split"] != "training"
-    if name == "all":
+    if kind == "all":
         return np.zeros(len(index), bool)
     if kind == "folds":
-        return people.isin(_fold(index, name))
+        count, _, group = rest.partition(":")
+        if not (count.isdecimal() and group.isdecimal() and 1 <= int(group) <= int(count)):
+            raise InputError(f"'{name}' is not one split; write folds:K:N for group N of K, such as folds:5:1.")
+        return people.isin(group_people(index, int(count))[int(group) - 1])
     held = people[(people == rest) | (index["subject"] == rest)]
     if held.empty:
         known = people.iloc[0]
@@ -77,39 +80,26 @@ def group_people(index: pd.DataFrame, count: int) -> list[list[str]]:
     if not 2 <= count <= len(sizes):
         raise InputError(f"{len(sizes)} people can't be put into {count} groups; use 2 to {len(sizes)}.")
     groups: list[list[str]] = [[] for _ in range(count)]
-    totals = [0] * count
     for person in sorted(sizes.index, key=lambda person: (-sizes[person], person)):
-        least = totals.index(min(totals))
-        groups[least].append(person)
-        totals[least] += int(sizes[person])
+        min(groups, key=lambda group: sizes[group].sum()).append(person)
     return groups
 
 
-def _fold(index: pd.DataFrame, name: str) -> list[str]:
-    """The people that "folds:K:N" holds out."""
-    parts = name.split(":")[1:]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[1]) <= int(parts[0]):
-        raise InputError(f"'{name}' is not one split; write folds:K:N for group N of K, such as folds:5:1.")
-    return group_people(index, int(parts[0]))[int(parts[1]) - 1]
-
-
 def iterate_folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The trainings of a split: one, or several that together hold out each person once.
+    """Yields the trainings of a split: one, or several that together hold out each person once.
 
     Args:
         index: a store's index.
         name: as in `split_index`; or "loso" for one training per person, "folds:K" for one per group of people.
 
     Yields:
-        The training's name and its index as from `split_index`. The name is the held-out person for "loso", "fold1" and
-        so on for "folds:K", and "" for a single training.
+        The held-out person ("loso"), "fold1" and so on ("folds:K"), or ""; and the index as from `split_index`.
     """
     kind, _, count = name.partition(":")
     if name == "loso":
         parts = {person: f"loso:{person}" for person in sorted(set(index["person"]))}
     elif kind == "folds" and count.isdecimal():
-        group_people(index, int(count))  # Refuses a bad count before anything is trained.
-        parts = {f"fold{n}": f"{name}:{n}" for n in range(1, int(count) + 1)}
+        parts = {f"fold{n + 1}": f"{name}:{n + 1}" for n in range(len(group_people(index, int(count))))}
     else:
         parts = {"": name}
     for fold, part in parts.items():
@@ -117,25 +107,20 @@ def iterate_folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.Data
 
 
 def train_and_watched(rows: pd.DataFrame, patience: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The samples that a training learns from and the samples that it is validated on.
+    """Divides the rows of `split_index` into training and validation.
 
     Validation uses the held-out people. With early stopping (patience above 0) it uses every fifth training person
     instead, so that the test data influences no choice.
     """
-    learned, watched = rows[rows["split"] == "train"], rows[rows["split"] != "train"]
     if patience:
-        inner = split_index(learned, "subjects")
-        learned, watched = inner[inner["split"] == "train"], inner[inner["split"] != "train"]
-    return learned, watched
+        rows = split_index(rows[rows["split"] == "train"], "subjects")
+    return rows[rows["split"] == "train"], rows[rows["split"] != "train"]
 
 
 def stream_samples(place: str | Path, rows: pd.DataFrame, *, keep: int = 1000) -> list[StoredSamples]:
     """The samples of rows of a store's index, one entry per subject, left in the store until needed.
 
-    Args:
-        place: the store.
-        rows: of its index, or of `split_index`.
-        keep: number of samples kept in memory once read, 1.8 MB each.
+    `keep` samples stay in memory once they are read, 1.8 MB each.
     """
     cache = SampleCache(place, keep)
     return [StoredSamples(cache, part) for _, part in rows.groupby("subject", sort=False)]

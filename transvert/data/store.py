@@ -3,12 +3,10 @@
     store/index.json
     store/sub-verse004-0123456789ab/.zgroup  .zattrs  hu/  labels/  pictures/
 
-Each array has one chunk per sample, so that a sample is read without its neighbours, from a folder or from any address
-that fsspec knows, such as `s3://bucket/store`. Chunks are byte-shuffled and compressed by zstd with a checksum.
-
-Many processes write at once, because each subject has its own group. A group counts from the moment it has attributes,
-which are written last: a subject is there whole or not at all. The index only saves time: a store is readable without
-it, and an outdated one is completed from the groups' attributes.
+A store is a folder, or any address that fsspec knows, such as `s3://bucket/store`. Each array has one chunk per sample,
+byte-shuffled and compressed by zstd with a checksum. Many processes write at once, each its own groups. A group counts
+from the moment it has attributes, which are written last: a subject is there whole or not at all. The index only saves
+time: an absent or outdated one is completed from the groups' attributes.
 """
 
 from __future__ import annotations
@@ -37,6 +35,10 @@ def group_name(subject: str, digest: str) -> str:
     return f"{subject}-{digest[:12]}"
 
 
+def _subject(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
 def group_names(store: str | Path) -> list[str]:
     """The names of the complete groups of a store; none where there is no store."""
     return sorted(_read_attributes(store))
@@ -53,30 +55,23 @@ def write_files(store: str | Path, contents: dict[str, bytes]) -> None:
             temporary.write_bytes(content)
 
 
-def read_file(store: str | Path, name: str) -> bytes | None:
-    """The content of a file of a store; None where there is none."""
-    files, folder, _ = _locate(store)
-    try:
-        return files.cat_file(f"{folder}/{name}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def write_group(store: str | Path, name: str, rows: pd.DataFrame, arrays: dict[str, np.ndarray]) -> None:
     """Writes a subject's group, whole or not at all, in place of all earlier groups of the same subject.
 
     Args:
-        store: a folder, or an address that fsspec knows.
+        store: the store.
         name: from `group_name`.
         rows: the index's entry for each sample: text and numbers, with a column `subject`.
-        arrays: (N, ...) per name, one chunk per sample. No value may be the least of a signed or the greatest of an
-            unsigned integer type, or -inf: these mark a lost chunk.
+        arrays: (N, ...) per name. No value may be that of `_mark_of_loss`.
     """
     write_files(store, {f"{name}/{key}": content for key, content in _encode(arrays).items()})
     files, _, _ = _locate(store)
     for other, path in _list_groups(store).items():
         if other != name and _subject(other) == _subject(name):
-            _remove_group(files, path)
+            # The attributes first: what is left after a kill does not count.
+            for target in (f"{path}/{_ATTRIBUTES}", path):
+                with contextlib.suppress(FileNotFoundError):
+                    files.rm(target, recursive=True)
     write_files(store, {f"{name}/{_ATTRIBUTES}": json.dumps({"rows": rows.to_dict("records")}).encode()})
 
 
@@ -103,10 +98,10 @@ def read_index(store: str | Path) -> pd.DataFrame:
     Raises:
         InputError: there is no store, or a group is damaged.
     """
-    found = _read_attributes(store)
-    if not found:
+    found = _as_table(_read_attributes(store))
+    if found.empty:
         raise InputError(f"There is no sample store at {store}; run notebook 01 or `transvert synthesize` first.")
-    return _as_table(found)
+    return found
 
 
 def write_index(store: str | Path) -> pd.DataFrame:
@@ -118,12 +113,7 @@ def write_index(store: str | Path) -> pd.DataFrame:
 
 
 class SampleCache:
-    """Reads samples of a store, ahead of time if wished, and keeps those read last.
-
-    Args:
-        store: as in `write_group`.
-        keep: number of samples kept in memory.
-    """
+    """Reads samples of a store, ahead of time if wished, and keeps the last `keep` of them in memory."""
 
     def __init__(self, store: str | Path, keep: int = 1000):
         self.store = store
@@ -167,26 +157,11 @@ def _list_groups(store: str | Path) -> dict[str, str]:
     files, folder, _ = _locate(store)
     files.invalidate_cache()
     try:
-        entries = {entry["name"].rstrip("/"): entry["type"] for entry in files.ls(folder, detail=True)}
+        entries = files.ls(folder, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    if any(path.endswith(".parquet") for path in entries):
-        raise InputError(
-            f"The store {store} holds Parquet files of an earlier version; delete it and make it again with "
-            "`transvert synthesize`."
-        )
-    return {path.rpartition("/")[2]: path for path, kind in entries.items() if kind == "directory"}
-
-
-def _subject(name: str) -> str:
-    return name.rpartition("-")[0]
-
-
-def _remove_group(files: Any, path: str) -> None:
-    """Removes a group, its attributes first: what is left after a kill does not count."""
-    for target in (f"{path}/{_ATTRIBUTES}", path):
-        with contextlib.suppress(FileNotFoundError):
-            files.rm(target, recursive=True)
+    paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+    return {path.rpartition("/")[2]: path for path in paths}
 
 
 def _encode(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
@@ -234,33 +209,30 @@ def _open_arrays(store: str, name: str) -> dict[str, Any]:
 
 
 def _damage(name: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()).rstrip(".")
     return InputError(
-        f"The samples {name} can't be read ({reason}); if they are damaged, delete this folder of the store and run "
-        "`transvert synthesize` again."
+        f"The samples {name} can't be read ({' '.join(str(error).split())}); if they are damaged, delete this folder of "
+        "the store and run `transvert synthesize` again."
     )
 
 
 def _read_attributes(store: str | Path) -> dict[str, Any]:
     """The attributes of every complete group by name: from the index where it has them, else from the groups."""
+    files, folder, _ = _locate(store)
     paths = _list_groups(store)
     try:
-        written = json.loads(read_file(store, INDEX) or b"{}")
-    except ValueError:
+        written = json.loads(files.cat_file(f"{folder}/{INDEX}"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         written = {}
     found = {name: written[name] for name in paths if name in written}
     unknown = {f"{path}/{_ATTRIBUTES}": name for name, path in paths.items() if name not in found}
-    files, _, _ = _locate(store)
     for path, content in (files.cat(list(unknown), on_error="return") if unknown else {}).items():
         if isinstance(content, FileNotFoundError):
             continue
         try:
-            if isinstance(content, Exception):
-                raise content
             found[unknown[path]] = json.loads(content)
             found[unknown[path]]["rows"][0]["subject"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise _damage(unknown[path], error) from None
+        except (ValueError, LookupError, TypeError) as error:
+            raise _damage(unknown[path], content if isinstance(content, Exception) else error) from None
     return found
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from transvert import levels
 from transvert.data import fetch
-from transvert.data.manifest import Manifest, Pattern, Subject, available_manifests, load_manifest
+from transvert.data.manifest import Manifest, Pattern, Subject, load_manifest
 from transvert.imaging import mesh, volume
 from transvert.imaging.volume import AIR_HU, Volume
 from transvert.io import InputError
@@ -24,8 +22,6 @@ from transvert.phantom import paint
 
 if TYPE_CHECKING:
     import trimesh
-
-SOURCE_ROLES = ("ct", "mask", "surface")
 
 _SPACING_MM = 1.0
 _LEAST_PITCH_MM = 6.0
@@ -49,56 +45,48 @@ _TOTALSEGMENTATOR = (
 
 @dataclass(frozen=True)
 class SubjectStream:
-    """Subjects that are fetched while they are iterated; `len` is their number."""
+    """Subjects that are fetched while they are iterated. An unusable subject is yielded with its `problem`."""
 
-    count: int
-    start: Callable[[], Iterator[Subject]]
+    found: list[tuple[fetch.Cache, str, list]]
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.found)
 
     def __iter__(self) -> Iterator[Subject]:
-        return self.start()
+        seen: set[str] = set()
+        for cache, name, files in self.found:
+            try:
+                if name.casefold() in seen:  # Some file systems do not distinguish upper and lower case.
+                    raise InputError(f"There are two subjects {name}; rename one.")
+                subject = fetch.make_subject(name, files, cache)
+            except InputError as error:
+                subject = Subject(name, problem=str(error))
+            seen.add(name.casefold())
+            yield subject
 
 
 def find_subjects(sources: str | Path | Iterable[str | Path]) -> SubjectStream:
-    """The subjects of what a user names. An unusable subject is yielded with its `problem`.
+    """Finds the subjects of what a user names.
 
     Args:
-        sources: one or several of: a data manifest's name; the path of a manifest (.yaml); a folder in VerSe's layout
-            (`*_seg-vert_msk.nii.gz`, with `*_ct.nii.gz` beside it or below `rawdata/`); a folder of TotalSegmentator's
-            output (a folder a subject, with `ct.nii.gz` and either `segmentations/vertebrae_L1.nii.gz` and so on, or one
-            multilabel file `segmentations.nii.gz`).
+        sources: one or several of: a manifest's name; the path of a manifest (.yaml); a folder in VerSe's layout; a
+            folder of TotalSegmentator's output. `data_manifests/README.md` describes both layouts.
 
     Raises:
         InputError: a source that is none of these, or holds no subject.
     """
-    streams = [_find_source(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
-
-    def start() -> Iterator[Subject]:
-        seen: set[str] = set()
-        for subject in itertools.chain.from_iterable(streams):
-            key = subject.name.casefold()  # Some file systems do not distinguish upper and lower case.
-            if key in seen:
-                subject = Subject(subject.name, problem=f"There are two subjects {subject.name}; rename one.")
-            seen.add(key)
-            yield subject
-
-    return SubjectStream(sum(map(len, streams)), start)
+    found = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        if Path(source).is_dir():
+            cache, listing = _find_in_folder(Path(os.path.abspath(source)))
+        else:
+            cache = fetch.Cache(load_manifest(source), progress=True)
+            listing = fetch.list_files(cache, ("ct", "mask", "surface"))
+        found += [(cache, name, files) for name, files in listing.items()]
+    return SubjectStream(found)
 
 
-def _find_source(source: str | Path) -> SubjectStream:
-    if Path(source).is_dir():
-        return _find_in_folder(Path(os.path.abspath(source)))
-    if Path(source).suffix not in (".yaml", ".yml") and source not in available_manifests():
-        known = ", ".join(available_manifests())
-        raise InputError(f"'{source}' is no folder, no YAML file and none of the data manifests {known}.")
-    manifest = load_manifest(source)
-    names = fetch.subject_names(manifest, roles=SOURCE_ROLES)
-    return SubjectStream(len(names), lambda: fetch.stream_subjects(manifest, roles=SOURCE_ROLES, strict=False))
-
-
-def _find_in_folder(root: Path) -> SubjectStream:
+def _find_in_folder(root: Path) -> tuple[fetch.Cache, fetch.Listing]:
     """The subjects of a folder in VerSe's layout, or else of one of TotalSegmentator's output."""
     # With its own name before each path, a single subject's folder fits the same patterns.
     paths = [(f"{root.name.lstrip('.')}/{path}", file) for path, file in fetch.walk_folder(root)]
@@ -107,13 +95,11 @@ def _find_in_folder(root: Path) -> SubjectStream:
     raw = [(f"rawdata/{path}", file) for folder in beside for path, file in fetch.walk_folder(folder)]
     name = f"{root.name}-{zlib.crc32(str(root).encode()):08x}"
     for layout, more in ((_VERSE, raw), (_TOTALSEGMENTATOR, [])):
-        cache = fetch.Cache(Manifest.model_construct(name=name, licence="", layout=layout), Path())
+        cache = fetch.Cache(Manifest.model_construct(name=name, licence="", layout=layout))
         listing = fetch.sort_paths(cache.manifest, [*paths, *more])
-        found = [(n, files) for n, files in listing.items() if any(file.role == "mask" for file, _ in files)]
-        if found:
-            return SubjectStream(
-                len(found), partial(itertools.starmap, partial(fetch.make_subject, cache=cache), found)
-            )
+        masked = {n: files for n, files in listing.items() if any(file.role == "mask" for file, _ in files)}
+        if masked:
+            return cache, masked
     raise InputError(
         f"The folder {root} holds neither VerSe's masks (*_seg-vert_msk.nii.gz) nor TotalSegmentator's output "
         "(SUBJECT/segmentations/vertebrae_L1.nii.gz, or one multilabel file SUBJECT/segmentations.nii.gz)."
@@ -123,12 +109,9 @@ def _find_in_folder(root: Path) -> SubjectStream:
 def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, str]:
     """Reads a subject's CT and mask, or paints a phantom where there is no CT.
 
-    Args:
-        subject: with a mask or with surfaces.
-        seed: of the phantom's material, which also depends on the subject's name.
-
     Returns:
-        CT or phantom, float32, HU; mask on the same grid, uint8, VerSe levels; and "ct" or "phantom".
+        CT or phantom, float32, HU; mask on the same grid, uint8, VerSe levels; and "ct" or "phantom". The phantom's
+        material depends on the seed and the subject's name.
 
     Raises:
         InputError: the subject has a problem, or neither mask nor surfaces; a file can't be used; CT and mask lie on
@@ -139,14 +122,13 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
     if subject.mask is not None:
         mask = read_subject_mask(subject)
     elif subject.surfaces:
-        solids = {level: mesh.voxelise(found, _SPACING_MM) for level, found in read_surfaces(subject).items()}
-        mask = _merge(solids)
+        mask = _merge({level: mesh.voxelise(found, _SPACING_MM) for level, found in read_surfaces(subject).items()})
     else:
         raise InputError(f"The subject {subject.name} has neither a mask nor surfaces of vertebrae.")
     if subject.ct is None:
         return paint.paint_phantom(mask, zlib.crc32(f"{subject.name}/{seed}".encode())), mask, "phantom"
     ct = volume.read_ct(subject.ct)
-    if _is_cropped(subject):
+    if subject.mask in subject.files and subject.files[subject.mask].cropped:
         ct = _add_margin(ct, AIR_HU)
     volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
     # The affines of one grid, written by two programs, may differ in rounding.
@@ -164,12 +146,7 @@ def read_subject_mask(subject: Subject) -> Volume:
     file = subject.files.get(subject.mask)
     if file and file.without:
         mask.data[np.isin(mask.data, file.without)] = 0
-    return _add_margin(mask, 0) if _is_cropped(subject) else mask
-
-
-def _is_cropped(subject: Subject) -> bool:
-    file = subject.files.get(subject.mask) if subject.mask else None
-    return file is not None and file.cropped
+    return _add_margin(mask, 0) if file and file.cropped else mask
 
 
 def _add_margin(inside: Volume, fill: float) -> Volume:
@@ -179,59 +156,49 @@ def _add_margin(inside: Volume, fill: float) -> Volume:
 
 
 def read_surfaces(subject: Subject) -> dict[int, trimesh.Trimesh]:
-    """Reads a subject's surfaces and brings them to RAS millimetres by the frame and unit that its manifest states.
+    """Reads the surface of each VerSe level of a subject, in RAS millimetres by the frame and unit that are stated.
 
     Levels that share a file are its largest pieces (`mesh.largest_pieces`), from the head down along the stated frame.
-
-    Returns:
-        VerSe level to surface.
 
     Raises:
         InputError: a file without frame or unit; an unreadable surface; pieces that do not stand one above the other; a
             vertebra of an impossible size; vertebrae that are not in the order of their levels.
     """
-    shown: dict[Path, list[int]] = {}
-    for level in levels.in_order(set(subject.surfaces)):
-        shown.setdefault(subject.surfaces[level], []).append(level)
     placed: dict[int, trimesh.Trimesh] = {}
-    for path, names in shown.items():
+    for path in dict.fromkeys(subject.surfaces.values()):
+        shown = levels.in_order({level for level, other in subject.surfaces.items() if other == path})
         file = subject.files.get(path)
         for key in ("frame", "unit"):
-            if file is None or getattr(file, key) in ("", "unstated"):
-                raise InputError(
-                    f"The manifest states no '{key}' of the surface {path.name}; add the key '{key}' there."
-                )
+            if getattr(file, key, "") in ("", "unstated"):
+                raise InputError(f"The manifest states no '{key}' of the surface {path.name}; add it there.")
         assert file is not None
         pieces = [_read_surface(subject, path)]
-        if len(names) > 1:
-            pieces = mesh.largest_pieces(pieces[0], len(names), path.name)
+        if len(shown) > 1:
+            pieces = mesh.largest_pieces(pieces[0], len(shown), path.name)
         pieces = [mesh.surface_to_ras(piece, file.unit, file.frame) for piece in pieces]
         pieces.sort(key=lambda piece: -piece.center_mass[2])
-        if len(names) > 1 and -np.diff([piece.center_mass[2] for piece in pieces]).max() < _LEAST_PITCH_MM:
+        if len(shown) > 1 and -np.diff([piece.center_mass[2] for piece in pieces]).max() < _LEAST_PITCH_MM:
             raise InputError(
-                f"The {len(names)} vertebrae of {path.name} don't stand one above the other; correct its frame, or give "
-                "each a file."
+                f"The {len(shown)} vertebrae of {path.name} don't stand one above the other; correct its frame."
             )
-        placed |= dict(zip(names, pieces, strict=True))
+        placed |= dict(zip(shown, pieces, strict=True))
     _check_surfaces(subject, placed)
     return {level: placed[level] for level in subject.surfaces}
 
 
 def _check_surfaces(subject: Subject, placed: dict[int, trimesh.Trimesh]) -> None:
     """Refuses surfaces whose sizes or order contradict the stated units, frames and levels."""
-    heights = []
-    for level in levels.in_order(set(placed) & set(levels.VERTEBRAE)):
+    vertebrae = levels.in_order(set(placed) & set(levels.VERTEBRAE))
+    for level in vertebrae:
         length = float(placed[level].extents.max())
         if not _LENGTH_MM[0] <= length <= _LENGTH_MM[1]:
+            name = subject.surfaces[level].name
             raise InputError(
-                f"{subject.surfaces[level].name} is {length:.3g} mm long by its stated unit, which is no "
-                f"{levels.name(level)}; correct its unit or its level."
+                f"{name} is {length:.3g} mm long, which is no {levels.name(level)}; correct unit or level."
             )
-        heights.append(placed[level].center_mass[2])
-    if (np.diff(heights) >= 0).any():
+    if (np.diff([placed[level].center_mass[2] for level in vertebrae]) >= 0).any():
         raise InputError(
-            f"The surfaces of {subject.name} don't stand one above the other in the order of their levels; correct their "
-            "frames or levels."
+            f"The surfaces of {subject.name} stand in another order than their levels; correct the frames."
         )
 
 
@@ -241,17 +208,12 @@ def _read_surface(subject: Subject, path: Path) -> trimesh.Trimesh:
     if not name:
         return mesh.read_surface(path)
     # A cached file's name begins with digits of its hash.
-    files = (other for other, file in subject.files.items() if file.role == "faces")
-    faces = [other for other in files if other.name == name or other.name.endswith(f"-{name}")]
+    faces = [other for other, file in subject.files.items() if file.role == "faces" and other.name.endswith(name)]
     if not faces:
-        raise InputError(
-            f"{path.name} of {subject.name} has its faces in {name}, but no file of the role faces is named so; add it."
-        )
+        raise InputError(f"{path.name} has its faces in {name}, but {subject.name} has no such file of the role faces.")
     points, corners = _read_table(path), _read_table(faces[0])
     if not ((corners == np.rint(corners)) & (corners >= 1) & (corners <= len(points))).all():
-        raise InputError(
-            f"The faces in {name} must be whole numbers from 1 to {len(points)}, the rows of {path.name}; correct them."
-        )
+        raise InputError(f"The faces in {name} must be whole numbers from 1 to {len(points)}, the rows of {path.name}.")
     import trimesh
 
     surface = trimesh.Trimesh(points, corners.astype(int) - 1, process=False)
@@ -262,16 +224,12 @@ def _read_surface(subject: Subject, path: Path) -> trimesh.Trimesh:
 def _read_table(path: Path) -> np.ndarray:
     """(N, 3) float64 of a CSV file without a heading."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            rows = np.loadtxt(path, delimiter=",", ndmin=2, comments=None, encoding="utf-8-sig")
-        if rows.shape[1] != 3 or not np.isfinite(rows).all():
-            raise ValueError("there are others")
-    except (ValueError, UserWarning) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise InputError(
-            f"{path.name} must hold rows of three finite numbers with commas between ({reason})."
-        ) from None
+        with warnings.catch_warnings(action="ignore"):  # An empty file is refused below.
+            rows = np.loadtxt(path, delimiter=",", ndmin=2)
+    except ValueError:
+        rows = np.zeros((0, 0))
+    if rows.shape[1] != 3 or not np.isfinite(rows).all():
+        raise InputError(f"{path.name} must hold rows of three finite numbers with commas between.")
     return rows
 
 

@@ -5,9 +5,8 @@
 
 Each worker takes one subject at a time and writes its samples, whole or not at all. A run may be stopped at any moment;
 the next one makes what is missing. A subject is done if its name, its files and the settings are the same as before.
-Files are compared by the SHA-256 that their manifest states, or else by size and time of change.
-
-The workers of a cluster need this package, the same paths, and one thread each: `dask worker HOST:8786 --nthreads 1`.
+Files are compared by the SHA-256 that their manifest states, or else by size and time of change. The workers of a
+cluster need this package, the same paths, and one thread each: `dask worker HOST:8786 --nthreads 1`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import itertools
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +27,21 @@ import pandas as pd
 
 from transvert.data import samples
 from transvert.data.manifest import Subject
-from transvert.data.store import group_name, group_names, read_file, write_files, write_index
+from transvert.data.store import group_name, group_names, write_files, write_index
 from transvert.data.subjects import load_subject
 from transvert.io import InputError
 from transvert.progress import progress_bar
 
 FAILURES = "failures.csv"
-"""The store's table of subjects that could not be made into samples, with the reasons."""
+"""The store's table of the last run's subjects that could not be made into samples, with the reasons."""
+Jobs = Iterable[tuple[Subject, str]]
+"""Subjects with their digests."""
+Results = Iterator[tuple[str, BaseException | None]]
+"""The name of each finished subject, and why it failed."""
 FEW = 3
 """Up to this many subjects are made in this process: starting workers takes longer than they save."""
 WORKER_MEMORY = "4 GB"
+"""Limit of a process; a subject that exceeds it fails."""
 WORKER_ENVIRONMENT = {
     **dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     # Keep freed memory for the next array: returning it each time, Dask's default, costs a phantom a third of its time.
@@ -59,17 +62,6 @@ class Settings:
     seed: int = 0
 
 
-@dataclass
-class _Run:
-    """What a run has done so far: the groups that belong to its subjects, and why others failed."""
-
-    store: str
-    settings: Settings
-    bar: Any = None
-    groups: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
 def synthesize(
     subjects: Iterable[Subject],
     store: str | Path,
@@ -80,7 +72,6 @@ def synthesize(
     seed: int = 0,
     scheduler: str = "",
     workers: int = 0,
-    memory: str = WORKER_MEMORY,
     progress: bool = True,
 ) -> list[str]:
     """Makes the samples of all subjects that a store does not have yet. A subject that fails does not stop the rest.
@@ -88,14 +79,12 @@ def synthesize(
     Args:
         subjects: taken one by one, so that they may be fetched meanwhile.
         store: a folder, or an address that fsspec can write to.
-        projection: "parallel" or "cone", as in `cut_samples`.
-        field_of_view: "full" or "crop", as in `cut_samples`.
+        projection: as in `cut_samples`; `field_of_view` likewise.
         phantoms: paint every subject as a phantom from its mask, even those with a CT.
         seed: of the phantoms.
         scheduler: address of a Dask scheduler; "" uses this computer.
         workers: processes on this computer; 0 for as many as cores and memory allow, and none for a few subjects.
-        memory: limit per process; a subject that exceeds it fails.
-        progress: shows a bar.
+        progress: show a bar.
 
     Returns:
         One sentence per cleaned or skipped vertebra and per failed subject, and last a summary. The failures also stand
@@ -104,66 +93,57 @@ def synthesize(
     Raises:
         InputError: every subject failed, the disk is full, or there is no such cluster.
     """
-    run = _Run(
-        str(store) if "://" in str(store) else str(Path(store).absolute()), Settings(projection, field_of_view, seed)
-    )
+    store = str(store) if "://" in str(store) else str(Path(store).absolute())
+    settings = Settings(projection, field_of_view, seed)
+    present, groups, failed = set(group_names(store)), set(), {}
     number = range(len(subjects)) if isinstance(subjects, Sized) else itertools.count()
-    if phantoms:
-        subjects = (replace(subject, ct=None) for subject in subjects)
-    try:
-        with progress_bar(number, "subjects", quiet=not progress) as run.bar:
-            jobs = _missing(run, subjects)
-            first = list(itertools.islice(jobs, FEW + 1))
+    with progress_bar(number, "subjects", quiet=not progress) as bar:
+
+        def missing() -> Jobs:
+            """The subjects that the store lacks."""
+            for subject in subjects:
+                try:
+                    subject = replace(subject, ct=None) if phantoms else subject
+                    digest = _digest(subject, settings)
+                except InputError as error:
+                    failed[subject.name] = str(error)
+                else:
+                    groups.add(group_name(subject.name, digest))
+                    if group_name(subject.name, digest) not in present:
+                        yield subject, digest
+                        continue
+                bar.update()
+
+        jobs = iter(missing())
+        first = list(itertools.islice(jobs, FEW + 1))
+        with contextlib.ExitStack() as stack:
             if first and (scheduler or workers or len(first) > FEW):
-                with open_client(scheduler, workers, memory) as client:
-                    _make_on(client, run, itertools.chain(first, jobs))
+                client = stack.enter_context(open_client(scheduler, workers))
+                results = _make_on(client, itertools.chain(first, jobs), store, settings)
             else:
-                _make_here(run, first)
-        return _summarise(run)
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise InputError(f"The disk of {run.store} is full; free some space and run this again to continue.") from None
+                results = _make_here(first, store, settings)
+            for name, error in results:
+                if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                    raise InputError(f"The disk of {store} is full; make room and run this again to continue.")
+                if error:
+                    text = " ".join(str(error).split())
+                    failed[name] = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+                bar.update()
+    return _summarise(store, groups, dict(sorted(failed.items())))
 
 
 def make_samples(subject: Subject, store: str, digest: str, settings: Settings) -> None:
-    """Makes one subject's samples and writes them into a store.
-
-    Raises:
-        InputError: as `load_subject` and `cut_samples`.
-    """
+    """Makes one subject's samples and writes them into a store; raises what `load_subject` and `cut_samples` raise."""
     ct, mask, source = load_subject(subject, seed=settings.seed)
     how = {"projection": settings.projection, "field_of_view": settings.field_of_view}
     made = samples.cut_samples(ct, mask, subject.name, source=source, **how)
     samples.write_samples(store, replace(made, person=subject.person, official_split=subject.split), digest)
 
 
-def _missing(run: _Run, subjects: Iterable[Subject]) -> Iterator[tuple[Subject, str]]:
-    """The subjects that the store lacks, with their digests. Notes the groups of all, and those that fail already."""
-    present = set(group_names(run.store))
-    names: set[str] = set()
-    for subject in subjects:
-        try:
-            if subject.name.casefold() in names:
-                raise InputError(f"there are two subjects with the id {subject.name}; rename one.")
-            names.add(subject.name.casefold())
-            if subject.problem:
-                raise InputError(subject.problem)
-            digest = _digest(subject, run.settings)
-        except InputError as error:
-            run.failed[subject.name] = str(error)
-            run.bar.update()
-            continue
-        group = group_name(subject.name, digest)
-        run.groups[group] = subject.name
-        if group in present:
-            run.bar.update()
-        else:
-            yield subject, digest
-
-
 def _digest(subject: Subject, settings: Settings) -> str:
     """64 hexadecimal digits that identify a subject's input files and the settings."""
+    if subject.problem:
+        raise InputError(subject.problem)
     inputs: list[Any] = []
     for role, path in (("ct", subject.ct), (f"mask/{subject.convention}", subject.mask), *subject.surfaces.items()):
         if path is not None:
@@ -179,29 +159,31 @@ def _digest(subject: Subject, settings: Settings) -> str:
     return hashlib.sha256(json.dumps([how, inputs]).encode()).hexdigest()
 
 
-def _make_here(run: _Run, jobs: Iterable[tuple[Subject, str]]) -> None:
+def _make_here(jobs: Jobs, store: str, settings: Settings) -> Results:
     """Makes subjects in this process."""
     for subject, digest in jobs:
         try:
-            make_samples(subject, run.store, digest, run.settings)
+            make_samples(subject, store, digest, settings)
         except Exception as error:  # noqa: BLE001 one subject among thousands must not stop the rest
-            run.failed[subject.name] = _reason(error)
-        run.bar.update()
+            yield subject.name, error
+        else:
+            yield subject.name, None
 
 
-def _make_on(client: Any, run: _Run, jobs: Iterator[tuple[Subject, str]]) -> None:
+def _make_on(client: Any, jobs: Jobs, store: str, settings: Settings) -> Results:
     """Makes subjects on the workers of a Dask client."""
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
+    waiting = iter(jobs)
     names: dict[str, str] = {}
     running = as_completed(raise_errors=False)
 
     def submit() -> None:
         # One job per thread: Dask holds a worker's death against every job that waits there.
         free = max(1, sum(client.nthreads().values())) - len(names)
-        for subject, digest in itertools.islice(jobs, max(0, free)):
-            future = client.submit(make_samples, subject, run.store, digest, run.settings, pure=False)
+        for subject, digest in itertools.islice(waiting, max(0, free)):
+            future = client.submit(make_samples, subject, store, digest, settings, pure=False)
             names[future.key] = subject.name
             running.add(future)
 
@@ -213,23 +195,18 @@ def _make_on(client: Any, run: _Run, jobs: Iterator[tuple[Subject, str]]) -> Non
         error = future.exception()
         if isinstance(error, KilledWorker):
             error = InputError("it ended its workers, most likely for lack of memory; give them more.")
-        if error:
-            run.failed[name] = _reason(error)
-        run.bar.update()
+        yield name, error
         submit()
 
 
 @contextlib.contextmanager
-def open_client(scheduler: str = "", workers: int = 0, memory: str = WORKER_MEMORY) -> Iterator[Any]:
-    """Yields a `distributed.Client` of the cluster at an address, or of new processes on this computer.
+def open_client(scheduler: str = "", workers: int = 0) -> Iterator[Any]:
+    """Yields a `distributed.Client` of the Dask scheduler at an address, or of `workers` new processes on this computer.
 
-    Args:
-        scheduler: address of a Dask scheduler, or "".
-        workers: number of processes on this computer, one thread each; 0 for as many as cores and memory allow.
-        memory: limit per process, such as "4 GB".
+    Each has one thread. The default is as many as cores and memory allow.
 
     Raises:
-        InputError: no scheduler answers, or `memory` is not an amount.
+        InputError: no scheduler answers.
     """
     import dask
     from dask.system import CPU_COUNT
@@ -240,61 +217,34 @@ def open_client(scheduler: str = "", workers: int = 0, memory: str = WORKER_MEMO
         try:
             client = Client(scheduler, timeout=20)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"No Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`."
-            ) from None
+            raise InputError(f"No Dask scheduler answers at {scheduler} ({error}); start `dask scheduler`.") from None
         with client:
             yield client
         return
-    try:
-        limit = dask.utils.parse_bytes(memory)
-    except ValueError:
-        raise InputError(f"'{memory}' is not an amount of memory; write it as \"4 GB\".") from None
+    fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // dask.utils.parse_bytes(WORKER_MEMORY)))
+    limits: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": WORKER_MEMORY}
+    quiet: dict[str, Any] = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     settings = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in WORKER_ENVIRONMENT.items()}
-    options = {
-        "threads_per_worker": 1,
-        "memory_limit": limit,
-        "dashboard_address": ":0",
-        "silence_logs": logging.CRITICAL,
-    }
     with (
         # A job that has ended two workers fails.
         dask.config.set({**settings, "distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(n_workers=workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // limit)), **options) as cluster,
+        LocalCluster(n_workers=workers or fitting, **limits, **quiet) as cluster,
         Client(cluster) as client,
     ):
         yield client
 
 
-def _reason(error: BaseException) -> str:
-    """The sentence for a failed subject. A full disk concerns all subjects and is raised again."""
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        raise error
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
-
-
-def _summarise(run: _Run) -> list[str]:
+def _summarise(store: str, groups: set[str], failed: dict[str, str]) -> list[str]:
     """Writes the index and the table of failures, and returns the sentences of `synthesize`."""
-    index = write_index(run.store)
-    failed = dict(sorted(run.failed.items()))
+    index = write_index(store)
     table = pd.DataFrame({"subject": failed.keys(), "reason": failed.values()})
-    earlier = read_file(run.store, FAILURES)
-    if earlier:
-        before = pd.read_csv(io.BytesIO(earlier), dtype=str)
-        table = pd.concat([before[~before["subject"].isin({*run.groups.values(), *failed})], table])
-    if failed or earlier:
-        write_files(run.store, {FAILURES: table.to_csv(index=False).encode()})
-    made = index[index["group"].isin(list(run.groups))].drop_duplicates("group")
+    write_files(store, {FAILURES: table.to_csv(index=False).encode()})
+    made = index[index["group"].isin(groups)].drop_duplicates("group")
     reasons = [f"{name}: {reason}" for name, reason in failed.items()]
     if made.empty:
-        more = f" {len(reasons) - 3} more are listed in {FAILURES}." if len(reasons) > 3 else ""
-        raise InputError("No subject could be synthesised. " + " ".join(reasons[:3]) + more)
-    notes = [
-        f"{name}: {note}"
-        for name, text in zip(made["subject"], made["notes"], strict=True)
-        for note in text.splitlines()
-    ]
+        raise InputError(f"No subject could be synthesised. {' '.join(reasons[:3])} {FAILURES} lists all reasons.")
+    texts = zip(made["subject"], made["notes"], strict=True)
+    notes = [f"{name}: {note}" for name, text in texts for note in text.splitlines()]
     counts = sum((Counter(json.loads(one)) for one in made["counts"]), Counter())
     found = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
     return [*notes, *reasons, f"{len(made)} subjects, {len(failed)} failed. Vertebrae: {found}."]
