@@ -45,7 +45,7 @@ def describe_error(error: ValidationError, source: str) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ").rstrip(".").replace("Extra inputs are", "this key is")
-    given = "" if first["type"] in ("missing", "extra_forbidden", "value_error") else f", not {first['input']!r}"
+    given = "" if first["type"] in ("missing", "extra_forbidden", "too_long", "value_error") else f", not {first['input']!r}"
     where = f" at '{place}'" if place else ""
     return f"{source} is wrong{where}: {message[0].lower()}{message[1:]}{given}."
 

@@ -147,7 +147,7 @@ def test_an_old_file_is_continued_and_saved_anew_unless_its_film_was_turned(path
     content = json.loads(path.with_name("new.json").read_text())
     assert content["schema"] == landmarks.SCHEMA and content["views"]["ap"]["counted_on"] == "film"
     turned = replace(ap, acquisition=Acquisition(orientation=ImageOrientation(mirrored=True)))
-    with pytest.raises(InputError, match="mark the film again in the annotator"):
+    with pytest.raises(InputError, match="mark the film again"):
         Annotator(turned, lateral, path=path)
 
 

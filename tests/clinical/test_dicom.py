@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,23 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from transvert.clinical import dicom, radiograph
+from transvert.clinical import dicom
 from transvert.clinical.dicom import ImageOrientation, orientation_from_letters
+from transvert.clinical.radiograph import Radiograph, read_radiograph, write_dicom
 from transvert.drr.geometry import named_view
 from transvert.io import InputError
 
 RNG = np.random.default_rng(0)
-SHAPE = (37, 52)
+SHAPE, PITCH = (37, 52), (0.7, 0.143)
 SMOOTH = np.add.outer(np.linspace(0, 1500, SHAPE[0]) ** 1.05, np.linspace(0, 1500, SHAPE[1])).astype(np.uint16)
 GREY12 = np.minimum(SMOOTH + RNG.integers(0, 60, SHAPE), 4095).astype(np.uint16)
 
 
 def stored(path: Path, pixels: np.ndarray = GREY12, bits: int = 12, **changes: Any) -> Path:
     """A film whose file holds these pixels; a change to None removes a tag."""
-    view = named_view("ap", np.zeros(3), pixels.shape, (0.7, 0.143))
+    view = named_view("ap", np.zeros(3), pixels.shape, PITCH)
     unsigned = pixels.view(np.uint16 if pixels.dtype.itemsize == 2 else np.uint8)
-    radiograph.write_dicom(path, np.zeros(pixels.shape, unsigned.dtype), view, bits=bits)
+    write_dicom(path, np.zeros(pixels.shape, unsigned.dtype), view, bits=bits)
     dataset = pydicom.dcmread(path)
     dataset.PixelData = unsigned.tobytes()
     for keyword, value in changes.items():
@@ -51,97 +53,98 @@ def stored(path: Path, pixels: np.ndarray = GREY12, bits: int = 12, **changes: A
     return path
 
 
+@pytest.fixture
+def film(tmp_path: Path) -> Callable[..., Radiograph]:
+    """Reads a film that `stored` has written."""
+    return lambda *args, **changes: read_radiograph(stored(tmp_path / "f.dcm", *args, **changes))
+
+
+Film = Callable[..., Radiograph]
+
 # Grey values
 
 
-def test_bits_beyond_the_stored_ones_are_ignored(tmp_path: Path) -> None:
-    overlaid = GREY12 | (RNG.integers(0, 16, SHAPE).astype(np.uint16) << 12)
-    assert_array_equal(radiograph.read_radiograph(stored(tmp_path / "f.dcm", overlaid)).pixels, GREY12)
+def test_bits_beyond_the_stored_ones_are_ignored(film: Film) -> None:
+    overlay = RNG.integers(0, 16, SHAPE).astype(np.uint16)
+    assert_array_equal(film(GREY12 | (overlay << 12)).pixels, GREY12)
     # As old files have them: the picture in the upper bits, something else in the lower ones.
-    raised = (GREY12 << 4) | RNG.integers(0, 16, SHAPE).astype(np.uint16)
-    assert_array_equal(radiograph.read_radiograph(stored(tmp_path / "f.dcm", raised, HighBit=15)).pixels, GREY12)
+    assert_array_equal(film((GREY12 << 4) | overlay, HighBit=15).pixels, GREY12)
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
-def test_signed_values(tmp_path: Path, kind: str) -> None:
+def test_signed_values(film: Film, kind: str) -> None:
     values = GREY12.astype(np.int16) - 2048
-    changes = {"PixelRepresentation": 1, "PhotometricInterpretation": kind}
     expected = values if kind == "MONOCHROME2" else -1 - values
-    assert_array_equal(radiograph.read_radiograph(stored(tmp_path / "f.dcm", values, **changes)).pixels, expected)
-    # The same without the sign carried into the unused bits.
-    assert_array_equal(
-        radiograph.read_radiograph(stored(tmp_path / "f.dcm", values & 0x0FFF, **changes)).pixels, expected
-    )
+    for same in (values, values & 0x0FFF):  # The sign is carried into the unused bits, or not.
+        assert_array_equal(film(same, PixelRepresentation=1, PhotometricInterpretation=kind).pixels, expected)
 
 
-def test_a_modality_lut(tmp_path: Path) -> None:
-    table = Dataset()
-    table.LUTDescriptor, table.ModalityLUTType = [4096, 0, 16], "US"
-    values = (np.arange(4096) ** 2 // 300).astype(np.uint16)
-    table.add_new("LUTData", "OW", values.tobytes())
-    path = stored(tmp_path / "f.dcm", RescaleSlope=None, RescaleIntercept=None, ModalityLUTSequence=Sequence([table]))
-    assert_array_equal(radiograph.read_radiograph(path).pixels, values[GREY12])
-
-
-def test_the_window_and_the_voi_lut_are_ignored(tmp_path: Path) -> None:
+def _table(values: np.ndarray, **entries: Any) -> Sequence:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
-    table.add_new("LUTData", "OW", np.full(4096, 7, np.uint16).tobytes())
-    path = stored(tmp_path / "f.dcm", WindowCenter=100, WindowWidth=10, VOILUTSequence=Sequence([table]))
-    assert_array_equal(radiograph.read_radiograph(path).pixels, GREY12)
+    table.add_new("LUTData", "OW", values.astype(np.uint16).tobytes())
+    for keyword, value in entries.items():
+        setattr(table, keyword, value)
+    return Sequence([table])
 
 
-RAW = {"PresentationIntentType": "FOR PROCESSING", "PresentationLUTShape": None}
+def test_the_modality_lut_counts_and_the_window_and_the_voi_lut_are_ignored(film: Film) -> None:
+    values = np.arange(4096) ** 2 // 300
+    lut = _table(values, ModalityLUTType="US")
+    read = film(RescaleSlope=None, RescaleIntercept=None, ModalityLUTSequence=lut)
+    assert_array_equal(read.pixels, values.astype(np.uint16)[GREY12])
+    voi = _table(np.full(4096, 7))
+    assert_array_equal(film(WindowCenter=100, WindowWidth=10, VOILUTSequence=voi).pixels, GREY12)
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_raw_film_becomes_attenuation_by_its_detector_s_sign(tmp_path: Path, kind: str, sign: int) -> None:
+def test_a_raw_film_becomes_attenuation_by_its_detector_s_sign(film: Film, kind: str, sign: int) -> None:
     integral = np.linspace(0.01, 5, 37 * 52).reshape(SHAPE)
     photons = np.rint(65535 * np.exp(-integral))
     values = (photons if sign == 1 else 65535 - photons).astype(np.uint16)
-    changes = {"PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": sign}
-    read = radiograph.read_radiograph(
-        stored(tmp_path / "f.dcm", values, 16, PhotometricInterpretation=kind, **changes, **RAW)
-    )
+    raw = {"PresentationIntentType": "FOR PROCESSING", "PresentationLUTShape": None, "PhotometricInterpretation": kind}
+    raw["PixelIntensityRelationshipSign"] = sign
+    read = film(values, 16, PixelIntensityRelationship="LIN", **raw)
     assert_allclose(read.pixels, integral, atol=2e-3)
     assert read.acquisition.notes == ("The film is a raw one, linear in the exposure: its logarithm was taken.",)
     # A logarithmic one has its white bone turned only.
-    changes["PixelIntensityRelationship"] = "LOG"
-    read = radiograph.read_radiograph(
-        stored(tmp_path / "f.dcm", values, 16, PhotometricInterpretation=kind, **changes, **RAW)
-    )
-    assert_array_equal(read.pixels, 65535 - photons)
+    assert_array_equal(film(values, 16, PixelIntensityRelationship="LOG", **raw).pixels, 65535 - photons)
 
 
-def test_a_file_that_contradicts_itself_on_white_is_noted(tmp_path: Path) -> None:
+def test_a_file_that_contradicts_itself_on_white_is_noted(film: Film) -> None:
     for changes in ({"PresentationLUTShape": "INVERSE"}, {"PixelIntensityRelationshipSign": 1}):
-        read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes))
+        read = film(**changes)
         assert_array_equal(read.pixels, GREY12)  # What viewers show.
         assert "make sure that bone is white" in read.acquisition.notes[0]
     inverse = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}
-    read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **inverse, PixelIntensityRelationshipSign=1))
+    read = film(**inverse, PixelIntensityRelationshipSign=1)
     assert_array_equal(read.pixels, 4095 - GREY12)
     assert not read.acquisition.notes
 
 
-def test_unexposed_pixels_are_nan(tmp_path: Path) -> None:
+def test_unexposed_pixels_are_nan(film: Film, tmp_path: Path) -> None:
     values = GREY12.copy()
     values[:, :5], values[:, 5:8] = 4095, 4090
-    read = radiograph.read_radiograph(
-        stored(tmp_path / "f.dcm", values, PixelPaddingValue=4095, PixelPaddingRangeLimit=4080)
-    )
+    read = film(values, PixelPaddingValue=4095, PixelPaddingRangeLimit=4080)
     assert np.isnan(read.pixels[:, :8]).all()
     assert_array_equal(read.pixels[:, 8:], GREY12[:, 8:])
-    path = stored(tmp_path / "f.dcm", values, PixelPaddingValue=4095)
-    dataset = pydicom.dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True)
-    one = radiograph.read_radiograph(path).pixels
+    path = _rewritten(stored(tmp_path / "f.dcm", values, PixelPaddingValue=4095), ImplicitVRLittleEndian)
+    one = read_radiograph(path).pixels
     assert np.isnan(one[:, :5]).all() and (one[:, 5:8] == 4090).all()
 
 
 # Transfer syntaxes
+
+
+def _rewritten(path: Path, uid: pydicom.uid.UID) -> Path:
+    """The film in another uncompressed transfer syntax."""
+    dataset = pydicom.dcmread(path)
+    if uid == ExplicitVRBigEndian:
+        dataset.PixelData = GREY12.astype(">u2").tobytes()
+    dataset.file_meta.TransferSyntaxUID = uid
+    pydicom.dcmwrite(path, dataset, implicit_vr=uid == ImplicitVRLittleEndian, little_endian=uid.is_little_endian)
+    return path
 
 
 def _recoded(path: Path, syntax: int) -> Path:
@@ -173,32 +176,23 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("bits", [8, 12, 16, -12], ids=["8", "12", "16", "12, signed"])
 def test_compressed_films_come_back(tmp_path: Path, kind: str, bits: int) -> None:
     code, uid = LOSSLESS[kind]
-    values = (GREY12 >> 4).astype(np.uint8) if bits == 8 else GREY12 if bits == 12 else GREY12 * np.uint16(16)
-    path = _recoded(stored(tmp_path / "f.dcm", values, bits), code)
+    if bits < 0 and "2000" in kind:
+        pytest.skip("GDCM writes no signed JPEG 2000")
+    values = {8: (GREY12 >> 4).astype(np.uint8), 12: GREY12, 16: GREY12 * np.uint16(16)}.get(
+        bits, GREY12.astype(np.int16) - 2048
+    )
+    path = _recoded(stored(tmp_path / "f.dcm", values, abs(bits), PixelRepresentation=int(bits < 0)), code)
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == uid
-    difference = np.abs(radiograph.read_radiograph(path).pixels - values)
+    difference = np.abs(read_radiograph(path).pixels - values)
     assert difference.max() <= (0 if kind != "JPEG 2000" else 2)
-
-
-@pytest.mark.parametrize("kind", ["JPEG lossless, first-order", "JPEG-LS lossless", "RLE"])
-def test_signed_values_that_were_compressed_come_back(tmp_path: Path, kind: str) -> None:
-    values = GREY12.astype(np.int16) - 2048
-    path = stored(tmp_path / "f.dcm", values, PixelRepresentation=1)
-    assert_array_equal(radiograph.read_radiograph(_recoded(path, LOSSLESS[kind][0])).pixels, values)
 
 
 @pytest.mark.parametrize("uid", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_other_byte_orders_and_implicit_types(tmp_path: Path, uid: pydicom.uid.UID) -> None:
-    path = stored(tmp_path / "f.dcm")
-    dataset = pydicom.dcmread(path)
-    if uid == ExplicitVRBigEndian:
-        dataset.PixelData = GREY12.astype(">u2").tobytes()
-    dataset.file_meta.TransferSyntaxUID = uid
-    pydicom.dcmwrite(path, dataset, implicit_vr=uid == ImplicitVRLittleEndian, little_endian=uid.is_little_endian)
-    assert_array_equal(radiograph.read_radiograph(path).pixels, GREY12)
+    assert_array_equal(read_radiograph(_rewritten(stored(tmp_path / "f.dcm"), uid)).pixels, GREY12)
 
 
 def _encapsulated(path: Path, code: bytes, uid: str, **changes: Any) -> Path:
@@ -214,29 +208,28 @@ def test_baseline_jpeg(tmp_path: Path) -> None:
     code = io.BytesIO()
     grey = (SMOOTH >> 4).astype(np.uint8)
     Image.fromarray(grey).save(code, format="JPEG", quality=98)
-    read = radiograph.read_radiograph(_encapsulated(tmp_path / "f.dcm", code.getvalue(), "1.2.840.10008.1.2.4.50"))
+    read = read_radiograph(_encapsulated(tmp_path / "f.dcm", code.getvalue(), "1.2.840.10008.1.2.4.50"))
     assert np.abs(read.pixels - grey).max() <= 3
 
 
 @pytest.mark.parametrize(
     ("uid", "sentence"),
     [
-        ("1.2.840.10008.1.2.4.201", "is compressed as High-Throughput JPEG 2000 .*export it uncompressed, or convert"),
+        ("1.2.840.10008.1.2.4.201", "is compressed as High-Throughput JPEG 2000 .*export it uncompressed"),
         ("1.2.840.10008.1.2.4.102", "is compressed as MPEG-4 .*which can't be read here"),
         ("1.2.826.0.1.3680043.2.999", "is compressed or encrypted in a private way, which can't be read here"),
-        ("1.2.840.10008.1.2.4.80", "can't be decoded; it is damaged or cut short"),
-        ("1.2.840.10008.1.2.4.70", "can't be decoded; it is damaged or cut short"),
-        ("1.2.840.10008.1.2.4.90", "can't be decoded; it is damaged or cut short"),
-        ("1.2.840.10008.1.2.5", "can't be decoded; it is damaged or cut short"),
+        *(
+            (f"1.2.840.10008.1.2.{n}", "can't be decoded; it is damaged or cut short")
+            for n in ("4.80", "4.70", "4.90", "5")
+        ),
     ],
 )
 def test_unreadable_compressions_are_refused_silently(
     tmp_path: Path, uid: str, sentence: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _encapsulated(tmp_path / "f.dcm", b"\xff\xd8not what it says\xff\xd9", uid)
-    with pytest.raises(InputError, match=sentence) as caught:
-        radiograph.read_radiograph(path)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=f"^[^\\n]*{sentence}[^\\n]*$"):
+        read_radiograph(path)
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
@@ -261,52 +254,43 @@ def stored_picture(
 @pytest.mark.parametrize("name", ["ap", "right_lateral"])
 @pytest.mark.parametrize("turn", TURNS, ids=lambda turn: turn.words or "upright")
 def test_a_film_stored_in_any_orientation_is_turned_upright(tmp_path: Path, name: str, turn: ImageOrientation) -> None:
-    view = named_view(name, np.zeros(3), SHAPE, (0.7, 0.143), cone=True)
     # A marker on the patient's right, in front, near the head: at the top left of an upright picture.
-    marker = view.project(np.array([2.0, 1.5, 6.0]))
+    marker = named_view(name, np.zeros(3), SHAPE, PITCH, cone=True).project(np.array([2.0, 1.5, 6.0]))
     assert marker[0] < 18 and marker[1] < 25
     truth = np.zeros(SHAPE, np.uint16)
-    truth[tuple(np.rint(marker).astype(int))] = 900
-    truth[-1, -1] = 333
-    letters = ("L", "F") if name == "ap" else ("P", "F")
-    picture, letters_of_file = stored_picture(truth, letters, turn)
-    spacing = [0.7, 0.143][:: -1 if turn.transposed else 1]
-    path = stored(
-        tmp_path / "f.dcm", np.ascontiguousarray(picture), PatientOrientation=letters_of_file, ImagerPixelSpacing=spacing,
-        ViewPosition=None,
-    )  # fmt: skip
-    read = radiograph.read_radiograph(path, view="ap" if name == "ap" else "lateral")
-    assert_array_equal(read.pixels, truth)
-    assert read.pixels.flags["C_CONTIGUOUS"] and read.pixel_mm == pytest.approx((0.7, 0.143))
-    assert read.acquisition.orientation == turn
-    assert read.acquisition.notes == (
-        (f"The picture was {turn.words}, by its recorded orientation.",) * bool(turn.words)
-    )
-    # The same stated by hand, for a file without tags; the pixel size counts on the upright picture.
+    truth[tuple(np.rint(marker).astype(int))], truth[-1, -1] = 900, 333
+    picture, letters = stored_picture(truth, ("L", "F") if name == "ap" else ("P", "F"), turn)
+    tags = {"PatientOrientation": letters, "ImagerPixelSpacing": list(turn.upright_pair(PITCH)), "ViewPosition": None}
+    path = stored(tmp_path / "f.dcm", np.ascontiguousarray(picture), **tags)
     Image.fromarray(picture).save(tmp_path / "f.png")
-    by_hand = radiograph.read_radiograph(tmp_path / "f.png", (0.7, 0.143), orientation=letters_of_file)
-    assert_array_equal(by_hand.pixels, truth)
-    assert by_hand.pixel_mm == (0.7, 0.143) and by_hand.acquisition.orientation == turn
+    read = read_radiograph(path, view="ap" if name == "ap" else "lateral")
+    assert read.pixels.flags["C_CONTIGUOUS"]
+    assert read.acquisition.notes == (f"The picture was {turn.words}, by its recorded orientation.",) * bool(turn.words)
+    # The same stated by hand, for a file without tags; the pixel size counts on the upright picture.
+    by_hand = read_radiograph(tmp_path / "f.png", PITCH, orientation=letters)
+    for found in (read, by_hand):
+        assert_array_equal(found.pixels, truth)
+        assert found.pixel_mm == pytest.approx(PITCH) and found.acquisition.orientation == turn
 
 
 def test_a_stated_orientation_replaces_the_file_s(tmp_path: Path) -> None:
     path = stored(tmp_path / "f.dcm", PatientOrientation=["R", "F"], ViewPosition="LL")
-    read = radiograph.read_radiograph(path, view="ap", orientation=["L", "F"])
+    read = read_radiograph(path, view="ap", orientation=["L", "F"])
     assert_array_equal(read.pixels, GREY12)
     assert read.acquisition.view is None
-    mirrored = stored(tmp_path / "f.dcm", PatientOrientation=["R", "F"])
-    assert_array_equal(radiograph.read_radiograph(mirrored).pixels, GREY12[:, ::-1])
 
 
 def test_the_words_for_an_orientation() -> None:
     picture = np.arange(6).reshape(2, 3)
-    assert_array_equal(ImageOrientation(True, False, True).upright_picture(picture), np.rot90(picture, -1))
-    assert ImageOrientation(True, False, True).words == "turned by 90 degrees clockwise"
-    assert_array_equal(ImageOrientation(True, True, False).upright_picture(picture), np.rot90(picture))
-    assert_array_equal(ImageOrientation(False, True, True).upright_picture(picture), np.rot90(picture, 2))
-    assert (
-        orientation_from_letters(["LP", "FA"], "ap", "f") == ImageOrientation()
-    )  # Oblique: the strongest letter counts.
+    for turns, words in (
+        (-1, "by 90 degrees clockwise"),
+        (1, "by 90 degrees counter-clockwise"),
+        (2, "by 180 degrees"),
+    ):
+        (turn,) = (turn for turn in TURNS if turn.words == f"turned {words}")
+        assert_array_equal(turn.upright_picture(picture), np.rot90(picture, turns))
+    # In an oblique direction the strongest letter counts.
+    assert orientation_from_letters(["LP", "FA"], "ap", "f") == ImageOrientation()
 
 
 @pytest.mark.parametrize(
@@ -320,7 +304,7 @@ def test_the_words_for_an_orientation() -> None:
         ({"PatientOrientation": ["P", "F"]}, "ap", "is a lateral one by its orientation, but .*exchange the two films"),
         ({}, "lateral", "is a frontal one by its view position, but it is given as the lateral one; exchange"),
         ({"PatientOrientation": ["P", "F"]}, None, "is a lateral one by its orientation, but .* the frontal one"),
-        ({"PatientOrientation": ["L", "P"], "ViewPosition": None}, "ap", "neither from the front nor from the side"),
+        ({"PatientOrientation": ["L", "P"], "ViewPosition": None}, "ap", "neither as a frontal nor as a lateral film"),
         ({"PatientOrientation": ["CR", "V"], "ViewPosition": None}, None, "orientation of the film f.dcm is not under"),
     ],
 )
@@ -328,35 +312,28 @@ def test_a_film_of_another_view_than_expected_is_refused(
     tmp_path: Path, changes: dict, view: str | None, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes), view=view)
+        read_radiograph(stored(tmp_path / "f.dcm", **changes), view=view)
 
 
-VIEWS_OF_FILES = {
-    ("PA", "U"): "pa",
-    ("LL", "U"): "left_lateral",
-    ("RL", "U"): "right_lateral",
-    ("LATERAL", "R"): "right_lateral",
-    ("LAT", "L"): "left_lateral",
-    ("LAT", "U"): "lateral",
-    ("RLAT", "L"): "right_lateral",
-    ("RLO", "U"): None,
-    (None, "U"): None,
-}
-
-
-@pytest.mark.parametrize("position, laterality", VIEWS_OF_FILES)
-def test_the_view_that_a_file_names(tmp_path: Path, position: str | None, laterality: str) -> None:
-    changes = {"ViewPosition": position, "ImageLaterality": laterality, "PatientOrientation": None}
-    read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes))
-    assert read.acquisition.view == VIEWS_OF_FILES[position, laterality]
+@pytest.mark.parametrize(
+    ("position", "laterality", "view"),
+    [
+        *[("PA", "U", "pa"), ("LL", "U", "left_lateral"), ("RL", "U", "right_lateral"), ("RLAT", "L", "right_lateral")],
+        *[("LATERAL", "R", "right_lateral"), ("LAT", "L", "left_lateral"), ("LAT", "U", "lateral")],
+        *[("RLO", "U", None), (None, "U", None)],
+    ],
+)
+def test_the_view_that_a_file_names(film: Film, position: str | None, laterality: str, view: str | None) -> None:
+    read = film(ViewPosition=position, ImageLaterality=laterality, PatientOrientation=None)
+    assert read.acquisition.view == view
 
 
 # Acquisition metadata
 
 
-def test_the_distances(tmp_path: Path) -> None:
+def test_the_distances(film: Film) -> None:
     def known(**changes: Any) -> tuple[float | None, float | None, float | None]:
-        acquisition = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes)).acquisition
+        acquisition = film(**changes).acquisition
         return acquisition.source_to_detector_mm, acquisition.source_to_patient_mm, acquisition.magnification
 
     assert known() == (None, None, None)
@@ -371,47 +348,36 @@ def test_the_distances(tmp_path: Path) -> None:
     assert known(DistanceSourceToDetector=1.8) == (None, None, None)
 
 
-def test_the_report_s_entry_for_a_film(tmp_path: Path) -> None:
-    path = stored(tmp_path / "f.dcm", DistanceSourceToDetector=1800, PatientOrientation=["R", "F"])
-    said = radiograph.read_radiograph(path).acquisition.to_dict()
-    assert json.loads(json.dumps(said)) == {
-        "view": "ap",
-        "source_to_detector_mm": 1800.0,
-        "source_to_patient_mm": None,
-        "magnification": None,
-        "pixel_plane": "detector",
-        "pixel_mm_from": "the file's Imager Pixel Spacing, on the detector",
-        "turned": "mirrored left to right",
-        "notes": ["The picture was mirrored left to right, by its recorded orientation."],
-    }
+def test_the_report_s_entry_for_a_film(film: Film) -> None:
+    said = json.loads(json.dumps(film(PatientOrientation=["R", "F"]).acquisition.to_dict()))
+    words = "mirrored left to right"
+    assert said["turned"] == words and said["notes"] == [f"The picture was {words}, by its recorded orientation."]
+    assert (said["view"], said["pixel_plane"], said["magnification"]) == ("ap", "detector", None)
+
+
+OTHER = {"ImagerPixelSpacing": None, "PixelSpacing": [0.5, 0.1]}
 
 
 @pytest.mark.parametrize(
     ("changes", "pitch", "plane", "words"),
     [
         ({"PixelSpacing": [0.5, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, (0.7, 0.143), "detector", "Imager"),
-        ({"ImagerPixelSpacing": None, "PixelSpacing": [0.5, 0.1]}, (0.5, 0.1), "detector", "does not say of which"),
+        (OTHER, (0.5, 0.1), "detector", "does not say of which"),
+        (OTHER | {"PixelSpacingCalibrationType": "FIDUCIAL"}, (0.5, 0.1), "patient", "by an object of known size to a"),
         (
-            {"ImagerPixelSpacing": None, "PixelSpacing": [0.5, 0.1], "PixelSpacingCalibrationType": "FIDUCIAL"},
-            *((0.5, 0.1), "patient", "calibrated by an object of known size to a plane in the patient"),
-        ),
-        (
-            {"ImagerPixelSpacing": [0, 0], "PixelSpacing": [0.5, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"},
+            OTHER | {"ImagerPixelSpacing": [0, 0], "PixelSpacingCalibrationType": "GEOMETRY"},
             *((0.5, 0.1), "patient", "calibrated by the distances to a plane in the patient"),
         ),
-        (
-            {"ImagerPixelSpacing": None, "NominalScannedPixelSpacing": [0.17, 0.17]},
-            *((0.17, 0.17), "detector", "digitised"),
-        ),
+        (OTHER | {"NominalScannedPixelSpacing": [0.17, 0.17]}, (0.17, 0.17), "detector", "digitised"),
     ],
 )
 def test_where_the_pixel_pitch_comes_from(
     tmp_path: Path, changes: dict, pitch: tuple[float, float], plane: str, words: str
 ) -> None:
-    read = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes))
+    path = stored(tmp_path / "f.dcm", **changes)
+    read, by_hand = read_radiograph(path), read_radiograph(path, 0.3)
     assert read.pixel_mm == pytest.approx(pitch)
     assert read.acquisition.pixel_plane == plane and words in read.acquisition.pixel_mm_from
-    by_hand = radiograph.read_radiograph(stored(tmp_path / "f.dcm", **changes), 0.3)
     assert by_hand.pixel_mm == (0.3, 0.3)
     assert by_hand.acquisition.pixel_plane == "detector" and by_hand.acquisition.pixel_mm_from == "stated by hand"
 
@@ -421,18 +387,13 @@ def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> No
     with pydicom.config.disable_value_validation():
         path = stored(tmp_path / "f.dcm", ImagerPixelSpacing=spacing, PixelSpacing=spacing)
     with pytest.raises(InputError, match=r"f\.dcm does not say how large its pixels are, or states an impossible size"):
-        radiograph.read_radiograph(path)
-    assert radiograph.read_radiograph(path, require_pixel_mm=False).pixel_mm is None
-    assert radiograph.read_radiograph(path, require_pixel_mm=False).acquisition.pixel_mm_from == ""
-    assert radiograph.read_radiograph(path, 0.2).pixel_mm == (0.2, 0.2)
-    for wrong, sentence in (
-        (143.0, "make no film"),
-        (1e-3, "make no film"),
-        (float("nan"), "positive"),
-        (0.0, "positive"),
-    ):
-        with pytest.raises(InputError, match=sentence):
-            radiograph.read_radiograph(path, wrong)
+        read_radiograph(path)
+    unknown = read_radiograph(path, require_pixel_mm=False)
+    assert unknown.pixel_mm is None and unknown.acquisition.pixel_mm_from == ""
+    assert read_radiograph(path, 0.2).pixel_mm == (0.2, 0.2)
+    for wrong in (143.0, 1e-3, float("nan"), 0.0):
+        with pytest.raises(InputError, match="make no film of f.dcm; give them in mm|both must be positive"):
+            read_radiograph(path, wrong)
 
 
 # What is refused
@@ -444,7 +405,8 @@ def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> No
         *[({"Modality": m}, f"f.dcm is a {m} image, not a film") for m in ("CT", "MR", "US", "PT", "NM", "MG", "XC")],
         ({"Modality": "PLANTED"}, "f.dcm is of another modality, not a film; give a radiograph"),
         ({"NumberOfFrames": 12}, "has 12 frames; give one picture a view"),
-        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "is a colour picture, such as a photograph"),
+        ({"PhotometricInterpretation": "RGB"}, "is a colour picture, such as a photograph; give the radiograph itself"),
+        ({"SamplesPerPixel": 3}, "is a colour picture"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is a colour picture"),
         ({"PixelData": None}, "can't be decoded; it is damaged or cut short"),
         ({"BitsAllocated": 32}, "has 32 bits a pixel; export it with 8 or 16"),
@@ -458,13 +420,13 @@ def test_files_that_are_no_film_get_one_sentence(tmp_path: Path, changes: dict, 
     with pydicom.config.disable_value_validation():
         path = stored(tmp_path / "f.dcm", **changes)
     with pytest.raises(InputError, match=sentence) as caught:
-        radiograph.read_radiograph(path)
+        read_radiograph(path)
     assert "\n" not in str(caught.value) and "PLANTED" not in str(caught.value)
 
 
 @pytest.mark.parametrize("modality", ["CR", "DX", "RF", "XA", "RG", None])
-def test_projections_of_every_kind_are_films(tmp_path: Path, modality: str | None) -> None:
-    assert_array_equal(radiograph.read_radiograph(stored(tmp_path / "f.dcm", Modality=modality)).pixels, GREY12)
+def test_projections_of_every_kind_are_films(film: Film, modality: str | None) -> None:
+    assert_array_equal(film(Modality=modality).pixels, GREY12)
 
 
 def test_an_encrypted_file(tmp_path: Path) -> None:
@@ -472,12 +434,12 @@ def test_an_encrypted_file(tmp_path: Path) -> None:
     hidden.EncryptedContentTransferSyntaxUID, hidden.EncryptedContent = "1.2.840.10008.1.2.1", b"\1\2\3\4"
     path = stored(tmp_path / "f.dcm", PixelData=None, EncryptedAttributesSequence=Sequence([hidden]))
     with pytest.raises(InputError, match="f.dcm is encrypted; decrypt it before you give it here"):
-        radiograph.read_radiograph(path)
+        read_radiograph(path)
     # The whole file in an envelope: no DICOM to be seen.
     envelope = bytes.fromhex("3082010006092a864886f70d010703a081f2") + RNG.bytes(300)
     (tmp_path / "f.p7m").write_bytes(envelope)
     with pytest.raises(InputError, match="f.p7m is encrypted; decrypt it"):
-        radiograph.read_radiograph(tmp_path / "f.p7m")
+        read_radiograph(tmp_path / "f.p7m")
 
 
 def test_a_file_cut_at_any_place(tmp_path: Path) -> None:
@@ -485,17 +447,17 @@ def test_a_file_cut_at_any_place(tmp_path: Path) -> None:
     for length in (*range(140, len(content) - 1, 173), len(content) - 2):
         (tmp_path / "cut.dcm").write_bytes(content[:length])
         with pytest.raises(InputError, match=r"cut\.dcm (can't be decoded|does not say|is )"):
-            radiograph.read_radiograph(tmp_path / "cut.dcm")
+            read_radiograph(tmp_path / "cut.dcm")
 
 
 # Large films
 
 _READS = """
 import sys, resource
-from transvert.clinical import radiograph
+from transvert.clinical.radiograph import read_radiograph
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-read = radiograph.read_radiograph(sys.argv[1], 0.1, orientation=["R", "H"])
-print(read.pixels.shape[0], int(read.pixels[0, -1]), before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+read = read_radiograph(sys.argv[1], 0.1, orientation=["R", "H"])
+print(int(read.pixels[0, -1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
@@ -505,16 +467,10 @@ def test_a_large_film_is_held_about_once(tmp_path: Path, name: str) -> None:
     """4,000 x 4,000 pixels in 16 bits are 32 MB in the file and 64 MB as float32; 12,000 x 12,000 take 9 times that."""
     grey = np.zeros((4000, 4000), np.uint16)
     grey[-1, 0] = 1234
-    if name.endswith("dcm"):
-        stored(tmp_path / name, grey, 16)
-    else:
-        Image.fromarray(grey).save(tmp_path / name)
-    said = subprocess.run(
-        [sys.executable, "-c", _READS, str(tmp_path / name)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    rows, corner, before, peak = map(int, said)
-    assert (rows, corner) == (4000, 1234)
-    assert (peak - before) / 1024 < 150  # MiB; the stored and the float picture are 92.
+    stored(tmp_path / name, grey, 16) if name == "big.dcm" else Image.fromarray(grey).save(tmp_path / name)
+    words = [sys.executable, "-c", _READS, str(tmp_path / name)]
+    corner, peak = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert corner == 1234 and peak / 1024 < 150  # MiB; the stored and the float picture are 92.
 
 
 def test_only_tags_that_identify_no_patient_are_read() -> None:

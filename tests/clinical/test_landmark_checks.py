@@ -87,7 +87,7 @@ def test_a_few_neighbours_are_too_few_to_compare_the_scale() -> None:
 
 def test_exchanged_views_are_refused() -> None:
     ap, lateral = _views()
-    with pytest.raises(InputError, match="'ap' view is named 'left_lateral'; give one film from the front or back"):
+    with pytest.raises(InputError, match="'ap' view is named 'left_lateral'; give one frontal and one lateral film"):
         _check(_marks(), views=(lateral, ap))
 
 
@@ -120,15 +120,13 @@ def test_marks_off_a_film_are_refused_by_name() -> None:
 
 def test_levels_out_of_order_are_named() -> None:
     exchanged = _changed(_marks(), "ap", lambda pixels: pixels | {12: pixels[13], 13: pixels[12]})
-    with pytest.raises(InputError, match="T6 is marked above T5 on the AP film: exchange or correct the two levels"):
+    with pytest.raises(InputError, match="T6 is marked above T5 on the AP film: correct them"):
         _check(exchanged)
 
 
 def test_a_film_upside_down_is_refused() -> None:
     turned = _changed(_marks(), "lateral", lambda pixels: {n: np.array([1899.0, 999]) - p for n, p in pixels.items()})
-    with pytest.raises(
-        InputError, match="levels of the lateral film run from its foot to its top: turn the film, or corr"
-    ):
+    with pytest.raises(InputError, match="The lateral film's levels run from its foot to its top: turn it, or correct"):
         _check(turned)
 
 
@@ -158,7 +156,7 @@ def test_a_spacing_within_the_limit_passes(factor: float) -> None:
 
 def test_a_level_whose_two_marks_lie_far_apart_is_refused() -> None:
     marks = _changed(_marks(), "ap", lambda pixels: pixels | {22: pixels[22] + (26, 0)})
-    with pytest.raises(InputError, match="The two landmarks of L3 disagree by 11 mm: check the level, the row, and"):
+    with pytest.raises(InputError, match="The two landmarks of L3 disagree by 11 mm: check level, row and pixel"):
         _check(marks)
 
 
@@ -167,9 +165,7 @@ def test_labels_one_level_apart_are_refused(step: int, word: str) -> None:
     whole = _points([n for n in levels.VERTEBRAE if 7 <= n <= 25 and n != 28])
     marks = _marks(whole)
     shifted = _changed(marks, "ap", lambda pixels: {n + step: p for n, p in pixels.items() if 8 <= n <= 24})
-    with pytest.raises(
-        InputError, match=f"one apart: the AP film's heights fit if each of its levels is the next {word} one"
-    ):
+    with pytest.raises(InputError, match=f"to be one apart: each of the AP film's may be the next {word} one"):
         _check(shifted)
 
 

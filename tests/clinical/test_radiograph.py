@@ -125,7 +125,7 @@ def test_a_dicom_film_states_orientation_and_distances(
 def test_pictures_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     square = view(shape=(7, 9))
     for grey, bits in ((picture(12), 10), (picture(8), 12), (picture(8), 7), (picture(16), 17), (picture(12), 8)):
-        with pytest.raises(InputError, match=f"does not have {bits} bits; give the bits that it was made with"):
+        with pytest.raises(InputError, match=f"does not have {bits} bits; give those it was made with"):
             radiograph.write_dicom(tmp_path / "f.dcm", grey, square, bits=bits)
     for write, where in ((radiograph.write_png, 1.0), (radiograph.write_dicom, square)):
         with pytest.raises(InputError, match="is no grey picture; make one with to_grey"):
@@ -196,7 +196,7 @@ def test_grey_pictures_in_colour_files_are_read_and_coloured_ones_refused(tmp_pa
     channels[..., 0] //= 2
     Image.fromarray(channels).save(tmp_path / "screen.png")
     for name in ("photo.jpg", "screen.png"):
-        with pytest.raises(InputError, match=f"{name} is a colour picture, such as a photograph .*grey PNG"):
+        with pytest.raises(InputError, match=f"{name} is a colour picture, such as a photograph; .*grey PNG"):
             radiograph.read_radiograph(tmp_path / name, 0.2)
 
 

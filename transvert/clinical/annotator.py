@@ -21,14 +21,8 @@ import traitlets
 from PIL import Image
 
 from transvert import levels
-from transvert.clinical import autofill, landmark_checks, radiograph
+from transvert.clinical import autofill, landmark_checks, landmarks, radiograph
 from transvert.clinical.landmarks import (
-    BODY,
-    CORNERS,
-    ENDS,
-    RESIDUAL_LIMIT_MM,
-    RESIDUAL_WARNING_MM,
-    VERTEBRA,
     Landmarks,
     empty_landmarks,
     landmarks_from_dict,
@@ -45,11 +39,11 @@ FIRST_LEVEL = "T1"
 
 _TITLES = {"ap": "AP", "pa": "PA", "left_lateral": "left lateral", "right_lateral": "right lateral"}
 _SIDES = {"ap": ["R", "L"], "lateral": ["front", "back"]}
-_MARKS = ("centroids", "corners", "s1_endplate", "proposed")
+_NO_MARKS: dict[str, Any] = {"centroids": {}, "corners": {}, "s1_endplate": {}, "proposed": []}
 _INSTRUCTIONS = {
-    BODY: "Mark the middle of each vertebral body.",
-    VERTEBRA: "Mark the centre of mass of each whole vertebra, arch and processes included: on the lateral film near the "
-    "back of its body.",
+    landmarks.BODY: "Mark the middle of each vertebral body.",
+    landmarks.VERTEBRA: "Mark the centre of mass of each whole vertebra, arch and processes included: on the lateral film "
+    "near the back of its body.",
 }
 
 
@@ -68,7 +62,7 @@ class Annotator(anywidget.AnyWidget):
 
     films: Any = traitlets.List().tag(sync=True)
     level_names = traitlets.List([levels.name(n) for n in levels.VERTEBRAE]).tag(sync=True)
-    limits_mm = traitlets.List([RESIDUAL_WARNING_MM, RESIDUAL_LIMIT_MM]).tag(sync=True)
+    limits_mm = traitlets.List([landmarks.RESIDUAL_WARNING_MM, landmarks.RESIDUAL_LIMIT_MM]).tag(sync=True)
     marks = traitlets.Dict().tag(sync=True)
     feedback = traitlets.Dict().tag(sync=True)
     path = traitlets.Unicode().tag(sync=True)
@@ -84,18 +78,14 @@ class Annotator(anywidget.AnyWidget):
         path: str | Path = "landmarks.json",
         **traits: Any,
     ) -> None:
-        """Opens two films.
+        """Opens an AP (or PA) and a lateral film.
 
         Args:
-            ap: the AP (or PA) film.
-            lateral: the lateral film.
-            landmarks: the landmarks to start with; they may hold no marks and only say how the films were taken. By
-                default those of `path` if that file exists, else no marks on cone views at the default distances.
+            ap: of known pixel spacing, as `lateral`; else an InputError is raised.
+            lateral: the other film.
+            landmarks: those to start with, by default those of `path` if that file exists, else none.
             path: the landmark file.
             **traits: such as `height`.
-
-        Raises:
-            InputError: a film of unknown pixel spacing, or landmarks that make no view.
         """
         message = ""
         if landmarks is None and Path(path).exists():
@@ -103,10 +93,10 @@ class Annotator(anywidget.AnyWidget):
             message = f"Continued from {Path(path).name}."
         self._films = {"ap": ap, "lateral": lateral}
         self._errors: dict[str, dict[str, float]] = {name: {} for name in VIEWS}
-        marks = self._open(empty_landmarks() if landmarks is None else landmarks)
+        shown = self._open(landmarks or empty_landmarks())
         super().__init__(
-            films=[self._picture(name, marks[name]["centroids"]) for name in VIEWS],
-            marks=marks,
+            films=[self._picture(name, shown[name]["centroids"]) for name in VIEWS],
+            marks=shown,
             instruction=_INSTRUCTIONS[self._setup.centroids_of],
             message=message,
             path=str(path),
@@ -134,50 +124,35 @@ class Annotator(anywidget.AnyWidget):
         return write_landmarks(path or self.path, self.landmarks)
 
     def load(self, path: str | Path | None = None) -> None:
-        """Reads a landmark file, whose landmarks replace the present ones.
-
-        Raises:
-            InputError: as `landmarks.read_landmarks`.
-        """
+        """Reads a landmark file, whose landmarks replace the present ones."""
         self.landmarks = read_landmarks(path or self.path, partial=True)
 
     def fill_in(self) -> None:
-        """Proposes the vertebrae between the marked ones.
-
-        Raises:
-            InputError: too few landmarks.
-        """
+        """Proposes the vertebrae between the marked ones; raises InputError if these are too few."""
         proposal = autofill.propose_landmarks(self.landmarks, self._views["ap"], self._views["lateral"])
         for name in VIEWS:
             self._errors[name] |= {levels.name(n): round(mm, 1) for n, mm in proposal.error_mm[name].items()}
         self.landmarks = autofill.fill_landmarks(self.landmarks, proposal)
 
     def check(self) -> list[str]:
-        """Warnings about the landmarks, from `landmark_checks.check_landmarks`.
-
-        Raises:
-            InputError: the landmarks cannot be right.
-        """
+        """Warnings about the landmarks, from `landmark_checks.check_landmarks`, which may raise InputError."""
         views, films = ((parts["ap"], parts["lateral"]) for parts in (self._views, self._films))
         return landmark_checks.check_landmarks(self.landmarks, views, films)  # type: ignore[arg-type]
 
-    def _open(self, landmarks: Landmarks) -> dict[str, Any]:
+    def _open(self, marks: Landmarks) -> dict[str, Any]:
         """Takes over how the films were taken, and returns the marks in the browser's form."""
-        self._views = {name: landmarks.view(name, film) for name, film in self._films.items()}
+        self._views = {name: marks.view(name, film) for name, film in self._films.items()}
         setups = {}
-        for name, setup in landmarks.setups.items():
+        for name, setup in marks.setups.items():
             stated: dict[str, Any] = {"shape": self._views[name].shape}
             if setup.counted_on == "stored":
                 stated["counted_on"] = "film"
             if not (setup.pixel_mm or setup.known_distance):
                 stated |= {"pixel_mm": self._views[name].pixel_mm, "pixel_plane": None}
             setups[name] = setup.model_copy(update=stated)
-        content = landmarks.to_dict()["views"]
-        nothing: dict[str, dict[int, np.ndarray]] = {name: {} for name in VIEWS}
-        self._setup = Landmarks(setups, nothing, landmarks.isocentre, centroids_of=landmarks.centroids_of)
-        return {
-            name: {kind: content[name].get(kind, [] if kind == "proposed" else {}) for kind in _MARKS} for name in VIEWS
-        }
+        self._setup = Landmarks(setups, {name: {} for name in VIEWS}, marks.isocentre, centroids_of=marks.centroids_of)
+        content = marks.to_dict()["views"]
+        return {name: {kind: content[name].get(kind, none) for kind, none in _NO_MARKS.items()} for name in VIEWS}
 
     def _picture(self, name: str, centroids: dict[str, Any]) -> dict[str, Any]:
         """A film as the browser gets it."""
@@ -198,8 +173,8 @@ class Annotator(anywidget.AnyWidget):
             "covered": [n * factor for n in grey.shape],
             "aspect": view.pixel_mm[1] / view.pixel_mm[0],
             "sides": _SIDES[name],
-            "corners": list(CORNERS[name]),
-            "ends": list(ENDS[name]),
+            "corners": list(landmarks.CORNERS[name]),
+            "ends": list(landmarks.ENDS[name]),
             "next": self.level_names[min(following, len(self.level_names) - 1)],
         }
 
@@ -212,16 +187,20 @@ class Annotator(anywidget.AnyWidget):
             self.message = str(error)
             return
         lines: dict[str, Any] = {}
-        for name, other in (("ap", "lateral"), ("lateral", "ap")):
-            lines[name] = {
-                levels.name(n): np.round(height_line(self._views[name], self._views[other], pixel), 2).tolist()
-                for n, pixel in landmarks.centroids[other].items()
+        for name, other in (VIEWS, VIEWS[::-1]):
+            ends = {
+                n: height_line(self._views[name], self._views[other], p) for n, p in landmarks.centroids[other].items()
             }
+            lines[name] = {levels.name(n): np.round(line, 2).tolist() for n, line in ends.items()}
         _, residuals = landmarks.triangulate(self._views["ap"], self._views["lateral"])
         # Two proposals of one chain always meet, so their residual means nothing.
         proposed = landmarks.proposed["ap"] & landmarks.proposed["lateral"]
         shown = {levels.name(n): round(mm, 2) for n, mm in residuals.items() if n not in proposed}
         self.feedback = {"lines": lines, "residuals": shown, "errors": self._errors}
+
+    def _counts(self) -> str:
+        ap, lateral = (len(self.marks[name]["centroids"]) for name in VIEWS)
+        return f"{ap} AP and {lateral} lateral landmarks"
 
     def _run_command(self, _: Any, content: dict[str, Any], __: Any) -> None:
         """Runs a button's command; errors are shown in the widget, not in the notebook's log."""
@@ -229,10 +208,10 @@ class Annotator(anywidget.AnyWidget):
         try:
             if command == "save":
                 self.save()
-                self.message = f"Saved {_counts(self.landmarks)} to {self.path}."
+                self.message = f"Saved {self._counts()} to {self.path}."
             elif command == "load":
                 self.load()
-                self.message = f"Loaded {_counts(self.landmarks)} from {self.path}."
+                self.message = f"Loaded {self._counts()} from {self.path}."
             elif command == "fill":
                 self.fill_in()
                 self.message = "Filled in the levels marked 'proposed': drag each to its place, or accept it."
@@ -243,10 +222,7 @@ class Annotator(anywidget.AnyWidget):
 
 
 def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """A film as an 8-bit picture of at most `LONGEST` pixels a side.
-
-    Args:
-        pixels: (rows, columns) float; NaN becomes black.
+    """A film as an 8-bit picture of at most `LONGEST` pixels a side; NaN becomes black.
 
     Returns:
         (rows, columns) uint8, each pixel the mean of `factor` x `factor` of the film's, whose last rows and columns are
@@ -268,8 +244,7 @@ def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:
 def height_line(view: View, other: View, pixel: np.ndarray) -> np.ndarray:
     """The projection of another view's ray: the vertebra seen there at `pixel` lies on it here.
 
-    Returns:
-        (2, 2), its ends on the film's left and right edge, row and column.
+    Returns (2, 2), the row and column of its ends on the film's left and right edge.
     """
     start, along = other.rays(np.asarray(pixel, float))
     # Two points of the ray in front of both sources: 50 mm either side of the point nearest to the central ray.
@@ -281,8 +256,3 @@ def height_line(view: View, other: View, pixel: np.ndarray) -> np.ndarray:
     slope = (row_b - row_a) / (column_b - column_a)
     edges = np.array([-0.5, view.shape[1] - 0.5])
     return np.stack([row_a + slope * (edges - column_a), edges], axis=1)
-
-
-def _counts(landmarks: Landmarks) -> str:
-    ap, lateral = (len(landmarks.centroids[name]) for name in VIEWS)
-    return f"{ap} AP and {lateral} lateral landmarks"

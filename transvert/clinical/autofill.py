@@ -3,11 +3,8 @@
 A spine is a chain of steps from each level to the next. The usual steps, their spread between people and the correlation
 of one person's neighbouring steps were measured (`tables/spacing.csv`, benchmarks/tables/proposal.py). The proposal is
 the most likely chain given the landmarks (Gaussian process regression): it passes near them, is as long and as bent as
-spines are, and has one height in both views. A vertebra marked on one film is therefore proposed at its own height on
-the other. Each proposal has an expected error.
-
-The people of the table lay on their backs, and a standing spine bends more. Landmarks where the curve turns remove most
-of that error.
+spines are, and has one height in both views. The people of the table lay on their backs, and a standing spine bends
+more: landmarks where the curve turns remove most of that error.
 """
 
 from __future__ import annotations
@@ -30,8 +27,8 @@ LANDMARK_SD_MM = 1.5
 LIMIT_MM = 12.0
 """A level is not proposed on a film where its expected error is larger."""
 
-# The correlation of one person's steps that are n levels apart, along x, y and z: SHARE + (1 - SHARE) * exp(-n / REACH).
-# SHARE is due to the person's size. benchmarks/tables/proposal.py prints the fitted values that were rounded to these.
+# The correlation of one person's steps that are n levels apart, along x, y and z: SHARE + (1 - SHARE) * exp(-n / REACH),
+# rounded from what benchmarks/tables/proposal.py fits. SHARE is due to the person's size.
 REACH = np.array([1.8, 3.0, 2.0])
 SHARE = np.array([0.0, 0.0, 0.47])
 # Standard deviation of the spine's place: free in a marked view's plane, near the isocentre in depth if no view shows it.
@@ -41,12 +38,7 @@ _ITERATIONS = 4  # Cone projections are slightly nonlinear.
 
 @dataclass(frozen=True)
 class Spacing:
-    """Steps from a level to the next below, RAS mm.
-
-    Attributes:
-        mean: pair of levels to (3,).
-        deviation: pair of levels to (3,), standard deviation between people.
-    """
+    """Steps from a level to the next below, by pair of levels: (3,) RAS mm and their standard deviation between people."""
 
     mean: Mapping[tuple[int, int], np.ndarray]
     deviation: Mapping[tuple[int, int], np.ndarray]
@@ -55,20 +47,13 @@ class Spacing:
         """Mean and deviation of a chain's steps, (N - 1, 3) each; steps to and from T13 are those from T12 to L1."""
         t12, t13, l1 = 19, 28, 20
         pairs = [(t12, l1) if t13 in pair else pair for pair in itertools.pairwise(chain)]
-        mean, deviation = (
-            np.array([table[pair] for pair in pairs]).reshape(-1, 3) for table in (self.mean, self.deviation)
-        )
-        return mean, deviation
+        mean, deviation = ([table[pair] for pair in pairs] for table in (self.mean, self.deviation))
+        return np.reshape(mean, (-1, 3)), np.reshape(deviation, (-1, 3))
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Proposed landmarks; the first key is "ap" or "lateral", the second the level.
-
-    Attributes:
-        centroids: (2,) row and column.
-        error_mm: the expected root mean square error in the patient.
-    """
+    """Proposed landmarks by "ap" or "lateral" and level: (2,) row and column, and the expected RMS error in the patient."""
 
     centroids: Mapping[str, Mapping[int, np.ndarray]]
     error_mm: Mapping[str, Mapping[int, float]]
@@ -77,12 +62,11 @@ class Proposal:
 @functools.cache
 def usual_spacing() -> Spacing:
     """The spacing table that comes with the package."""
-    rows = read_rows(TABLE)
-    pairs = [(levels.number(row["upper"]), levels.number(row["lower"])) for row in rows]
+    rows = {(levels.number(row["upper"]), levels.number(row["lower"])): row for row in read_rows(TABLE)}
     mean, deviation = (
         {
-            pair: np.array([float(row[f"{axis}_{unit}"]) for axis in ("right", "front", "up")])
-            for pair, row in zip(pairs, rows, strict=True)
+            pair: np.array([float(row[f"{way}_{unit}"]) for way in ("right", "front", "up")])
+            for pair, row in rows.items()
         }
         for unit in ("mm", "sd_mm")
     )
@@ -92,14 +76,8 @@ def usual_spacing() -> Spacing:
 def propose_landmarks(landmarks: Landmarks, ap: View, lateral: View, spacing: Spacing | None = None) -> Proposal:
     """Proposes the levels between the uppermost and the lowermost landmark, in each view where they can be predicted.
 
-    Args:
-        landmarks: the marked centroids; T13 and L6 are proposed only if they are marked in the other view.
-        ap: the AP film's view.
-        lateral: the lateral film's view.
-        spacing: by default `usual_spacing()`.
-
-    Raises:
-        InputError: too few landmarks, or nothing left to propose.
+    T13 and L6 are proposed only if they are marked in the other view. The default spacing is `usual_spacing()`. Too few
+    landmarks, or nothing left to propose, raise an InputError.
     """
     marked = {name: {n: p for n, p in landmarks.centroids[name].items() if n in levels.VERTEBRAE} for name in VIEWS}
     if len(marked["ap"].keys() | marked["lateral"].keys()) < 2:
@@ -112,17 +90,13 @@ def propose_landmarks(landmarks: Landmarks, ap: View, lateral: View, spacing: Sp
     for name, view in views.items():
         for n, level in enumerate(chain):
             pixel, slope = _linearise(view, points[n])
-            own = slice(3 * n, 3 * n + 3)
             in_patient = np.array(view.pixel_mm) / view.magnification(points[n])
-            error = float(np.sqrt(np.diag(slope @ covariance[own, own] @ slope.T) @ in_patient**2))
+            error = float(np.sqrt(np.diag(slope @ covariance[n, :, n] @ slope.T) @ in_patient**2))
             on_film = ((pixel >= -0.5) & (pixel <= np.array(view.shape) - 0.5)).all()
             if level not in marked[name] and error <= LIMIT_MM and on_film:
                 centroids[name][level], errors[name][level] = pixel, error
     if not any(centroids.values()):
-        raise InputError(
-            "Nothing can be filled in between these landmarks: mark three or four vertebrae of a film, the uppermost "
-            "and the lowermost among them."
-        )
+        raise InputError("Nothing can be filled in between these landmarks: mark three or four vertebrae of a film.")
     return Proposal(centroids, errors)
 
 
@@ -142,7 +116,7 @@ def _most_likely(
     isocentre: np.ndarray,
     spacing: Spacing,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3) RAS mm, the chain's most likely points, and (3 N, 3 N), their covariance; by Gauss-Newton steps."""
+    """(N, 3) RAS mm, the chain's most likely points, and their (N, 3, N, 3) covariance; by Gauss-Newton steps."""
     count = len(chain)
     mean, deviation = spacing.steps(chain)
     apart = np.abs(np.subtract.outer(np.arange(count - 1), np.arange(count - 1)))
@@ -171,7 +145,7 @@ def _most_likely(
         gain = np.linalg.solve(slope @ covariance @ slope.T + np.diag(np.concatenate(noise) ** 2), slope @ covariance).T
         points = expected + (gain @ miss).reshape(count, 3)
         posterior = covariance - gain @ slope @ covariance
-    return points, posterior
+    return points, posterior.reshape(prior.shape)
 
 
 def _linearise(view: View, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

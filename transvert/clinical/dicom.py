@@ -8,9 +8,8 @@ A stored value becomes a grey value in this order:
 3. MONOCHROME1, whose low values are white, is inverted, so that bone is white.
 4. NaN where the file marks pixels that the detector did not expose (pixel padding).
 
-The VOI LUT and the window are left out: they say how a viewer shows the values. A window is a linear step that clips.
-Networks see standardised patches (`data.patches.standardise`), which undoes the linear part; what was clipped would
-be lost.
+The VOI LUT and the window are left out: they say how a viewer shows the values. Networks see standardised patches
+(`data.patches.standardise`), which undoes a window's linear part; what it clips would be lost.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,17 +35,20 @@ MOST_PIXELS = 150_000_000
 """Larger films are refused: 12,000 x 12,000 pixels take 0.6 GB as float32, and twice that while they are read."""
 POSITIONS = {"ap": "AP", "pa": "PA", "left_lateral": "LL", "right_lateral": "RL"}
 """Each named view's code in DICOM's View Position."""
+ROWS = 256
+"""Rows that are converted at a time, so that a large film is held in memory once, not three times."""
 
+_VIEWS = {code: view for view, code in POSITIONS.items()} | {"LLAT": "left_lateral", "RLAT": "right_lateral"}
+_VIEWS |= dict.fromkeys(("LAT", "LATERAL"), "lateral")
 _FRONTAL = ("ap", "pa")
 _PIXEL_MM = (0.01, 10.0)  # The range of a film's pixel pitch; values beyond it are not believed.
 _DISTANCE_MM = (400.0, 10_000.0)
-_ROWS = 256  # Converted at a time, so that a large film is held in memory once, not three times.
 
 # Single projections: computed and digital radiography, digitised film, a fluoroscope's single shot.
-_FILMS = frozenset(("CR", "DX", "RG", "RF", "XA", "DF", "HC", "OT", ""))
+_FILMS = ("CR", "DX", "RG", "RF", "XA", "DF", "HC", "OT", "")
 # Modalities that an error message may name; any other could be text that identifies a patient.
-_NOT_FILMS = frozenset(
-    ("BMD", "CT", "ES", "GM", "IO", "MG", "MR", "NM", "OCT", "OP", "PR", "PT", "PX", "SEG", "SM", "SR", "US", "XC")
+_NOT_FILMS = (
+    *("BMD", "CT", "ES", "GM", "IO", "MG", "MR", "NM", "OCT", "OP", "PR", "PT", "PX", "SEG", "SM", "SR", "US", "XC"),
 )
 
 # The only tags that are read: nothing else that the file holds of a patient is looked at.
@@ -60,17 +63,20 @@ _READ = (
     *("PatientOrientation", "ViewPosition", "ImageLaterality"),
 )
 
-# (transposed, upside down, mirrored) in words.
-_ORIENTATIONS = {
-    (False, False, False): "",
-    (False, False, True): "mirrored left to right",
-    (False, True, False): "mirrored top to bottom",
-    (False, True, True): "turned by 180 degrees",
-    (True, False, False): "mirrored about its diagonal",
-    (True, False, True): "turned by 90 degrees clockwise",
-    (True, True, False): "turned by 90 degrees counter-clockwise",
-    (True, True, True): "mirrored about its other diagonal",
+# What (transposed, upside down, mirrored) do to a picture, counted in binary.
+_ORIENTATIONS = (
+    *("", "mirrored left to right", "mirrored top to bottom", "turned by 180 degrees"),
+    *("mirrored about its diagonal", "turned by 90 degrees clockwise"),
+    *("turned by 90 degrees counter-clockwise", "mirrored about its other diagonal"),
+)
+
+# The tags of the pixel pitch. The last may be calibrated to a plane in the patient.
+_PITCHES = {
+    "ImagerPixelSpacing": "the file's Imager Pixel Spacing, on the detector",
+    "NominalScannedPixelSpacing": "the pitch at which the film was digitised, by the file",
+    "PixelSpacing": "the file's Pixel Spacing, which does not say of which plane; taken for the detector's",
 }
+_CALIBRATIONS = {"GEOMETRY": "by the distances", "FIDUCIAL": "by an object of known size"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,6 @@ class ImageOrientation:
     """The steps from the stored picture to the upright one, in this order.
 
     An upright picture has the head at the top. It shows the patient's right (AP, PA) or front (lateral) on the left.
-
-    Attributes:
-        transposed: rows and columns are exchanged.
-        upside_down: then top and bottom.
-        mirrored: then left and right.
     """
 
     transposed: bool = False
@@ -101,7 +102,7 @@ class ImageOrientation:
     @property
     def words(self) -> str:
         """What was done to the stored picture, such as "mirrored left to right"; empty if nothing was."""
-        return _ORIENTATIONS[self.transposed, self.upside_down, self.mirrored]
+        return _ORIENTATIONS[4 * self.transposed + 2 * self.upside_down + self.mirrored]
 
     def notes(self, origin: str) -> tuple[str, ...]:
         """A sentence for the report if the picture was turned; `origin` is "stated" or "recorded"."""
@@ -115,11 +116,10 @@ class Acquisition:
     Attributes:
         view: a name in `geometry.VIEW_NAMES`, or "lateral" if the side is unknown.
         source_to_detector_mm: along the central ray.
-        source_to_patient_mm: likewise. A DX film states the distance to the side of the table or stand that faces the
-            patient, not to the spine, so the spine is magnified a little more than the two distances imply.
+        source_to_patient_mm: likewise. A DX film states the distance to the table or stand, not to the spine, which is
+            magnified a little more.
         magnification: source to detector over source to patient.
-        pixel_plane: "detector" or "patient", the plane in which the pixel pitch was measured. A pitch in the patient
-            times the plane's magnification is the pitch on the detector.
+        pixel_plane: "detector" or "patient", the plane in which the pixel pitch was measured.
         pixel_mm_from: the origin of the pixel pitch, in words.
         orientation: the steps from the stored picture to the upright one.
         notes: further sentences for the report.
@@ -136,20 +136,15 @@ class Acquisition:
 
     def to_dict(self) -> dict[str, Any]:
         """The report's entry for the film, JSON-ready."""
-        content = asdict(self)
+        content = asdict(self) | {"turned": self.orientation.words, "notes": list(self.notes)}
         del content["orientation"]
-        return content | {"turned": self.orientation.words, "notes": list(self.notes)}
+        return content
 
 
 def read_dicom(
     path: Path, view: str | None = None, orientation: Sequence[str] | None = None
 ) -> tuple[np.ndarray, tuple[float, float] | None, Acquisition]:
-    """Reads a film's pixels, pixel pitch and acquisition metadata.
-
-    Args:
-        path: the file.
-        view: the expected view, "ap", "pa" or a lateral one; None for any.
-        orientation: replaces what the file says of its orientation and view, as in `orientation_from_letters`.
+    """Reads a film; the arguments are those of `radiograph.read_radiograph`.
 
     Returns:
         (rows, columns) float32 of the upright picture, brighter is more attenuation, NaN where the detector was not
@@ -160,6 +155,7 @@ def read_dicom(
             from the file but DICOM's own codes.
     """
     import pydicom
+    from pydicom.pixels import pixel_array
 
     try:
         with _silence():
@@ -167,13 +163,19 @@ def read_dicom(
             _check_film(dataset, path.name)
             grey, notes = _grey_of_stored(dataset)
             pixel_mm, acquisition = _read_acquisition(dataset, path.name, view, orientation, notes)
-            return _look_up(grey, acquisition.orientation.upright_picture(_stored(dataset))), pixel_mm, acquisition
+            stored = pixel_array(dataset, raw=True, view_only=True, correct_unused_bits=False)
+            stored = acquisition.orientation.upright_picture(stored.view(f"{stored.dtype.byteorder}u{stored.itemsize}"))
+            # Overlays may lie in the bits above the picture's, or below them in old files.
+            encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+            shift = 0 if encapsulated else dataset.HighBit + 1 - dataset.BitsStored
+            pixels = np.empty(stored.shape, np.float32)
+            for top in range(0, len(stored), ROWS):
+                pixels[top : top + ROWS] = grey[(stored[top : top + ROWS] >> shift) & (len(grey) - 1)]
+            return pixels, pixel_mm, acquisition
     except InputError:
         raise
     except Exception:  # noqa: BLE001 A damaged file can raise any error in pydicom and its decoders.
-        raise InputError(
-            f"The film {path.name} can't be decoded; it is damaged or cut short: copy or export it once more."
-        ) from None
+        raise InputError(f"The film {path.name} can't be decoded; it is damaged or cut short: copy it again.") from None
 
 
 def orientation_from_letters(letters: Sequence[str], view: str | None, name: str) -> ImageOrientation:
@@ -182,41 +184,26 @@ def orientation_from_letters(letters: Sequence[str], view: str | None, name: str
     Args:
         letters: the patient's direction along a row and down a column, in DICOM's letters R, L, A, P, H or F, the
             strongest first. An upright AP or PA picture has ("L", "F"), a lateral one ("P", "F").
-        view: the expected view, "ap", "pa" or a lateral one; None for any.
-        name: the file's, for the error message.
-
-    Raises:
-        InputError: unknown letters, a picture from above or below, or another view than expected.
+        view: the expected view, None for any.
+        name: the file's, for the error message that unknown letters, a picture from above or another view get.
     """
     found = [str(part).upper() for part in letters] if isinstance(letters, Sequence) else []
-    if len(found) != 2 or not all(part and set(part) <= set("RLAPHF") for part in found):
-        raise InputError(
-            f"The orientation of the film {name} is not understood; state the patient's directions along its rows and "
-            "down its columns, such as ['L', 'F']."
-        )
+    if len(found) != 2 or not all(re.fullmatch("[RLAPHF]+", part) for part in found):
+        raise InputError(f"The orientation of the film {name} is not understood; state letters such as ['L', 'F'].")
     across, down = found[0][0], found[1][0]
     transposed = across in "HF"
     if transposed:
         across, down = down, across
     if across in "HF" or down not in "HF":
-        raise InputError(
-            f"The film {name} shows the patient neither from the front nor from the side, by its orientation; give an "
-            "AP (or PA) and a lateral film."
-        )
+        raise InputError(f"The film {name} is oriented neither as a frontal nor as a lateral film; give one of each.")
     _check_view("lateral" if across in "AP" else "ap", view, name, "orientation")
     return ImageOrientation(transposed, upside_down=down == "H", mirrored=across in "RA")
 
 
 def check_pixel_mm(pixel_mm: tuple[float, float], name: str) -> None:
-    """Checks that a film can have this pixel pitch.
-
-    Raises:
-        InputError: it is not within 0.01 to 10 mm.
-    """
+    """Refuses a pixel pitch that is not within 0.01 to 10 mm, with an InputError."""
     if not all(_PIXEL_MM[0] <= mm <= _PIXEL_MM[1] for mm in pixel_mm):
-        raise InputError(
-            f"Pixels of {pixel_mm[0]:g} x {pixel_mm[1]:g} mm make no film of {name}; check that pixel_mm is in mm."
-        )
+        raise InputError(f"Pixels of {pixel_mm[0]:g} x {pixel_mm[1]:g} mm make no film of {name}; give them in mm.")
 
 
 def too_large(name: str) -> str:
@@ -225,41 +212,29 @@ def too_large(name: str) -> str:
 
 
 def _check_film(dataset: Dataset, name: str) -> None:
-    """Checks that a file holds one grey film that can be decoded."""
-    modality = _code(dataset, "Modality")
+    """Refuses a file that does not hold one grey film that can be decoded."""
+    from pydicom.pixels import get_decoder
+
+    modality, frames = _code(dataset, "Modality"), int(dataset.get("NumberOfFrames") or 1)
     if modality not in _FILMS:
         kind = f"a {modality} image" if modality in _NOT_FILMS else "of another modality"
         raise InputError(f"{name} is {kind}, not a film; give a radiograph (CR or DX).")
     if "PixelData" not in dataset and "EncryptedAttributesSequence" in dataset:
         raise InputError(f"The film {name} is encrypted; decrypt it before you give it here.")
-    frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise InputError(f"The film {name} has {frames} frames; give one picture a view.")
-    kind = _code(dataset, "PhotometricInterpretation")
-    if kind not in ("MONOCHROME1", "MONOCHROME2") or int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise InputError(
-            f"The film {name} is a colour picture, such as a photograph or a screenshot; a film is grey: give the "
-            "radiograph itself."
-        )
+    if dataset.get("SamplesPerPixel", 1) != 1 or "MONOCHROME" not in _code(dataset, "PhotometricInterpretation"):
+        raise InputError(f"The film {name} is a colour picture, such as a photograph; give the radiograph itself.")
     if dataset.Rows * dataset.Columns > MOST_PIXELS:
         raise InputError(too_large(name))
     if dataset.BitsAllocated not in (8, 16):
         raise InputError(f"The film {name} has {dataset.BitsAllocated:d} bits a pixel; export it with 8 or 16.")
-    _check_compression(dataset, name)
-
-
-def _check_compression(dataset: Dataset, name: str) -> None:
-    from pydicom.pixels import get_decoder
-
     syntax = dataset.file_meta.TransferSyntaxUID
     with contextlib.suppress(NotImplementedError):
         if get_decoder(syntax).is_available:
             return
     known = f"compressed as {syntax.name}" if syntax.name != syntax else "compressed or encrypted in a private way"
-    raise InputError(
-        f"The film {name} is {known}, which can't be read here; export it uncompressed, or convert it with "
-        "`gdcmconv --raw`."
-    )
+    raise InputError(f"The film {name} is {known}, which can't be read here; export it uncompressed (gdcmconv --raw).")
 
 
 @contextlib.contextmanager
@@ -269,11 +244,11 @@ def _silence() -> Iterator[None]:
 
     log, terminal = logging.getLogger("pydicom"), os.dup(2)
     level = log.level
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation(), open(os.devnull, "w") as nothing:
+    with warnings.catch_warnings(action="ignore"), pydicom.config.disable_value_validation():
         try:
-            warnings.simplefilter("ignore")
             log.setLevel(logging.CRITICAL + 1)
-            os.dup2(nothing.fileno(), 2)
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 2)
             yield
         finally:
             os.dup2(terminal, 2)
@@ -281,33 +256,13 @@ def _silence() -> Iterator[None]:
             log.setLevel(level)
 
 
-def _stored(dataset: Dataset) -> np.ndarray:
-    """(rows, columns) unsigned, each pixel's `BitsStored` bits; a view of the file's bytes where that is possible."""
-    from pydicom.pixels import pixel_array
-
-    stored = pixel_array(dataset, raw=True, view_only=True, correct_unused_bits=False)
-    stored = stored.view(f"{stored.dtype.byteorder}u{stored.dtype.itemsize}")
-    # Overlays may lie in the bits above the picture's, or below them in old files.
-    shift = 0 if dataset.file_meta.TransferSyntaxUID.is_encapsulated else dataset.HighBit + 1 - dataset.BitsStored
-    return stored >> shift if shift else stored
-
-
-def _look_up(grey: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """`grey` of every stored value: contiguous float32."""
-    pixels = np.empty(stored.shape, np.float32)
-    for top in range(0, len(stored), _ROWS):
-        pixels[top : top + _ROWS] = grey[stored[top : top + _ROWS] & (len(grey) - 1)]
-    return pixels
-
-
 def _grey_of_stored(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     """(2**BitsStored,) float32, the grey of every value that can be stored; and notes for the report."""
     from pydicom.pixels import apply_modality_lut
 
-    bits, notes = int(dataset.BitsStored), []
-    stored = np.arange(2**bits)
+    notes, stored = [], np.arange(2 ** int(dataset.BitsStored))
     if dataset.PixelRepresentation:
-        stored = np.where(stored < 2 ** (bits - 1), stored, stored - 2**bits)
+        stored[len(stored) // 2 :] -= len(stored)
     grey = np.asarray(apply_modality_lut(stored, dataset), float)
     if not np.isfinite(grey).all():
         raise ValueError("a rescale that is no number")
@@ -326,11 +281,10 @@ def _grey_of_stored(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
         notes.append("The film is a raw one, linear in the exposure: its logarithm was taken.")
     elif not white_is_high:  # Inverted within the whole range that can be stored.
         grey = grey.max() + grey.min() - grey
-    padding = _number(dataset, "PixelPaddingValue")
-    if padding is not None:
-        limit = _number(dataset, "PixelPaddingRangeLimit")
-        ends = sorted((padding, padding if limit is None else limit))
-        grey = np.where((stored >= ends[0]) & (stored <= ends[1]), np.nan, grey)
+    padding = [_number(dataset, f"PixelPadding{end}") for end in ("Value", "RangeLimit")]
+    if padding[0] is not None:
+        ends = sorted(end for end in padding if end is not None)
+        grey = np.where((stored >= ends[0]) & (stored <= ends[-1]), np.nan, grey)
     return grey.astype(np.float32), notes
 
 
@@ -338,7 +292,10 @@ def _read_acquisition(
     dataset: Dataset, name: str, view: str | None, letters: Sequence[str] | None, notes: Sequence[str]
 ) -> tuple[tuple[float, float] | None, Acquisition]:
     """The upright picture's pixel pitch, None if the file has no plausible one, and the acquisition metadata."""
-    recorded_view, recorded_letters = _view(dataset), dataset.get("PatientOrientation")
+    recorded_view, recorded_letters = _VIEWS.get(_code(dataset, "ViewPosition")), dataset.get("PatientOrientation")
+    if recorded_view == "lateral":
+        sides = {"L": "left_lateral", "R": "right_lateral"}
+        recorded_view = sides.get(_code(dataset, "ImageLaterality"), recorded_view)
     orientation = ImageOrientation()
     if letters:
         orientation = orientation_from_letters(letters, view, name)
@@ -357,53 +314,25 @@ def _read_acquisition(
         magnification = magnification or detector / patient
     elif detector and magnification:
         patient = detector / magnification
-    return pixel_mm and orientation.upright_pair(pixel_mm), Acquisition(
-        recorded_view,
-        detector,
-        patient,
-        magnification,
-        plane,
-        origin,
-        orientation,
-        (*notes, *orientation.notes("stated" if letters else "recorded")),
-    )
-
-
-def _view(dataset: Dataset) -> str | None:
-    position = _code(dataset, "ViewPosition")
-    if position in ("LAT", "LATERAL", "LLAT", "RLAT"):
-        side = _code(dataset, "ImageLaterality") if position.startswith("LAT") else position[0]
-        return {"L": "left_lateral", "R": "right_lateral"}.get(side, "lateral")
-    return {code: view for view, code in POSITIONS.items()}.get(position)
+    notes = (*notes, *orientation.notes("stated" if letters else "recorded"))
+    acquisition = Acquisition(recorded_view, detector, patient, magnification, plane, origin, orientation, notes)
+    return pixel_mm and orientation.upright_pair(pixel_mm), acquisition
 
 
 def _pixel_mm(dataset: Dataset) -> tuple[tuple[float, float] | None, str, str]:
-    """Row and column pitch as stored, its plane, and its origin in words.
-
-    The pitch on the detector, or of a digitised film, goes before Pixel Spacing, which may be calibrated to a plane in
-    the patient.
-    """
-    for keyword, origin in (
-        ("ImagerPixelSpacing", "the file's Imager Pixel Spacing, on the detector"),
-        ("NominalScannedPixelSpacing", "the pitch at which the film was digitised, by the file"),
-    ):
-        if pair := _pair(dataset, keyword):
-            return pair, "detector", origin
-    pair = _pair(dataset, "PixelSpacing")
-    calibrations = {"GEOMETRY": "by the distances", "FIDUCIAL": "by an object of known size"}
-    calibration = calibrations.get(_code(dataset, "PixelSpacingCalibrationType"))
-    if pair and calibration:
-        return pair, "patient", f"the file's Pixel Spacing, calibrated {calibration} to a plane in the patient"
-    origin = "the file's Pixel Spacing, which does not say of which plane; taken for the detector's"
-    return pair, "detector", origin if pair else ""
-
-
-def _pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
-    try:
-        row_mm, column_mm = (float(mm) for mm in dataset.get(keyword))
-    except (TypeError, ValueError):
-        return None
-    return (row_mm, column_mm) if all(_PIXEL_MM[0] <= mm <= _PIXEL_MM[1] for mm in (row_mm, column_mm)) else None
+    """Row and column pitch as stored, its plane, and its origin in words."""
+    for keyword, origin in _PITCHES.items():
+        try:
+            row_mm, column_mm = (float(mm) for mm in dataset.get(keyword))
+            check_pixel_mm((row_mm, column_mm), "")
+        except (TypeError, ValueError):
+            continue
+        calibration = _CALIBRATIONS.get(_code(dataset, "PixelSpacingCalibrationType"))
+        if keyword == "PixelSpacing" and calibration:
+            origin = f"the file's Pixel Spacing, calibrated {calibration} to a plane in the patient"
+            return (row_mm, column_mm), "patient", origin
+        return (row_mm, column_mm), "detector", origin
+    return None, "detector", ""
 
 
 def _code(dataset: Dataset, keyword: str) -> str:
@@ -426,5 +355,5 @@ def _check_view(found: str, expected: str | None, name: str, origin: str) -> Non
         kinds = ("a frontal", "lateral") if found in _FRONTAL else ("a lateral", "frontal")
         raise InputError(
             f"The film {name} is {kinds[0]} one by its {origin}, but it is given as the {kinds[1]} one; exchange the two "
-            "films, or state the film's orientation by hand if its file is wrong."
+            "films, or state the film's orientation."
         )

@@ -16,15 +16,7 @@ import numpy as np
 
 from transvert import levels
 from transvert.clinical import autofill
-from transvert.clinical.landmarks import (
-    CORNERS,
-    ENDS,
-    RESIDUAL_LIMIT_MM,
-    RESIDUAL_WARNING_MM,
-    Landmarks,
-    Pixels,
-    meet_rays,
-)
+from transvert.clinical.landmarks import CORNERS, ENDS, RESIDUAL_LIMIT_MM, RESIDUAL_WARNING_MM, Landmarks, meet_rays
 from transvert.clinical.radiograph import Radiograph
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import InputError
@@ -60,23 +52,28 @@ def check_landmarks(
         trained_levels: the VerSe levels that the network was trained on; None if unknown.
 
     Returns:
-        Warnings, one sentence each.
-
-    Raises:
-        InputError: the landmarks cannot be right; one sentence says why and what to do.
+        Warnings, one sentence each. Landmarks that cannot be right raise an InputError.
     """
     for name, view in zip(VIEWS, views, strict=True):
         _check_view(landmarks, name, view)
-    _check_different(films)
+    # Row by row, so that large films are not copied.
+    if films and films[0].pixels.shape == films[1].pixels.shape:
+        rows = zip(films[0].pixels, films[1].pixels, strict=True)
+        if all(np.array_equal(one, other, equal_nan=True) for one, other in rows):
+            raise InputError("The AP and the lateral film are one and the same picture: give two films.")
     for name, view in zip(VIEWS, views, strict=True):
         _check_on_film(landmarks, name, view)
         _check_order(landmarks, name)
         _check_sides(landmarks, name)
-    if not landmarks.levels:
+    marked = landmarks.levels
+    if not marked:
         raise InputError("No vertebra is marked on both films: mark at least one level on both.")
-    points = _points_by_view(landmarks, views)
-    _check_scale(points[..., 2])
-    _check_labels(points[..., 2])
+    ap, lateral = views
+    pairs = [(landmarks.centroids["ap"][n], landmarks.centroids["lateral"][n]) for n in marked]
+    # (levels, 2, 3) RAS mm, each centroid on its AP ray and on its lateral ray, which may differ in height.
+    points = np.array([(meet_rays(ap, a, lateral, b), meet_rays(lateral, b, ap, a)) for a, b in pairs])
+    if len(marked) >= 3:
+        _check_heights(*points[..., 2].T)
     _, residuals = landmarks.place(*views)
     points = points.mean(axis=1)
     return [
@@ -86,34 +83,21 @@ def check_landmarks(
             for level, mm in residuals.items()
             if mm > RESIDUAL_WARNING_MM
         ),
-        *_size_warnings(landmarks.levels, points),
-        *_curve_warnings(landmarks.levels, points),
+        *_size_warnings(marked, points),
+        *_curve_warnings(marked, points),
         *([] if landmarks.s1_endplate["ap"] or any(landmarks.corners["ap"].values()) else [SIDE_REMINDER]),
     ]
 
 
 def _check_view(landmarks: Landmarks, name: str, view: View) -> None:
-    allowed = ("ap", "pa") if name == "ap" else ("left_lateral", "right_lateral")
-    if view.name not in allowed:
-        raise InputError(
-            f"The landmarks' '{name}' view is named '{view.name}'; give one film from the front or back (ap or "
-            "pa) and one from the side (left_lateral or right_lateral), each as its own view."
-        )
+    if view.name not in (("ap", "pa") if name == "ap" else ("left_lateral", "right_lateral")):
+        raise InputError(f"The '{name}' view is named '{view.name}'; give one frontal and one lateral film.")
     shape = landmarks.setups[name].shape
-    if shape is not None and shape != view.shape:
+    if shape not in (None, view.shape):
         raise InputError(
-            f"The {_FILM[name]} landmarks were made on a film of {shape[0]} x {shape[1]} pixels and this one "
-            f"has {view.shape[0]} x {view.shape[1]}: give the film that was marked, or mark this one."
+            f"The {_FILM[name]} landmarks were made on a film of {shape[0]} x {shape[1]} pixels and this one has "
+            f"{view.shape[0]} x {view.shape[1]}: give the film that was marked, or mark this one."
         )
-
-
-def _check_different(films: tuple[Radiograph, Radiograph] | None) -> None:
-    if films is None or films[0].pixels.shape != films[1].pixels.shape:
-        return
-    # Row by row, so that large films are not copied.
-    rows = zip(films[0].pixels, films[1].pixels, strict=True)
-    if all(np.array_equal(one, other, equal_nan=True) for one, other in rows):
-        raise InputError("The AP and the lateral film are one and the same picture: give two films.")
 
 
 def _check_on_film(landmarks: Landmarks, name: str, view: View) -> None:
@@ -134,77 +118,54 @@ def _check_order(landmarks: Landmarks, name: str) -> None:
     rows = [landmarks.centroids[name][level][0] for level in marked]
     if len(marked) > 2 and all(low < high for high, low in itertools.pairwise(rows)):
         raise InputError(
-            f"The levels of the {_FILM[name]} film run from its foot to its top: turn the film, or correct the levels."
+            f"The {_FILM[name]} film's levels run from its foot to its top: turn it, or correct the levels."
         )
-    for n, (upper, lower) in enumerate(itertools.pairwise(marked)):
-        if rows[n + 1] <= rows[n]:
+    for (upper, lower), (high, low) in zip(itertools.pairwise(marked), itertools.pairwise(rows), strict=True):
+        if low <= high:
             raise InputError(
-                f"{levels.name(lower)} is marked above {levels.name(upper)} on the {_FILM[name]} film: exchange or "
-                "correct the two levels."
+                f"{levels.name(lower)} is marked above {levels.name(upper)} on the {_FILM[name]} film: correct them."
             )
 
 
 def _check_sides(landmarks: Landmarks, name: str) -> None:
     """Checks that corners and S1's ends lie as their names say, with the right or the front on the picture's left."""
-    groups: dict[str, Pixels] = {levels.name(level): pixels for level, pixels in landmarks.corners[name].items()}
-    groups["S1's endplate"] = landmarks.s1_endplate[name]
     first, second = ENDS[name]
-    for bone, pixels in groups.items():
-        for a, b in itertools.product(*([n for n in pixels if n.startswith(side)] for side in (first, second))):
-            if pixels[a][1] >= pixels[b][1]:
+    groups = {levels.name(level): pixels for level, pixels in landmarks.corners[name].items()}
+    for bone, pixels in (groups | {"S1's endplate": landmarks.s1_endplate[name]}).items():
+        for a, b in itertools.permutations(pixels, 2):
+            if a.startswith(first) and b.startswith(second) and pixels[a][1] >= pixels[b][1]:
                 raise InputError(
                     f"On the {_FILM[name]} film the {first} side of {bone} is marked further to the picture's right than "
                     f"its {second} side: the film is mirrored, or the marks are exchanged; a picture here shows the "
                     f"patient's {'right' if name == 'ap' else 'front'} on its left."
                 )
-        for a, b in itertools.product(*([n for n in pixels if n.endswith(end)] for end in ("superior", "inferior"))):
-            if pixels[a][0] >= pixels[b][0]:
-                lower, upper = (corner.replace("_", " ") for corner in (b, a))
+            if a.endswith("superior") and b.endswith("inferior") and pixels[a][0] >= pixels[b][0]:
                 raise InputError(
-                    f"On the {_FILM[name]} film the {lower} corner of {bone} is marked above the {upper} one: exchange "
-                    "the two."
+                    f"On the {_FILM[name]} film the {b.replace('_', ' ')} corner of {bone} is marked above the "
+                    f"{a.replace('_', ' ')} one: exchange the two."
                 )
     for level, corners in landmarks.corners[name].items():
-        centre = landmarks.centroids[name].get(level)
+        centre, places = landmarks.centroids[name].get(level), np.array(list(corners.values()))
         if centre is None or set(corners) != set(CORNERS[name]):
             continue
-        places = np.array(list(corners.values()))
         if not ((centre >= places.min(axis=0)) & (centre <= places.max(axis=0))).all():
             raise InputError(
-                f"The {_FILM[name]} centroid of {levels.name(level)} lies beyond its own corners: one of the two belongs "
-                "to another level."
+                f"The {_FILM[name]} centroid of {levels.name(level)} lies beyond its own corners: correct them."
             )
 
 
-def _points_by_view(landmarks: Landmarks, views: tuple[View, View]) -> np.ndarray:
-    """(levels, 2, 3) RAS mm: each level's centroid on the AP ray and on the lateral ray, which may differ in height."""
-    ap, lateral = views
-    pairs = [(landmarks.centroids["ap"][n], landmarks.centroids["lateral"][n]) for n in landmarks.levels]
-    return np.array([(meet_rays(ap, a, lateral, b), meet_rays(lateral, b, ap, a)) for a, b in pairs])
-
-
-def _check_scale(heights: np.ndarray) -> None:
-    """Compares the lengths of the spine on the two films; `heights` is (levels, 2) mm."""
-    if len(heights) < 3:
-        return
-    centred = heights - heights.mean(axis=0)
-    spread = np.sqrt((centred**2).sum(axis=0))
+def _check_heights(ap: np.ndarray, lateral: np.ndarray) -> None:
+    """Refuses heights, mm by level, that differ throughout: by a factor, by one level, or by a shift."""
+    spread = ap.std(), lateral.std()
     ratio = spread[0] / spread[1]
     # A few landmarks, or a short spine, are too uncertain for a strict limit.
-    uncertainty = 3 * np.sqrt(2) * autofill.LANDMARK_SD_MM / spread.min()
+    uncertainty = 3 * np.sqrt(2 / len(ap)) * autofill.LANDMARK_SD_MM / min(spread)
     if abs(np.log(ratio)) > max(SCALE_LIMIT, uncertainty):
         raise InputError(
             f"Heights on the AP film are {ratio:.2f} times those on the lateral film: one film's pixel spacing or "
             f"distances are wrong, or they show two people; the AP pixel spacing times {1 / ratio:.2f}, or the lateral "
             f"one times {ratio:.2f}, fits."
         )
-
-
-def _check_labels(heights: np.ndarray) -> None:
-    """Refuses films whose heights differ throughout: by a shift, or because one film's levels are one off."""
-    if len(heights) < 3:
-        return
-    ap, lateral = heights.T
     offsets = ap - lateral
     if abs(np.median(offsets)) <= RESIDUAL_LIMIT_MM:
         return
@@ -212,8 +173,7 @@ def _check_labels(heights: np.ndarray) -> None:
     for shifted, word in ((ap[:-1] - lateral[1:], "lower"), (ap[1:] - lateral[:-1], "higher")):
         if np.abs(shifted).max() <= RESIDUAL_LIMIT_MM / 2 < np.abs(offsets).min():
             raise InputError(
-                f"The levels of the two films seem to be one apart: the AP film's heights fit if each of its levels is "
-                f"the next {word} one."
+                f"The two films' levels seem to be one apart: each of the AP film's may be the next {word} one."
             )
     if np.abs(offsets - np.median(offsets)).max() <= RESIDUAL_LIMIT_MM / 2:
         raise InputError(
@@ -225,32 +185,30 @@ def _check_labels(heights: np.ndarray) -> None:
 def _level_warnings(landmarks: Landmarks, trained_levels: Collection[int] | None) -> list[str]:
     marked = landmarks.levels
     gaps = [n for n in levels.between(marked) if n not in marked]
-    unknown = [] if trained_levels is None else [n for n in marked if n not in trained_levels]
-    waiting = {name: levels.in_order(set(landmarks.proposed[name])) for name in VIEWS if landmarks.proposed[name]}
+    unknown = [n for n in marked if trained_levels is not None and n not in trained_levels]
+    proposed = {name: ", ".join(map(levels.name, levels.in_order(set(landmarks.proposed[name])))) for name in VIEWS}
     return [
         *(f"{levels.name(n)}: no landmarks between its neighbours', so the spine has a gap." for n in gaps),
         *(f"{levels.name(n)}: the network was not trained on this level." for n in unknown),
         *(
-            f"{', '.join(map(levels.name, proposed))}: proposed on the {_FILM[name]} film and not confirmed."
-            for name, proposed in waiting.items()
+            f"{names}: proposed on the {_FILM[name]} film and not confirmed."
+            for name, names in proposed.items()
+            if names
         ),
     ]
 
 
 def _size_warnings(marked: list[int], points: np.ndarray) -> list[str]:
     """Warns of vertebrae that lie much farther apart, or closer together, than those of people."""
-    usual_steps = autofill.usual_spacing().mean
-    lengths = [
-        (float(np.linalg.norm(step)), float(np.linalg.norm(usual_steps[pair])))
-        for pair, step in zip(itertools.pairwise(marked), np.diff(points, axis=0), strict=True)
-        if pair in usual_steps
-    ]
-    if len(lengths) < 2:
+    usual = autofill.usual_spacing().mean
+    steps = dict(zip(itertools.pairwise(marked), np.diff(points, axis=0), strict=True))
+    known = [pair for pair in steps if pair in usual]
+    if len(known) < 2:
         return []
-    found, usual = np.sum(lengths, axis=0)
-    if SIZES[0] <= found / usual <= SIZES[1]:
+    size = sum(np.linalg.norm(steps[pair]) for pair in known) / sum(np.linalg.norm(usual[pair]) for pair in known)
+    if SIZES[0] <= size <= SIZES[1]:
         return []
-    return [f"Vertebrae stand {found / usual:.2f} times as far apart as an adult's: check both films' pixel spacing."]
+    return [f"Vertebrae stand {size:.2f} times as far apart as an adult's: check both films' pixel spacing."]
 
 
 def _curve_warnings(marked: list[int], points: np.ndarray) -> list[str]:
@@ -267,16 +225,14 @@ def _curve_warnings(marked: list[int], points: np.ndarray) -> list[str]:
     if len(marked) < CURVE_LEVELS:
         return []
     chain = levels.between(marked)
-    usual = np.array([[0.0, 0.0, 0.0], *np.cumsum(autofill.usual_spacing().steps(chain)[0], axis=0)])
+    usual = np.vstack([np.zeros(3), np.cumsum(autofill.usual_spacing().steps(chain)[0], axis=0)])
     usual = usual[[chain.index(n) for n in marked]]
     shape = _bend_mm(usual[:, 2], usual[:, 1])  # The usual curve seen from the side.
-    across_size, forward_size = (float(curve @ shape / (shape @ shape)) for curve in (across, forward))
-    across_cosine, forward_cosine = (
-        float(curve @ shape / (np.linalg.norm(curve) * np.linalg.norm(shape) + 1e-9)) for curve in (across, forward)
-    )
-    if abs(across_size) > 0.6 and abs(across_cosine) > 0.85 and forward_size < 0.3:
+    sizes = [curve @ shape / (shape @ shape) for curve in (across, forward)]
+    cosines = [curve @ shape / (np.linalg.norm(curve) * np.linalg.norm(shape) + 1e-9) for curve in (across, forward)]
+    if abs(sizes[0]) > 0.6 and abs(cosines[0]) > 0.85 and sizes[1] < 0.3:
         return ["The AP film shows the curve that a spine has from the side, and the lateral film does not: exchanged?"]
-    if forward_cosine < -0.5:
+    if cosines[1] < -0.5:
         return ["On the lateral film the spine bends the wrong way: is it mirrored, with the front on the right?"]
     return []
 

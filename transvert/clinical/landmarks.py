@@ -11,8 +11,6 @@ One JSON file holds both views:
        "lateral": {"name": "left_lateral", ...}}}
 
 A pixel is `[row, column]` of the upright picture, as `radiograph.read_radiograph` turns it and the annotator shows it.
-A film marked in a file of schema 1, which counts on the picture as stored, must be marked again if its picture is turned.
-
 "centroids_of" is "body" for the middles of vertebral bodies, or "vertebra" (the default) for the centres of mass of whole
 vertebrae, arch and processes included, which lie 8 to 18 mm behind. Everything in a view but the centroids is optional:
 
@@ -33,25 +31,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from transvert import levels
 from transvert.clinical.dicom import Acquisition, check_pixel_mm
 from transvert.clinical.radiograph import Radiograph
-from transvert.drr import exposure, geometry
+from transvert.drr import geometry
 from transvert.drr.geometry import SOURCE_TO_DETECTOR_MM, SOURCE_TO_ISOCENTRE_MM, VIEWS, View
-from transvert.io import InputError, read_json, write_json
+from transvert.io import InputError, describe_error, read_json, write_json
 
 SCHEMA = "transvert-landmarks/2"
 OLD_SCHEMA = "transvert-landmarks/1"
-"""Files of this schema count on the stored picture, unless a view says "counted_on": "film"."""
-CORNERS = {
-    "ap": ("right_superior", "left_superior", "left_inferior", "right_inferior"),
-    "lateral": ("anterior_superior", "posterior_superior", "posterior_inferior", "anterior_inferior"),
-}
+"""Files of this schema count on the picture as stored, not turned upright, unless a view says "counted_on": "film"."""
+_APCorner = Literal["right_superior", "left_superior", "left_inferior", "right_inferior"]
+_LateralCorner = Literal["anterior_superior", "posterior_superior", "posterior_inferior", "anterior_inferior"]
+CORNERS = {"ap": get_args(_APCorner), "lateral": get_args(_LateralCorner)}
 """A vertebral body's corners in each view, named by the patient's sides, in order around the body."""
 ENDS = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
 """The two ends of S1's upper endplate in each view."""
@@ -62,56 +59,38 @@ RESIDUAL_WARNING_MM = 4.0
 VERTEBRA, BODY = "vertebra", "body"
 """What a centroid is the centre of: the whole vertebra (its centre of mass) or the vertebral body."""
 
-Pixels = dict[str, np.ndarray]
-"""A part's name to its row and column."""
+
+def _by_level(marks: dict[str, Any]) -> dict[int, Any]:
+    """Marks by VerSe number instead of by level name."""
+    numbers = [levels.number(name) for name in marks]
+    for level in numbers:
+        if numbers.count(level) > 1:
+            raise ValueError(f"the level {levels.name(level)} is marked twice; keep one of the two")
+    return dict(zip(numbers, marks.values(), strict=True))
 
 
-def _two_numbers(value: Any) -> tuple[float, float]:
-    try:
-        first, second = (float(number) for number in value)
-    except (TypeError, ValueError):
-        first = second = np.nan
-    if not np.isfinite((first, second)).all():
-        raise ValueError("it must be two numbers, for rows and for columns")
-    return first, second
-
-
-_Pair = Annotated[tuple[float, float], BeforeValidator(_two_numbers)]
+_Pair = tuple[FiniteFloat, FiniteFloat]
+_Pixel = Annotated[_Pair, AfterValidator(np.array)]
 _Distance = Annotated[FiniteFloat, Field(gt=0)]
+_Levels = Annotated[list[str], AfterValidator(lambda names: frozenset(map(levels.number, names)))]
 
 
-class KnownDistance(BaseModel):
+class KnownDistance(BaseModel, frozen=True, populate_by_name=True):
     """Both ends of a known distance on a film, row and column, and its length."""
-
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     start: _Pair = Field(alias="from")
     end: _Pair = Field(alias="to")
     mm: Annotated[float, Field(ge=1, le=2000)]
 
-    def pixel_mm(self, aspect: float = 1.0) -> tuple[float, float]:
-        """Row and column pitch in mm in the plane of the distance; `aspect` is the row pitch over the column pitch.
-
-        Raises:
-            InputError: the ends are too close together.
-        """
-        rows, columns = np.subtract(self.end, self.start)
-        pixels = float(np.hypot(rows * aspect, columns))
-        if pixels < 10:
-            raise InputError(
-                f"The ends of the known distance lie {pixels:.1f} pixels apart, too few to measure by; mark two that lie "
-                "far apart."
-            )
-        return self.mm / pixels * aspect, self.mm / pixels
+    @model_validator(mode="after")
+    def _check_length(self) -> KnownDistance:
+        if (pixels := np.hypot(*np.subtract(self.end, self.start))) < 10:
+            raise ValueError(f"its ends lie {pixels:.1f} pixels apart, too few to measure by; mark two far apart")
+        return self
 
 
-class ViewSetup(BaseModel):
-    """How a film was taken, as far as the landmark file says; the entries are those of the file's view.
-
-    `counted_on` is "stored" in files of schema 1, whose pixels count on the picture before it was turned upright.
-    """
-
-    model_config = ConfigDict(frozen=True)
+class ViewSetup(BaseModel, frozen=True):
+    """How a film was taken, as far as the landmark file says; `counted_on` is "stored" in files of schema 1."""
 
     name: Literal["ap", "pa", "left_lateral", "right_lateral", "lateral"] | None = None
     pixel_mm: _Pair | None = None
@@ -126,18 +105,15 @@ class ViewSetup(BaseModel):
     counted_on: Literal["film", "stored"] = "film"
 
     def measure_film(self, film: Radiograph, view_name: str) -> Radiograph:
-        """The film with the pixel pitch that the landmark file states or measures, else with its own.
-
-        Raises:
-            InputError: an impossible pitch.
-        """
+        """The film with the pixel pitch that the landmark file states or measures, else with its own."""
         if self.known_distance:
             aspect = film.pixel_mm[0] / film.pixel_mm[1] if film.pixel_mm else 1.0
-            pixel_mm = self.known_distance.pixel_mm(aspect)
+            rows, columns = np.subtract(self.known_distance.end, self.known_distance.start)
+            column_mm = self.known_distance.mm / float(np.hypot(rows * aspect, columns))
+            pixel_mm = column_mm * aspect, column_mm
             plane, origin = "patient", f"a known distance of {self.known_distance.mm:g} mm"
         elif self.pixel_mm:
-            pixel_mm = exposure.pitch_mm(self.pixel_mm)
-            plane, origin = "detector", "stated in the landmark file"
+            pixel_mm, plane, origin = self.pixel_mm, "detector", "stated in the landmark file"
         else:
             return film
         check_pixel_mm(pixel_mm, f"the {view_name} view")
@@ -147,8 +123,7 @@ class ViewSetup(BaseModel):
     def source_distances(self, acquisition: Acquisition) -> tuple[float, float]:
         """Source to detector and source to isocentre, mm: as stated, else the film's, else the defaults.
 
-        A film's source-to-patient distance stands for that to the isocentre. If only the detector's distance is known,
-        the isocentre keeps its default distance from the detector.
+        If only the detector's distance is known, the isocentre keeps its default distance from the detector.
         """
         detector = self.source_to_detector_mm or acquisition.source_to_detector_mm or SOURCE_TO_DETECTOR_MM
         isocentre = detector - (SOURCE_TO_DETECTOR_MM - SOURCE_TO_ISOCENTRE_MM)
@@ -159,20 +134,33 @@ class ViewSetup(BaseModel):
         return detector, self.source_to_isocentre_mm or isocentre
 
 
-class _FileView(ViewSetup):
-    """A view of the file: the setup and the marks."""
+class _FileView(ViewSetup, frozen=True):
+    centroids: Annotated[dict[str, _Pixel], AfterValidator(_by_level)]
+    proposed: _Levels = Field([], validate_default=True)
+    ball: Any = None
 
-    centroids: dict[str, _Pair]
-    corners: dict[str, dict[str, _Pair]] = {}
-    s1_endplate: dict[str, _Pair] = {}
-    proposed: list[str] = []
+    @model_validator(mode="after")
+    def _check_pixel_size(self) -> _FileView:
+        if self.ball is not None:
+            raise ValueError("a 'ball' no longer measures the pixel size; state its diameter as a 'known_distance'")
+        if self.pixel_mm and self.known_distance:
+            raise ValueError("both pixel_mm and known_distance state the pixel size; keep one")
+        return self
 
 
-class _FileViews(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _APView(_FileView, frozen=True):
+    corners: Annotated[dict[str, dict[_APCorner, _Pixel]], AfterValidator(_by_level)] = {}
+    s1_endplate: dict[Literal["right", "left"], _Pixel] = {}
 
-    ap: _FileView
-    lateral: _FileView
+
+class _LateralView(_FileView, frozen=True):
+    corners: Annotated[dict[str, dict[_LateralCorner, _Pixel]], AfterValidator(_by_level)] = {}
+    s1_endplate: dict[Literal["anterior", "posterior"], _Pixel] = {}
+
+
+class _FileViews(BaseModel, extra="forbid"):
+    ap: _APView
+    lateral: _LateralView
 
 
 class _File(BaseModel):
@@ -187,23 +175,16 @@ def _per_view() -> Any:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The content of a landmark file. Each mapping's first key is "ap" or "lateral"; a pixel is (2,) row and column.
+    """The content of a landmark file: by "ap" or "lateral", then by level or part; a pixel is (2,) row and column.
 
-    Attributes:
-        setups: how the film was taken.
-        centroids: level to pixel.
-        isocentre: (3,) RAS mm.
-        corners: level to some of `CORNERS` to pixel.
-        s1_endplate: some of `ENDS` to pixel.
-        centroids_of: `VERTEBRA` or `BODY`.
-        proposed: levels whose centroids were filled in and are not confirmed.
+    The isocentre is (3,) RAS mm. Levels that are `proposed` have centroids that were filled in and are not confirmed.
     """
 
     setups: Mapping[str, ViewSetup]
     centroids: Mapping[str, Mapping[int, np.ndarray]]
     isocentre: np.ndarray
-    corners: Mapping[str, Mapping[int, Pixels]] = _per_view()
-    s1_endplate: Mapping[str, Pixels] = _per_view()
+    corners: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]] = _per_view()
+    s1_endplate: Mapping[str, Mapping[str, np.ndarray]] = _per_view()
     centroids_of: str = VERTEBRA
     proposed: Mapping[str, frozenset[int]] = field(default_factory=lambda: {name: frozenset() for name in VIEWS})
 
@@ -213,38 +194,32 @@ class Landmarks:
         return levels.in_order(set(self.centroids["ap"]) & set(self.centroids["lateral"]) & set(levels.VERTEBRAE))
 
     def view(self, view_name: str, film: Radiograph) -> View:
-        """The geometry of a film.
-
-        Args:
-            view_name: "ap" or "lateral".
-            film: gives the shape, and what the landmark file does not state.
+        """The geometry of the "ap" or "lateral" film, which gives what the landmark file does not state.
 
         Raises:
-            InputError: an unknown pixel pitch, distances that make no view, or landmarks of an old file that count on
-                another picture than the film's upright one.
+            InputError: an unknown pixel pitch, distances that make no view, or an old file whose film was turned.
         """
         setup = self.setups[view_name]
         if setup.counted_on == "stored" and film.acquisition.orientation.words:
             raise InputError(
                 f"The landmark file is an old one and counts on the {view_name} film's picture before it was "
-                f"{film.acquisition.orientation.words}; mark the film again in the annotator."
+                f"{film.acquisition.orientation.words}; mark the film again."
             )
         film = setup.measure_film(film, view_name)
-        pixel_mm = film.pixel_mm
-        if pixel_mm is None:
+        if film.pixel_mm is None:
             raise InputError(
-                f"Neither the {view_name} film nor the landmark file states the pixel spacing; add 'pixel_mm': [row, "
-                f"column] to the '{view_name}' view of the landmark file."
+                f"Neither the {view_name} film nor the landmark file states the pixel spacing; add 'pixel_mm' to the file."
             )
         cone = setup.projection == "cone"
         to_detector, to_isocentre = setup.source_distances(film.acquisition)
+        row_mm, column_mm = film.pixel_mm
         if cone and film.acquisition.pixel_plane == "patient":
-            pixel_mm = pixel_mm[0] * to_detector / to_isocentre, pixel_mm[1] * to_detector / to_isocentre
+            row_mm, column_mm = row_mm * to_detector / to_isocentre, column_mm * to_detector / to_isocentre
         return geometry.named_view(
             setup.name or film.acquisition.view or view_name,
             self.isocentre,
             film.pixels.shape,
-            pixel_mm,
+            (row_mm, column_mm),
             cone=cone,
             source_to_detector_mm=to_detector,
             source_to_isocentre_mm=to_isocentre,
@@ -253,38 +228,29 @@ class Landmarks:
 
     def triangulate(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
         """Each level's centroid (3,) RAS mm, and its residual: by how many mm its two rays miss each other."""
-        points, residuals = {}, {}
-        for level in self.levels:
-            pixels = (self.centroids[name][level] for name in VIEWS)
-            points[level], residuals[level] = geometry.triangulate(ap, next(pixels), lateral, next(pixels))
-        return points, residuals
+        in_ap, in_lateral = self.centroids["ap"], self.centroids["lateral"]
+        found = {n: geometry.triangulate(ap, in_ap[n], lateral, in_lateral[n]) for n in self.levels}
+        return {n: point for n, (point, _) in found.items()}, {n: miss for n, (_, miss) in found.items()}
 
     def place(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
-        """As `triangulate`, checked.
-
-        Raises:
-            InputError: the two landmarks of one level do not belong together, or a level lies above a higher one.
-        """
+        """As `triangulate`; raises InputError if two landmarks of a level disagree, or if levels are out of order."""
         points, residuals = self.triangulate(ap, lateral)
         for level, residual in residuals.items():
             if residual > RESIDUAL_LIMIT_MM:
                 raise InputError(
-                    f"The two landmarks of {levels.name(level)} disagree by {residual:.0f} mm: "
-                    "check the level, the row, and the films' pixel spacing."
+                    f"The two landmarks of {levels.name(level)} disagree by {residual:.0f} mm: check level, row and pixel spacing."
                 )
         for above, below in zip(self.levels, self.levels[1:], strict=False):
             if points[below][2] >= points[above][2]:
                 raise InputError(
-                    f"{levels.name(below)} is marked above {levels.name(above)}; check the levels and that no film is "
-                    "upside down."
+                    f"{levels.name(below)} is marked above {levels.name(above)}; correct the levels, or turn the films."
                 )
         return points, residuals
 
     def s1(self, ap: View, lateral: View) -> dict[str, np.ndarray]:
         """The four ends of S1's upper endplate, name in `ENDS` to (3,) RAS mm; empty unless all four are marked.
 
-        "anterior" and "posterior" lie on their lateral rays, at the depth of the middle of the AP ends; "right" and
-        "left" on their AP rays, at the depth of the middle of the lateral ends.
+        Each lies on its own ray, at the depth of the middle of the other view's ends.
         """
         ends = self.s1_endplate
         if any(set(ends[name]) != set(ENDS[name]) for name in VIEWS):
@@ -297,25 +263,20 @@ class Landmarks:
         """The file's content; `landmarks_from_dict` is the inverse."""
         views = {}
         for name, setup in self.setups.items():
-            corners = {levels.name(level): _lists(pixels) for level, pixels in self.corners[name].items()}
-            optional = {
-                "corners": corners,
+            marks = {
+                "corners": {levels.name(n): _lists(pixels) for n, pixels in self.corners[name].items()},
                 "s1_endplate": _lists(self.s1_endplate[name]),
-                "proposed": [levels.name(level) for level in levels.in_order(set(self.proposed[name]))],
+                "proposed": [levels.name(n) for n in levels.in_order(set(self.proposed[name]))],
             }
             views[name] = setup.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
             views[name]["centroids"] = _lists({levels.name(n): pixel for n, pixel in self.centroids[name].items()})
-            views[name] |= {key: value for key, value in optional.items() if value}
+            views[name] |= {key: value for key, value in marks.items() if value}
         kind = {"centroids_of": self.centroids_of} if self.centroids_of != VERTEBRA else {}
         return {"schema": SCHEMA, **kind, "isocentre_ras_mm": self.isocentre.tolist(), "views": views}
 
 
 def read_landmarks(path: str | Path, *, partial: bool = False) -> Landmarks:
-    """Reads a landmark file.
-
-    Args:
-        path: the file.
-        partial: accept unfinished work, in which no vertebra is marked in both views.
+    """Reads a landmark file; `partial` accepts unfinished work, in which no vertebra is marked in both views.
 
     Raises:
         InputError: not JSON, not of this schema, a wrong entry, or no level marked in both views.
@@ -332,17 +293,13 @@ def landmarks_from_dict(content: Any, source: str = "The landmark file", *, part
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
-        raise InputError(_first_problem(error, source)) from None
+        raise InputError(describe_error(error, source)) from None
     old = {"counted_on": "stored"} if schema == OLD_SCHEMA else {}
-    setups, centroids, corners, ends, proposed = {}, {}, {}, {}, {}
-    for name in VIEWS:
-        view: _FileView = getattr(file.views, name)
-        _check_entries(view, content["views"][name], source, name)
-        setups[name] = ViewSetup.model_validate(old | content["views"][name])
-        centroids[name] = _by_level({part: np.array(pixel) for part, pixel in view.centroids.items()}, source, name)
-        corners[name] = _by_level({part: _arrays(body) for part, body in view.corners.items()}, source, name)
-        ends[name] = _arrays(view.s1_endplate)
-        proposed[name] = frozenset(levels.number(level) for level in view.proposed)
+    setups = {name: ViewSetup.model_validate(old | content["views"][name]) for name in VIEWS}
+    centroids, corners, ends, proposed = (
+        {name: getattr(getattr(file.views, name), kind) for name in VIEWS}
+        for kind in ("centroids", "corners", "s1_endplate", "proposed")
+    )
     isocentre = np.array(file.isocentre_ras_mm)
     found = Landmarks(setups, centroids, isocentre, corners, ends, file.centroids_of, proposed)
     if not partial and not found.levels:
@@ -362,18 +319,11 @@ def write_landmarks(path: str | Path, landmarks: Landmarks) -> Path:
 
 
 def project_landmarks(ap: View, lateral: View, isocentre: np.ndarray, points: Mapping[int, np.ndarray]) -> Landmarks:
-    """The exact landmarks of points in space on two views made by `geometry.named_view`.
-
-    Args:
-        ap: the AP or PA view.
-        lateral: the lateral view.
-        isocentre: (3,) RAS mm, of both.
-        points: level to (3,) RAS mm.
-    """
+    """The exact landmarks of points (level to (3,) RAS mm) on two views that `geometry.named_view` made."""
     setups, centroids = {}, {}
     for name, view in zip(VIEWS, (ap, lateral), strict=True):
         setup: dict[str, Any] = {"name": view.name, "pixel_mm": view.pixel_mm, "projection": "parallel"}
-        setup["principal_point"] = view.project(isocentre)
+        setup["principal_point"] = tuple(view.project(isocentre))
         if view.source is not None:
             setup["projection"] = "cone"
             setup["source_to_detector_mm"] = float((view.corner - view.source) @ view.direction)
@@ -384,64 +334,14 @@ def project_landmarks(ap: View, lateral: View, isocentre: np.ndarray, points: Ma
 
 
 def meet_rays(view: View, pixel: np.ndarray, other: View, other_pixel: np.ndarray) -> np.ndarray:
-    """The point on a view's ray at the depth that the other view's column gives: (3,) RAS mm.
+    """The point on the ray of a view's pixel at the depth that the other view's column gives: (3,) RAS mm.
 
     Unlike `geometry.triangulate` it takes no height from the other view, so the two marks may differ in height.
-
-    Args:
-        view: the ray's view.
-        pixel: (2,) row and column in `view`.
-        other: a view from another side.
-        other_pixel: (2,) row and column in `other`.
     """
     start, along = view.rays(np.asarray(pixel, float))
     other_start, other_along = other.rays(np.asarray(other_pixel, float))
     normal = np.cross(other_along, other.row_step)
     return start + along * ((other_start - start) @ normal) / (along @ normal)
-
-
-def _first_problem(error: ValidationError, source: str) -> str:
-    problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{source} is wrong at '{place}': {message[0].lower()}{message[1:]}."
-
-
-def _check_entries(view: _FileView, content: Mapping[str, Any], source: str, name: str) -> None:
-    """Refuses what the types let pass: calibration balls, two pixel sizes, and parts of the other view."""
-    if "ball" in content:
-        raise InputError(
-            f"{source} measures the pixel size by a 'ball' in its '{name}' view, which is no longer done; state the "
-            "ball's two edges and its diameter as a 'known_distance', or 'pixel_mm'."
-        )
-    if view.pixel_mm and view.known_distance:
-        raise InputError(
-            f"{source} states the pixel size of its '{name}' view in two ways, pixel_mm and known_distance; keep one."
-        )
-    for owner, parts, known in (
-        *((level, body, CORNERS[name]) for level, body in view.corners.items()),
-        ("S1's endplate", view.s1_endplate, ENDS[name]),
-    ):
-        for part in parts:
-            if part not in known:
-                raise InputError(
-                    f"{source} has an unknown '{part}' of {owner} in its '{name}' view; use {', '.join(known)}."
-                )
-
-
-def _by_level(marks: Mapping[str, Any], source: str, name: str) -> dict[int, Any]:
-    """Marks by VerSe number instead of by level name."""
-    found: dict[int, Any] = {}
-    for level_name, value in marks.items():
-        level = levels.number(level_name)
-        if level in found:
-            raise InputError(f"{source} marks {levels.name(level)} twice in its '{name}' view; keep one of the two.")
-        found[level] = value
-    return found
-
-
-def _arrays(pixels: Mapping[str, tuple[float, float]]) -> Pixels:
-    return {name: np.array(pixel) for name, pixel in pixels.items()}
 
 
 def _lists(pixels: Mapping[str, np.ndarray]) -> dict[str, list[float]]:

@@ -23,41 +23,24 @@ from transvert.drr.geometry import View
 from transvert.io import InputError, atomic_path
 
 _SCREEN_DPI = (72, 96, 144)  # Written by drawing programs and screenshots without any measurement.
-_ROWS = 256  # Converted at a time, so that a large film is held in memory once, not three times.
 # Object identifiers of enveloped, encrypted, and authenticated-enveloped data (RFC 5652, 5083).
 _ENCRYPTED = [b"\x2a\x86\x48\x86\xf7\x0d\x01" + end for end in (b"\x07\x03", b"\x07\x06", b"\x09\x10\x01\x17")]
 
-# The DICOM attributes that all simulated films share.
-_SIMULATED: dict[str, Any] = {
-    **dict.fromkeys(("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"), ""),
-    **dict.fromkeys(("PatientBirthDate", "PatientSex", "AcquisitionDeviceProcessingDescription"), ""),
-    **dict.fromkeys(("DetectorType", "PositionerType"), ""),
-    "PatientName": "SIMULATED^FILM",
-    "PatientID": "SIMULATED",
-    "PatientIdentityRemoved": "YES",
-    "DeidentificationMethod": "Simulated by transvert; no film of a patient",
-    "Modality": "DX",
-    "PresentationIntentType": "FOR PRESENTATION",
-    "Manufacturer": "transvert",
-    "SeriesNumber": 1,
-    "InstanceNumber": 1,
-    "ImageType": ["DERIVED", "PRIMARY", ""],
-    "DerivationDescription": "Simulated radiograph: ray integrals through a volume",
-    "ImageLaterality": "U",
-    "AnatomicRegionSequence": [],
-    "AcquisitionContextSequence": [],
-    "SamplesPerPixel": 1,
-    "PhotometricInterpretation": "MONOCHROME2",
-    "PixelRepresentation": 0,
-    "PixelIntensityRelationship": "LOG",
-    "PixelIntensityRelationshipSign": -1,  # Low values mean many photons.
-    "RescaleIntercept": 0,
-    "RescaleSlope": 1,
-    "RescaleType": "US",
-    "PresentationLUTShape": "IDENTITY",
-    "LossyImageCompression": "00",
-    "BurnedInAnnotation": "NO",
-}
+# The DICOM attributes that all simulated films share. The sign -1 means that low values are many photons.
+_SIMULATED: dict[str, Any] = (
+    dict.fromkeys(("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"), "")
+    | dict.fromkeys(("PatientBirthDate", "PatientSex", "AcquisitionDeviceProcessingDescription"), "")
+    | dict.fromkeys(("DetectorType", "PositionerType"), "")
+    | {"PatientName": "SIMULATED^FILM", "PatientID": "SIMULATED", "PatientIdentityRemoved": "YES"}
+    | {"DeidentificationMethod": "Simulated by transvert; no film of a patient", "Manufacturer": "transvert"}
+    | {"Modality": "DX", "PresentationIntentType": "FOR PRESENTATION", "ImageType": ["DERIVED", "PRIMARY", ""]}
+    | {"DerivationDescription": "Simulated radiograph: ray integrals through a volume", "ImageLaterality": "U"}
+    | {"SeriesNumber": 1, "InstanceNumber": 1, "AnatomicRegionSequence": [], "AcquisitionContextSequence": []}
+    | {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+    | {"PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": -1, "PresentationLUTShape": "IDENTITY"}
+    | {"RescaleIntercept": 0, "RescaleSlope": 1, "RescaleType": "US"}
+    | {"LossyImageCompression": "00", "BurnedInAnnotation": "NO"}
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +48,8 @@ class Radiograph:
     """A film's upright picture.
 
     Attributes:
-        pixels: (rows, columns) float32, any scale, brighter is more attenuation; NaN where the detector was not
-            exposed.
-        pixel_mm: row and column pitch on the detector, or in the patient if `acquisition.pixel_plane` says so; None if
-            a landmark file will state it.
+        pixels: (rows, columns) float32, brighter is more attenuation; NaN where the detector was not exposed.
+        pixel_mm: row and column pitch in the plane `acquisition.pixel_plane`; None if a landmark file will state it.
         acquisition: how the film was taken and how its file stores the picture.
     """
 
@@ -118,8 +99,7 @@ def read_radiograph(
         acquisition = replace(acquisition, pixel_plane="detector", pixel_mm_from="stated by hand")
     if pitch is None and require_pixel_mm:
         raise InputError(
-            f"The film {path.name} does not say how large its pixels are, or states an impossible size; give pixel_mm, "
-            "their height and width on the detector in mm."
+            f"The film {path.name} does not say how large its pixels are, or states an impossible size; give pixel_mm."
         )
     if pitch is not None:
         dicom.check_pixel_mm(pitch, path.name)
@@ -130,15 +110,12 @@ def to_grey(image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | N
     """Converts a picture to grey values.
 
     Args:
-        image: (rows, columns) float.
+        image: (rows, columns) float, finite.
         bits: 8 to 16; the highest grey value is 2**bits - 1.
         window: the values that become black and white; by default the 0.5th and 99.5th percentile.
 
     Returns:
         (rows, columns) uint8 for 8 bits, else uint16.
-
-    Raises:
-        InputError: another number of bits, a window without a width, or a picture that is not finite.
     """
     if bits not in range(8, 17):
         raise InputError(f"A grey picture has 8 to 16 bits, not {bits}.")
@@ -158,9 +135,6 @@ def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float,
         path: the file.
         grey: (rows, columns) uint8 or uint16, from `to_grey`.
         pixel_mm: pitch on the detector, one number or row and column.
-
-    Raises:
-        InputError: not a grey picture, or pixels without a size.
     """
     _check_bits(grey, grey.dtype.itemsize * 8)
     row_mm, column_mm = exposure.pitch_mm(pixel_mm)
@@ -179,18 +153,12 @@ def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, bits: int | N
         grey: (rows, columns) uint8 or uint16, from `to_grey`.
         view: gives the pixel pitch, the patient's orientation and, for a cone view, the source's distance.
         bits: of `grey`; by default all of its type.
-
-    Raises:
-        InputError: a picture of another shape than the view's, or not `bits` deep.
     """
     import pydicom
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
     if grey.shape != view.shape:
-        raise InputError(
-            f"A picture of {grey.shape} is no film of the view '{view.name}', which has {view.shape}; "
-            "it must have the view's shape."
-        )
+        raise InputError(f"A picture of {grey.shape} is no film of the view '{view.name}', which has {view.shape}.")
     bits = grey.dtype.itemsize * 8 if bits is None else bits
     _check_bits(grey, bits)
     study, series, instance = (
@@ -219,9 +187,7 @@ def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, bits: int | N
     if view.name in dicom.POSITIONS:
         content["ViewPosition"] = dicom.POSITIONS[view.name]
     if view.source is not None:
-        normal = np.cross(view.row_step, view.column_step)
-        distance = abs(float((view.corner - view.source) @ normal) / float(np.linalg.norm(normal)))
-        content["DistanceSourceToDetector"] = f"{distance:.8g}"
+        content["DistanceSourceToDetector"] = f"{(view.corner - view.source) @ view.direction:.8g}"
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -240,34 +206,38 @@ def _direction_letters(vector: np.ndarray) -> str:
 
 
 def _check_bits(grey: np.ndarray, bits: int) -> None:
-    """Checks that a picture is grey and `bits` deep."""
     if grey.dtype not in (np.uint8, np.uint16) or grey.ndim != 2:
         raise InputError(f"A picture of {grey.shape} {grey.dtype} is no grey picture; make one with to_grey.")
     full = grey.dtype.itemsize * 8
     if bits not in range(8 if full == 8 else 9, full + 1) or int(grey.max(initial=0)) >= 2**bits:
         raise InputError(
-            f"A picture of {grey.dtype} with values up to {grey.max(initial=0)} does not have {bits} bits; "
-            "give the bits that it was made with."
+            f"A picture with values up to {grey.max(initial=0)} does not have {bits} bits; give those it was made with."
         )
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
     """(rows, columns) float32, turned as EXIF says and viewers do; and the row and column pitch in mm if stated."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures, which are checked here.
-            with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-                return _decode(path.name, image)
+        with (
+            warnings.catch_warnings(action="ignore"),  # Pillow warns of large pictures, which are checked here.
+            Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image,
+        ):
+            return _decode(path.name, image)
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(_unknown_format(path)) from None
+        head = path.read_bytes()[:64]
+        if any(mark in head for mark in _ENCRYPTED):
+            problem = "is encrypted; decrypt it before you give it here."
+        elif head.startswith(b"PK"):
+            problem = "is a ZIP archive; unpack it and give the film within."
+        else:
+            problem = "is not a film: it is neither DICOM nor PNG, JPEG or TIFF."
+        raise InputError(f"{path.name} {problem}") from None
     except Image.DecompressionBombError:
         raise InputError(dicom.too_large(path.name)) from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error):
-        raise InputError(
-            f"The film {path.name} can't be decoded; it is damaged or cut short: copy it once more."
-        ) from None
+        raise InputError(f"The film {path.name} can't be decoded; it is damaged or cut short: copy it again.") from None
 
 
 def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, float] | None]:
@@ -283,9 +253,17 @@ def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, flo
     ImageOps.exif_transpose(image, in_place=True)
     single = image.mode in ("1", "L", "F") or image.mode.startswith("I")
     pixels = np.empty((image.height, image.width), np.float32)
-    for top in range(0, image.height, _ROWS):
-        part = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
-        pixels[top : top + _ROWS] = np.asarray(part) if single else _grey(np.asarray(part.convert("RGB")), name)
+    for top in range(0, image.height, dicom.ROWS):
+        part = image.crop((0, top, image.width, min(top + dicom.ROWS, image.height)))
+        rows = np.asarray(part if single else part.convert("RGB"))
+        if not single:
+            # JPEG may part the channels of a grey picture by a step or two.
+            if np.ptp(rows, axis=2).max() > 2:
+                raise InputError(
+                    f"The film {name} is a colour picture, such as a photograph; export it as DICOM or as a grey PNG."
+                )
+            rows = rows.mean(axis=2, dtype=np.float32)
+        pixels[top : top + dicom.ROWS] = rows
     if not np.isfinite(pixels).all():
         raise InputError(f"The film {name} has NaN or infinite values, which have no grey; save it as 16-bit integers.")
     if white_is_zero and image.mode.startswith("I"):  # Pillow inverts 8 bits, but not 16.
@@ -294,24 +272,3 @@ def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, flo
         return pixels, None
     row_mm, column_mm = 25.4 / dpi[1], 25.4 / dpi[0]
     return pixels, (column_mm, row_mm) if transposed else (row_mm, column_mm)
-
-
-def _grey(channels: np.ndarray, name: str) -> np.ndarray:
-    """(rows, columns) float of (rows, columns, 3) uint8."""
-    # JPEG may part the channels of a grey picture by a step or two.
-    if np.ptp(channels, axis=2).max() > 2:
-        raise InputError(
-            f"The film {name} is a colour picture, such as a photograph or a screenshot; a film is grey: export it from "
-            "its viewer as DICOM or as a grey PNG."
-        )
-    return channels.mean(axis=2, dtype=np.float32)
-
-
-def _unknown_format(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(64)
-    if any(mark in head for mark in _ENCRYPTED):
-        return f"{path.name} is encrypted; decrypt it before you give it here."
-    if head.startswith(b"PK"):
-        return f"{path.name} is a ZIP archive; unpack it and give the film within."
-    return f"{path.name} is not a film: it is neither DICOM nor PNG, JPEG or TIFF."
