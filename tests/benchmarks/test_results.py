@@ -13,6 +13,7 @@ from benchmarks.speed import augment, drr_report, networks, store, synthesis
 from benchmarks.standing_phantom import report
 from benchmarks.studies import __main__ as studies
 from benchmarks.studies import refinement, summary
+from transvert.io import PACKAGE
 
 FOLDER = Path(results.__file__).parent
 
@@ -84,3 +85,16 @@ def test_the_drr_table_has_every_engine_in_every_scene() -> None:
     assert measured.relative_rmse.between(0, 0.01).all()
     joseph = measured[measured.engine.isin(["transvert", "RTK"])]
     assert joseph.relative_rmse.lt(1e-3).all() and joseph.rounds.ge(5).all()
+
+
+def test_the_package_quotes_the_studies() -> None:
+    published = pd.read_csv(PACKAGE / "tables" / "published.csv").set_index("method")
+    people = summary.read_study("people")
+    for variant in ("crop", "full"):
+        row, rows = published.loc[f"recipe on held-out people, {variant}"], people[people.variant == variant]
+        assert (row.dice, row.assd_mm) == (round(rows.dice.mean(), 3), round(rows.assd_mm.mean(), 2))
+        assert f"{len(rows)} vertebrae of" in row.data
+    resolution = summary.read_study("resolution")
+    for name, dice in (("paper", summary.PAPER_DICE), ("public port", summary.PORT_DICE)):
+        assert published.dice[name] == dice
+        assert published.surface_mm[name] == round(summary.surface_offset_mm(resolution, dice), 2)
