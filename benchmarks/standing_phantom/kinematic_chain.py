@@ -19,7 +19,8 @@ from benchmarks.standing_phantom import reference_pose
 from benchmarks.standing_phantom.curve import Curve
 from benchmarks.standing_phantom.reference_pose import Bone
 from transvert import levels
-from transvert.clinical.endplates import Endplates, unit
+from transvert.clinical.endplates import Endplates
+from transvert.clinical.vertebra import unit
 from transvert.io import InputError
 from transvert.phantom import column
 

@@ -34,11 +34,11 @@ from benchmarks.standing_phantom.report import CLICKS_MM, as_markdown
 from benchmarks.standing_phantom.standing import Standing
 from benchmarks.studies import voxelisation
 from transvert import levels
-from transvert.clinical import centroids, endplates
+from transvert.clinical import endplates
 from transvert.clinical.landmarks import Landmarks
 from transvert.clinical.posture import measure_posture
 from transvert.clinical.reconstruct import reconstruct, simulate_radiographs
-from transvert.clinical.vertebra import Vertebra
+from transvert.clinical.vertebra import Vertebra, simulate_clicks
 from transvert.data import patches, samples
 from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SPACING_MM
@@ -197,7 +197,7 @@ def measure(subject: str, number: int, weights: Path, work: Path) -> None:
 
 def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -> tuple[Landmarks, int]:
     """Simulated clicks that pass the landmark checks, and the number of repeated clicks."""
-    marks = centroids.simulate_clicks(exact, views, sd_mm, np.random.default_rng(seed))
+    marks = simulate_clicks(exact, views, sd_mm, np.random.default_rng(seed))
     again = 0
     for above, level in zip([None, *marks.levels], marks.levels, strict=False):
         for attempt in range(RECLICKS):
@@ -209,7 +209,7 @@ def click(exact: Landmarks, views: tuple[View, View], sd_mm: float, seed: int) -
                     break
             except InputError:
                 pass
-            other = centroids.simulate_clicks(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
+            other = simulate_clicks(exact, views, sd_mm, np.random.default_rng([seed, attempt + 1]))
             again += 1
             marks = replace(
                 marks,

@@ -15,8 +15,8 @@ from scipy import ndimage
 from benchmarks.studies import voxelisation
 from transvert import levels
 from transvert.clinical import endplates, vertebra
-from transvert.clinical.endplates import Endplates, unit
-from transvert.clinical.vertebra import Vertebra
+from transvert.clinical.endplates import Endplates
+from transvert.clinical.vertebra import Vertebra, unit
 from transvert.data.manifest import Subject
 from transvert.imaging import mesh
 from transvert.imaging.volume import Volume, cut_cube, read_ct

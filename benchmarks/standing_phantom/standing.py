@@ -26,6 +26,7 @@ from benchmarks.standing_phantom.reference_pose import Bone
 from transvert import levels
 from transvert.clinical import endplates, landmarks
 from transvert.clinical.landmarks import Landmarks
+from transvert.clinical.vertebra import unit
 from transvert.drr.geometry import VIEWS, View
 from transvert.imaging import masks, mesh
 from transvert.imaging.volume import Volume
@@ -152,7 +153,7 @@ def _corners(plates: endplates.Endplates, which: str) -> dict[str, np.ndarray]:
         ("superior", plates.superior_centre, plates.superior_normal),
         ("inferior", plates.inferior_centre, plates.inferior_normal),
     ):
-        right = endplates.unit(np.array([1.0, 0.0, 0.0]) - normal[0] * normal)
+        right = unit(np.array([1.0, 0.0, 0.0]) - normal[0] * normal)
         if which == "ap":
             names, reach = ("right", "left"), right * plates.width_mm / 2
         else:

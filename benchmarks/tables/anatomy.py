@@ -19,8 +19,8 @@ from tqdm import tqdm
 from benchmarks.standing_phantom import reference_pose
 from benchmarks.standing_phantom.reference_pose import Bone
 from transvert import levels
-from transvert.clinical import centroids, endplates
-from transvert.clinical.vertebra import Vertebra
+from transvert.clinical import endplates
+from transvert.clinical.vertebra import AXES, REGIONS, Vertebra, body_region, centroid_offset_mm, shift_share
 from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SPACING_MM
 from transvert.data.samples import Samples
@@ -118,9 +118,9 @@ def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[
         beside = -landmark_offset_mm(clicks).numpy()
         shapes = predict(network, apply_landmark_errors(images, clicks, torch.ones(2)).numpy(), mirror=True)
         for level, shape in zip(person.levels.tolist(), shapes, strict=True):
-            offset = centroids.centroid_offset_mm(shape, SPACING_MM)
+            offset = centroid_offset_mm(shape, SPACING_MM)
             if offset is not None:
-                for axis, strayed, seen in zip(centroids.AXES, beside.tolist(), offset.tolist(), strict=True):
+                for axis, strayed, seen in zip(AXES, beside.tolist(), offset.tolist(), strict=True):
                     here = {"weights": weights, "region": levels.region(level), "axis": axis}
                     yield {**here, "strayed_mm": strayed, "seen_mm": seen}
 
@@ -160,7 +160,7 @@ def behind(bones: Iterable[Bone]) -> Iterator[dict[str, Any]]:
     for bone in bones:
         if bone.plates is not None and bone.axes is not None:
             _, front, up = bone.axes.T @ (bone.centroid - bone.plates.body_centre)
-            yield {"region": endplates.region(bone.level), "back_mm": -front, "up_mm": up}
+            yield {"region": body_region(bone.level), "back_mm": -front, "up_mm": up}
 
 
 def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
         up_sd_mm=("up_mm", "std"),
         count=("up_mm", "size"),
     )
-    return table.loc[list(endplates.REGIONS)].round(2).reset_index()
+    return table.loc[list(REGIONS)].round(2).reset_index()
 
 
 def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
@@ -194,9 +194,9 @@ def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
         row |= {"count": len(part) // CLICKS, "weights": weights}
         made[region, axis] = min(
             (row, made.get((region, axis), row)),
-            key=lambda row: centroids.shift_share(CLICK_MM, row["share"], row["sd_mm"]),
+            key=lambda row: shift_share(CLICK_MM, row["share"], row["sd_mm"]),
         )
-    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, centroids.AXES)]).round(3)
+    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, AXES)]).round(3)
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -222,7 +222,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 def _filled(table: pd.DataFrame) -> pd.DataFrame:
     """One row per kind, plane and region; a region without data takes the nearest region's row."""
     known = table.set_index(["kind", "plane", "region"]).to_dict("index")
-    names, made = list(endplates.REGIONS), []
+    names, made = list(REGIONS), []
     for kind in dict.fromkeys(table["kind"]):
         for plane in PLANES:
             for n, region in enumerate(names):
@@ -234,7 +234,7 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(kind: str, plane: str, level: int, deg: float) -> dict[str, Any]:
-    return {"kind": kind, "plane": plane, "region": endplates.region(level), "deg": deg}
+    return {"kind": kind, "plane": plane, "region": body_region(level), "deg": deg}
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from benchmarks.standing_phantom import curve, kinematic_chain, reconstruction, 
 from benchmarks.standing_phantom.curve import Curve
 from benchmarks.standing_phantom.reference_pose import Bone
 from transvert import levels
-from transvert.clinical import centroids, endplates, landmarks
+from transvert.clinical import endplates, landmarks
 from transvert.clinical.posture import measure_posture
-from transvert.clinical.vertebra import Vertebra
+from transvert.clinical.vertebra import Vertebra, to_vertebra_centroids
 from transvert.drr import geometry
 from transvert.imaging import mesh, volume
 from transvert.imaging.volume import Volume, cube_affine
@@ -227,7 +227,7 @@ def test_landmarks_meet_at_the_bones(person: standing.Standing, views: tuple[geo
     bodies = standing.mark_bodies(person, views, middle)
     for level, point in bodies.place(*views)[0].items():
         assert_allclose(point, person.stance.plates[level].body_centre, atol=1e-6)
-    for level, point in centroids.to_vertebra_centroids(bodies, views).place(*views)[0].items():
+    for level, point in to_vertebra_centroids(bodies, views).place(*views)[0].items():
         assert np.linalg.norm(point - person.centroids[level]) < 5
 
 

@@ -12,7 +12,8 @@ import pytest
 from conftest import Seeing
 
 from benchmarks.tables import anatomy
-from transvert.clinical import centroids, endplates
+from transvert.clinical import endplates
+from transvert.clinical.vertebra import AXES, REGIONS, unit
 from transvert.data.patches import SIZE, SPACING_MM
 
 
@@ -23,7 +24,7 @@ def test_tilts_are_averaged_by_region_and_missing_regions_take_the_nearest() -> 
     made = rows("wedge", "sagittal", "T1-T6", 0.0, 10.0, 20.0) + rows("wedge", "coronal", "T1-T6", 4.0, 8.0)
     made += rows("shape_lean", "sagittal", "L1-L3", -10.0, 10.0) + rows("shape_lean", "coronal", "L1-L3", 0.1, -0.1)
     table = anatomy.summarise(pd.DataFrame(made)).set_index(["kind", "plane", "region"])
-    assert len(table) == 2 * 2 * len(endplates.REGIONS)
+    assert len(table) == 2 * 2 * len(REGIONS)
     assert tuple(table.loc["wedge", "sagittal", "T1-T6"]) == (10.0, 10.0, 3)
     assert tuple(table.loc["wedge", "sagittal", "L4-L6"]) == (10.0, 10.0, 0)  # The nearest region's.
     # Coronal means are 0.
@@ -34,7 +35,7 @@ def test_tilts_are_averaged_by_region_and_missing_regions_take_the_nearest() -> 
 
 def test_bones_at_rest_give_wedges_discs_and_tilts() -> None:
     def bone(level: int, centre: tuple[float, float, float], upper: float, lower: float) -> Any:
-        ends = [endplates.unit(np.array([0.0, np.tan(np.radians(deg)), 1.0])) for deg in (upper, lower)]
+        ends = [unit(np.array([0.0, np.tan(np.radians(deg)), 1.0])) for deg in (upper, lower)]
         plates = endplates.Endplates(
             np.array(centre), np.array(centre), ends[0], np.array(centre), ends[1], 30.0, 40.0, 20.0, 20.0, 20.0
         )
@@ -60,7 +61,7 @@ def test_a_shape_that_follows_the_films_undoes_the_whole_error(sees: bool, undon
     images, levels = np.repeat(images, anatomy.LEAST, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), anatomy.LEAST)
     person: Any = SimpleNamespace(images=lambda: images, levels=levels)
     table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
-    assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in centroids.AXES]
+    assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in AXES]
     assert table["share"].tolist() == pytest.approx([undone] * 9, abs=0.2)
     assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
 
@@ -68,7 +69,7 @@ def test_a_shape_that_follows_the_films_undoes_the_whole_error(sees: bool, undon
 def test_weights_that_move_a_vertebra_less_are_used() -> None:
     random, made = np.random.default_rng(0), []
     for weights, undone, sd, count in (("sure", 0.8, 0.5, 8), ("less", 0.3, 2.0, 8), ("few", 0.1, 3.0, 4)):
-        for region, axis in itertools.product("CTL", centroids.AXES):
+        for region, axis in itertools.product("CTL", AXES):
             strayed = random.normal(0, 3, count * anatomy.CLICKS)
             seen = 1.0 + undone * strayed + random.normal(0, sd, len(strayed))
             here = {"weights": weights, "region": region, "axis": axis}

@@ -146,8 +146,7 @@ def test_itkwidgets_draws_and_lets_the_next_cell_run(page_with_pages: Any, lab: 
     page = page_with_pages
     cells = [
         SURFACES.replace("radius=20", "radius=9").replace("45", "20").replace("(60, 40, 30)", "(20, 14, 10)"),
-        # The pages come by way of the browser alone; whether they answer is tested elsewhere.
-        "viewer._silent_host = lambda pages: ''\n" + SHOW % "itkwidgets",
+        SHOW % "itkwidgets",
         "print('next cell')",
     ]
     open_notebook(page, lab, write_notebook(lab.folder, "itkwidgets.ipynb", cells))

@@ -11,7 +11,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from transvert.clinical import endplates, landmarks
-from transvert.clinical.endplates import CORONAL, SAGITTAL, EndplateLine, Endplates, Observations, unit
+from transvert.clinical.endplates import CORONAL, SAGITTAL, EndplateLine, Endplates, Observations
+from transvert.clinical.vertebra import REGIONS, body_region, unit
 from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS
 
@@ -36,17 +37,17 @@ def _spine(leans: dict[int, float], plane: int = SAGITTAL) -> tuple[dict[int, En
     """
     known, order = endplates.tilt_statistics(), sorted(leans)
     places = {order[-1]: np.zeros(3), order[-2]: np.zeros(3)}
-    way = np.radians(leans[order[-1]] + known["chord_above", plane, endplates.region(order[-1])][0])
+    way = np.radians(leans[order[-1]] + known["chord_above", plane, body_region(order[-1])][0])
     step = PITCH_MM * np.array([np.sin(way), np.cos(way)])
     places[order[-2]][[plane, 2]] = step
     for n in range(len(order) - 3, -1, -1):
         middle, lower = order[n + 1], order[n + 2]
-        way = np.tan(np.radians(leans[middle] + known["chord", plane, endplates.region(middle)][0]))
+        way = np.tan(np.radians(leans[middle] + known["chord", plane, body_region(middle)][0]))
         places[order[n]] = places[lower].copy()
         places[order[n]][[plane, 2]] += 2 * PITCH_MM * np.array([way, 1.0])
     found = {}
     for level, lean in leans.items():
-        wedge = known["wedge", plane, endplates.region(level)][0]
+        wedge = known["wedge", plane, body_region(level)][0]
         ends = np.zeros((2, 2))
         ends[:, plane] = lean + wedge / 2, lean - wedge / 2
         found[level] = _plates(tuple(ends[0]), tuple(ends[1]), places[level])
@@ -74,11 +75,11 @@ def smooth() -> dict[int, float]:
 def test_the_table_has_every_kind_plane_and_region() -> None:
     kinds = {"shape_lean", "shape_wedge", "wedge", "disc", "chord", "chord_above", "chord_below"}
     assert set(endplates.tilt_statistics()) == {
-        (k, p, r) for k in kinds for p in (CORONAL, SAGITTAL) for r in endplates.REGIONS
+        (k, p, r) for k in kinds for p in (CORONAL, SAGITTAL) for r in REGIONS
     }
     assert all(sd > 0 for _, sd in endplates.tilt_statistics().values())
     assert all(mean == 0 for (_, plane, _), (mean, _) in endplates.tilt_statistics().items() if plane == CORONAL)
-    assert {level for numbers in endplates.REGIONS.values() for level in numbers} == {*range(3, 26), 28}
+    assert {level for numbers in REGIONS.values() for level in numbers} == {*range(3, 26), 28}
 
 
 def test_one_wrong_shape_is_corrected_by_where_the_spine_stands(smooth: dict[int, float]) -> None:
@@ -117,7 +118,7 @@ def test_fitted_tilts_are_closer_to_the_truth_by_as_much_as_the_covariance_state
     for _ in range(30):
         wrong = {}
         for level, plates in found.items():
-            here = endplates.region(level)
+            here = body_region(level)
             lean = random.normal(0, known["shape_lean", SAGITTAL, here][1])
             wedge = random.normal(0, known["shape_wedge", SAGITTAL, here][1])
             ends = [endplates.tilt_deg(n, SAGITTAL) for n in (plates.superior_normal, plates.inferior_normal)]

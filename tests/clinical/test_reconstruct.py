@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from scipy import ndimage
 from torch import nn
 
-from transvert.clinical import centroids, landmarks, posture, radiograph
+from transvert.clinical import landmarks, posture, radiograph
 from transvert.clinical.landmark_checks import SIDE_REMINDER
 from transvert.clinical.landmarks import Landmarks
 from transvert.clinical.posture import measure_posture
@@ -66,7 +66,7 @@ def _unmoved() -> Iterator[None]:
     """Shapes lie in the middle of their cubes whatever the clicks are, so they must not count as evidence of errors."""
     still = dict.fromkeys("CTL", np.array([[0.0] * 3, [0.0] * 3, [1.0] * 3]))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(centroids, "shift_statistics", lambda: still)
+        patched.setattr("transvert.clinical.vertebra.shift_statistics", lambda: still)
         patched.setattr(posture, "axial_rotation_deg", lambda vertebra, near_deg: 0.0)  # Slow, and tested elsewhere.
         yield
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from transvert import levels
 from transvert.clinical.landmarks import Landmarks
-from transvert.clinical.vertebra import THRESHOLD, Vertebra, largest_part
+from transvert.clinical.vertebra import THRESHOLD, Vertebra, body_region, largest_part, unit
 from transvert.data import patches
 from transvert.drr.geometry import VIEWS, View
 from transvert.imaging.volume import Volume
@@ -27,17 +27,10 @@ from transvert.io import PACKAGE, InputError, read_rows
 TABLE = PACKAGE / "tables" / "endplate_tilts.csv"
 CORONAL, SAGITTAL = 0, 1
 """Plane of a tilt: the index of the normal's component, and of the view that shows it."""
-REGIONS = {
-    "C": range(3, 8),
-    "T1-T6": range(8, 14),
-    "T7-T12": (*range(14, 20), 28),
-    "L1-L3": range(20, 23),
-    "L4-L6": range(23, 26),
-}
-"""Rows of the tables: region to VerSe numbers."""
 CORNER_SD_DEG = 2.0
 """Angle between the line through two marked corners and the plane of the endplate's middle: this companion's estimate."""
-
+_Equation = tuple[Mapping[int, float], float, float, Mapping[int, float]]
+"""One linear equation in the tilts: weights by endplate, value, its own sd, and the effect of one sd of each place."""
 _FITTED_WIDTH = 0.75  # Share of the body's half-widths: the endplate without rims, pedicles and uncinate processes.
 _KEPT_COLUMNS = 0.8  # Share of columns with the smallest residuals in the trimmed fit.
 _STEP_MM = 0.5  # Sampling along a column.
@@ -74,15 +67,7 @@ class Sacrum:
 
 @dataclass(frozen=True)
 class EndplateLine:
-    """An endplate's line on a film, from corner to corner.
-
-    Attributes:
-        level: VerSe number.
-        superior: whether it is the upper endplate.
-        plane: `SAGITTAL` or `CORONAL`.
-        tilt_deg: of the line's normal towards the head.
-        sd_deg: standard deviation of the tilt.
-    """
+    """An endplate's line on a film, from corner to corner: the tilt of its normal in a plane, and the tilt's sd."""
 
     level: int
     superior: bool
@@ -99,7 +84,7 @@ class Observations:
         places: level to (3,) RAS mm, the centre of mass that its landmarks give.
         sd_mm: level to (3,), standard deviation of that place along x, y and z.
         lines: endplates marked on the films.
-        random: draws random tilts from their distribution; None for the most likely ones.
+        random: draws random tilts from their distribution; by default the most likely ones are taken.
     """
 
     places: Mapping[int, np.ndarray]
@@ -109,14 +94,7 @@ class Observations:
 
 
 def fit_sacrum(ends: Mapping[str, np.ndarray]) -> Sacrum:
-    """The plane of S1's upper endplate, from landmarks.
-
-    Args:
-        ends: "anterior", "posterior", "right" and "left" (3,) RAS mm, as `Landmarks.s1` gives them.
-
-    Raises:
-        InputError: an end is missing, or two ends are exchanged.
-    """
+    """The plane of S1's upper endplate, from the four ends that `Landmarks.s1` gives; refuses missing or exchanged ends."""
     names = ("anterior", "posterior", "right", "left")
     missing = [name for name in names if name not in ends]
     if missing:
@@ -168,12 +146,7 @@ def fit_endplates(vertebra: Vertebra) -> Endplates:
 
 
 def fit_endplate_tilts(fitted: Mapping[int, Endplates], observations: Observations) -> dict[int, Endplates]:
-    """Tilts endplates to their most likely directions; centres, widths and middle heights stay.
-
-    Args:
-        fitted: level to the endplates fitted to its shape.
-        observations: what else is known.
-    """
+    """Tilts the endplates fitted to shapes to their most likely directions; centres, widths and middle heights stay."""
     if not fitted:
         return {}
     order = levels.in_order(set(fitted))
@@ -191,13 +164,9 @@ def fit_endplate_tilts(fitted: Mapping[int, Endplates], observations: Observatio
 def endplate_lines(
     marks: Landmarks, views: tuple[View, View], places: Mapping[int, np.ndarray], landmark_sd_mm: float
 ) -> list[EndplateLine]:
-    """Reads the endplates whose two corners are marked on a film.
+    """Reads the endplates whose two corners are marked on a film, of levels with a place (3,) RAS mm.
 
-    Args:
-        marks: with corners.
-        views: AP and lateral.
-        places: level to (3,) RAS mm; levels without a place are left out.
-        landmark_sd_mm: standard deviation of a corner along each axis of the film, mm in the patient.
+    `landmark_sd_mm` is the standard deviation of a corner along each axis of the film, mm in the patient.
     """
     found = []
     for plane, which in enumerate(VIEWS):
@@ -205,11 +174,9 @@ def endplate_lines(
         for level, corners in marks.corners[which].items():
             if level not in places or level in levels.WITHOUT_BODY:
                 continue
-            steps = patches.plane(patches.local_axes(*views, places[level]), plane)
-            at = {
-                name: steps.T @ patches.offset_mm(views[plane], pixel, places[level], steps)
-                for name, pixel in corners.items()
-            }
+            place = places[level]
+            steps = patches.plane(patches.local_axes(*views, place), plane)
+            at = {name: steps.T @ patches.offset_mm(views[plane], c, place, steps) for name, c in corners.items()}
             for end in ("superior", "inferior"):
                 if f"{first}_{end}" not in at or f"{second}_{end}" not in at:
                     continue
@@ -224,16 +191,11 @@ def endplate_lines(
 @functools.cache
 def tilt_statistics() -> dict[tuple[str, int, str], tuple[float, float]]:
     """Mean and standard deviation in degrees by kind, plane and region, from `TABLE`."""
-    planes = {"sagittal": SAGITTAL, "coronal": CORONAL}
-    return {
-        (row["kind"], planes[row["plane"]], row["region"]): (float(row["mean_deg"]), float(row["sd_deg"]))
-        for row in read_rows(TABLE)
-    }
-
-
-def region(level: int) -> str:
-    """The name in `REGIONS` of a level below C2."""
-    return next(name for name, numbers in REGIONS.items() if level in numbers)
+    found = {}
+    for row in read_rows(TABLE):
+        plane = SAGITTAL if row["plane"] == "sagittal" else CORONAL
+        found[row["kind"], plane, row["region"]] = float(row["mean_deg"]), float(row["sd_deg"])
+    return found
 
 
 def tilt_deg(normal: np.ndarray, plane: int) -> float:
@@ -253,11 +215,6 @@ def neighbour(order: Sequence[int], level: int, step: int) -> int | None:
     if not 0 <= n < len(order):
         return None
     return order[n] if len(levels.between([level, order[n]])) == 2 else None
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    """The vector with length 1."""
-    return vector / np.linalg.norm(vector)
 
 
 def tilt_endplates(plates: Endplates, superior: np.ndarray, inferior: np.ndarray) -> Endplates:
@@ -321,16 +278,6 @@ def _fit_plane(offsets: np.ndarray, heights: np.ndarray, vertebra: Vertebra) -> 
     return plane
 
 
-@dataclass(frozen=True)
-class _Equation:
-    """One linear equation in the tilts: weights by endplate, value, its own sd, and the effect of one sd of each place."""
-
-    weights: Mapping[int, float]
-    value: float
-    sd: float
-    place_effect: Mapping[int, float]
-
-
 def _tilt_equations(
     fitted: Mapping[int, Endplates], order: Sequence[int], observations: Observations, plane: int
 ) -> list[_Equation]:
@@ -338,18 +285,18 @@ def _tilt_equations(
     known, places = tilt_statistics(), observations.places
     upper = {level: 2 * k for k, level in enumerate(order)}
     placed = [n for n in levels.VERTEBRAE if n in places or n in upper]
-    found = []
+    found: list[_Equation] = []
     for level in order:
-        here, top = region(level), upper[level]
+        here, top = body_region(level), upper[level]
         lean, wedge = {top: 0.5, top + 1: 0.5}, {top: 1.0, top + 1: -1.0}
         measured = lean_and_wedge_deg(fitted[level], plane)
         for weights, value, kind in zip((lean, wedge), measured, ("shape_lean", "shape_wedge"), strict=True):
             mean, sd = known[kind, plane, here]
-            found.append(_Equation(weights, value - mean, sd, {}))
-        found.append(_Equation(wedge, *known["wedge", plane, here], {}))
+            found.append((weights, value - mean, sd, {}))
+        found.append((wedge, *known["wedge", plane, here], {}))
         above, below = (neighbour(placed, level, step) for step in (-1, 1))
         if below in upper:
-            found.append(_Equation({top + 1: 1.0, upper[below]: -1.0}, *known["disc", plane, here], {}))
+            found.append(({top + 1: 1.0, upper[below]: -1.0}, *known["disc", plane, here], {}))
         ends = [n if n in places else None for n in (above, below)]
         if level in places and any(ends):
             kind = "chord" if all(ends) else "chord_above" if ends[0] else "chord_below"
@@ -358,27 +305,23 @@ def _tilt_equations(
             per_mm = float(np.degrees(1 / np.hypot(chord[plane], chord[2])))
             effect = {n: sign * per_mm * float(observations.sd_mm[n][plane]) for n, sign in ((first, 1), (last, -1))}
             mean, sd = known[kind, plane, here]
-            found.append(_Equation(lean, tilt_deg(chord, plane) - mean, sd, effect))
+            found.append((lean, tilt_deg(chord, plane) - mean, sd, effect))
     for line in observations.lines:
         if line.level in upper and line.plane == plane:
-            endplate = upper[line.level] + (0 if line.superior else 1)
-            found.append(_Equation({endplate: 1.0}, line.tilt_deg, line.sd_deg, {}))
+            found.append(({upper[line.level] + (0 if line.superior else 1): 1.0}, line.tilt_deg, line.sd_deg, {}))
     return found
 
 
 def _solve_tilts(equations: Sequence[_Equation], places_exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Generalised least squares: the tilts (n,) and their covariance (n, n), degrees; places exact or with their errors."""
-    size = 1 + max(endplate for equation in equations for endplate in equation.weights)
-    placed = sorted({level for equation in equations for level in equation.place_effect})
-    rows = np.zeros((len(equations), size))
-    effects = np.zeros((len(equations), len(placed)))
-    for k, equation in enumerate(equations):
-        rows[k, list(equation.weights)] = list(equation.weights.values())
-        effects[k] = [equation.place_effect.get(level, 0.0) for level in placed]
-    covariance = np.diag(np.square([equation.sd for equation in equations]))
+    weights, values, sds, effects = zip(*equations, strict=True)
+    rows = np.array([[row.get(n, 0.0) for n in range(1 + max(map(max, weights)))] for row in weights])
+    covariance = np.diag(np.square(sds))
     if not places_exact:
-        covariance = covariance + effects @ effects.T
-    weighted = np.linalg.solve(covariance, np.column_stack([rows, [equation.value for equation in equations]]))
+        placed = sorted({level for effect in effects for level in effect})
+        by_place = np.array([[effect.get(level, 0.0) for level in placed] for effect in effects])
+        covariance = covariance + by_place @ by_place.T
+    weighted = np.linalg.solve(covariance, np.column_stack([rows, values]))
     system = rows.T @ weighted
     spread = np.linalg.inv(system[:, :-1])
     return spread @ system[:, -1], spread

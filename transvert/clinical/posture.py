@@ -10,7 +10,7 @@ measure's definition and source stand in `tables/posture_measures.csv`, those of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,15 @@ from scipy import special
 
 from transvert import levels
 from transvert.clinical import endplates
-from transvert.clinical.endplates import CORONAL, SAGITTAL, Endplates, Observations, Sacrum, tilt_deg
-from transvert.clinical.vertebra import THRESHOLD, Vertebra, axial_rotation_deg, missing_levels, sort_vertebrae
+from transvert.clinical.endplates import CORONAL, SAGITTAL, Observations, Sacrum, tilt_deg
+from transvert.clinical.vertebra import THRESHOLD, Vertebra, axial_rotation_deg, missing_levels, sort_vertebrae, unit
 from transvert.io import PACKAGE, InputError, read_rows, write_json
 from transvert.runs import write_table
 
-SCHEMA = "transvert-posture/1"
-LEAST_CURVE_DEG = 10.0
-"""A coronal curve below this is no scoliosis (Scoliosis Research Society) and is not listed."""
+SCHEMA = "transvert-posture/2"
 _S1 = levels.number("S1")
-_TRUNK = levels.VERTEBRAE[7:]  # Without the neck, whose small endplates are too noisy for a maximum.
 
-Bodies = Mapping[int, Any]
-"""Level to its `Endplates`, S1 to its `Sacrum`."""
+Bodies = Mapping[int, Any]  # Level to its `Endplates`, S1 to its `Sacrum`.
 
 
 @functools.cache
@@ -62,8 +58,7 @@ def measure_posture(
     Returns:
         JSON-ready, schema `SCHEMA`. An entry of `measures` has `value` (None if unknown), `unit`, `definition`, `source`
         and `reason` (why there is no value); where end levels are found also `upper` and `lower`; `coronal_cobb` also its
-        `apex` and the side of its `convexity`. `curves` are coronal ones of 10 degrees or more, the largest first, that
-        share at most an end vertebra. `vertebrae` are rows from head to tail, explained by `columns`.
+        `apex` and the side of its `convexity`. `vertebrae` are rows from head to tail, explained by `columns`.
 
     Raises:
         InputError: a level occurs twice or is not a vertebra; S1's ends make no endplate.
@@ -79,10 +74,6 @@ def measure_posture(
         value = {"value": None} if reason else _measure(row, found, reference["measures"][name] if reference else {})
         about = {key: row[key] for key in ("unit", "definition", "source")}
         measures[name] = _rounded(value) | about | {"reason": reason or None}
-    if reference:
-        curves = [_measure(definitions("measures")["coronal_cobb"], found, curve) for curve in reference["curves"]]
-    else:
-        curves = _find_curves(found, _trunk(found))
     rotations = {row["level"]: row["axial_rotation_deg"] for row in reference["vertebrae"]} if reference else {}
     return {
         "schema": SCHEMA,
@@ -90,7 +81,6 @@ def measure_posture(
         "endplates": "as reconstructed" if observations is None else "most likely by shapes and landmarks",
         "missing_levels": missing_levels(vertebrae),
         "measures": measures,
-        "curves": [_rounded(curve) for curve in curves],
         "columns": {
             name: {"unit": row["unit"] or None, "definition": row["definition"]}
             for name, row in definitions("columns").items()
@@ -111,9 +101,8 @@ def add_spread(measured: dict[str, Any], draws: Sequence[Mapping[str, Any]], cau
         cause: what was varied, noted in the result.
     """
     entries = {
-        name: _spread(entry, (draw["measures"][name] for draw in draws)) for name, entry in measured["measures"].items()
+        name: _spread(entry, [draw["measures"][name] for draw in draws]) for name, entry in measured["measures"].items()
     }
-    curves = [_spread(c, (draw["curves"][n] for draw in draws)) for n, c in enumerate(measured["curves"])]
     columns, rows = dict(measured["columns"]), [dict(row) for row in measured["vertebrae"]]
     others = [{row["level"]: row for row in draw["vertebrae"]} for draw in draws]
     for name in [name for name, column in measured["columns"].items() if column["unit"]]:
@@ -122,8 +111,7 @@ def add_spread(measured: dict[str, Any], draws: Sequence[Mapping[str, Any]], cau
             values = [other[row["level"]][name] for other in others if row["level"] in other]
             row[f"{name}_sd"] = _rounded({"sd": _sd(values)})["sd"] if row[name] is not None else None
     about = {"cause": cause, "draws": len(draws), "interval": "95 %, value -+ Student's t times sd"}
-    result = {"measures": entries, "curves": curves, "columns": columns, "vertebrae": rows, "uncertainty": about}
-    return measured | result
+    return measured | {"measures": entries, "columns": columns, "vertebrae": rows, "uncertainty": about}
 
 
 def write_posture(path: str | Path, posture: dict[str, Any]) -> Path:
@@ -131,7 +119,6 @@ def write_posture(path: str | Path, posture: dict[str, Any]) -> Path:
     path = Path(path)
     write_table(path.with_suffix(".csv"), pd.DataFrame(posture["vertebrae"], columns=list(posture["columns"])))
     rows = [{"measure": name} | entry for name, entry in posture["measures"].items()]
-    rows += [{"measure": f"coronal_curve_{n}", "unit": "deg"} | c for n, c in enumerate(posture["curves"], start=1)]
     names = ["measure", "value", "sd", "low", "high", "unit", "upper", "lower", "apex", "convexity"]
     table = pd.DataFrame(rows, columns=[*names, "definition", "source", "reason"])
     write_table(path.with_name(f"{path.stem}_measures.csv"), table)
@@ -140,11 +127,11 @@ def write_posture(path: str | Path, posture: dict[str, Any]) -> Path:
 
 def _fit_bodies(
     vertebrae: Sequence[Vertebra], s1: Mapping[str, np.ndarray] | None, observations: Observations | None
-) -> tuple[dict[int, Endplates | Sacrum], dict[int, str]]:
+) -> tuple[Bodies, dict[int, str]]:
     """Each level's endplates, and for each other level the reason why it has none."""
     reasons = {number: f"{name} is not in this spine." for number, name in levels.NAMES.items()}
     reasons[_S1] = "S1 is not known: mark both ends of its upper endplate on both films."
-    plates: dict[int, Endplates] = {}
+    plates = {}
     for vertebra in vertebrae:
         try:
             plates[vertebra.level] = endplates.fit_endplates(vertebra)
@@ -153,10 +140,6 @@ def _fit_bodies(
     if observations is not None:
         plates = endplates.fit_endplate_tilts(plates, observations)
     return {**plates, **({_S1: endplates.fit_sacrum(s1)} if s1 else {})}, reasons
-
-
-def _trunk(found: Bodies) -> list[int]:
-    return [level for level in _TRUNK if level in found]
 
 
 def _measure(row: Mapping[str, str], found: Bodies, reference: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,29 +157,17 @@ def _measure(row: Mapping[str, str], found: Bodies, reference: Mapping[str, Any]
     ends = [levels.number(reference[end]) for end in ("upper", "lower")] if reference.get("upper") else []
     if not set(ends) <= set(found):
         return {"value": None}
-    if row["measure"] == "coronal_cobb":
-        upper, lower = ends or _steepest(found, _trunk(found))
-        return _curve(found, upper, lower, reference.get("convexity"))
     pairs = [ends] if ends else combinations(_trunk(found), 2)
+    if row["measure"] == "coronal_cobb":
+        upper, lower = max(pairs, key=lambda pair: abs(_angle(found[pair[0]], found[pair[1]], CORONAL)))
+        return _curve(found, upper, lower, reference.get("convexity"))
     angle, upper, lower = max((_angle(found[a], found[b], SAGITTAL), a, b) for a, b in pairs)
     return {"value": angle, "upper": levels.name(upper), "lower": levels.name(lower)}
 
 
-def _find_curves(found: Bodies, trunk: list[int]) -> list[dict[str, Any]]:
-    """The largest coronal curve of a stretch of the spine and those above and below it, the largest first."""
-    if len(trunk) < 2:
-        return []
-    upper, lower = _steepest(found, trunk)
-    curve = _curve(found, upper, lower)
-    if curve["value"] < LEAST_CURVE_DEG:
-        return []
-    above, below = trunk[: trunk.index(upper) + 1], trunk[trunk.index(lower) :]
-    return sorted([curve, *_find_curves(found, above), *_find_curves(found, below)], key=lambda c: -c["value"])
-
-
-def _steepest(found: Bodies, trunk: list[int]) -> tuple[int, int]:
-    """The two levels between whose endplates the coronal angle is largest."""
-    return max(combinations(trunk, 2), key=lambda pair: abs(_angle(found[pair[0]], found[pair[1]], CORONAL)))
+def _trunk(found: Bodies) -> list[int]:
+    """The thoracic and lumbar levels; the neck's small endplates are too noisy for a maximum."""
+    return [level for level in levels.VERTEBRAE[7:] if level in found]
 
 
 def _curve(found: Bodies, upper: int, lower: int, side: str | None = None) -> dict[str, Any]:
@@ -205,8 +176,7 @@ def _curve(found: Bodies, upper: int, lower: int, side: str | None = None) -> di
     The apex is the vertebra whose body is farthest from the line between the end vertebrae's bodies, on the convex side.
     """
     angle = _angle(found[upper], found[lower], CORONAL)
-    # Above its apex a curve leans away from its convex side.
-    side = side or ("left" if angle > 0 else "right")
+    side = side or ("left" if angle > 0 else "right")  # Above its apex a curve leans away from its convex side.
     sign = -1 if side == "left" else 1
     top, bottom = found[upper].body_centre, found[lower].body_centre
     trunk = _trunk(found)
@@ -240,7 +210,7 @@ def _row(
         next_level = _S1
     if next_level is not None and next_level in found:
         following = found[next_level]
-        along = endplates.unit(here.inferior_normal + following.superior_normal)
+        along = unit(here.inferior_normal + following.superior_normal)
         row["disc_below_mm"] = (here.inferior_centre - following.superior_centre) @ along
     return _rounded(row)
 
@@ -251,13 +221,13 @@ def _angle(upper: Any, lower: Any, plane: int) -> float:
     return tilt_deg(upper.superior_normal, plane) - tilt_deg(last, plane)
 
 
-def _spread(entry: Mapping[str, Any], draws: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _spread(entry: Mapping[str, Any], draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """An entry with `sd`, `low` and `high`; None if it has no value, or fewer than two draws have one."""
     values = [draw["value"] for draw in draws if draw["value"] is not None]
     sd = _sd(values) if entry["value"] is not None else None
     reach = None if sd is None else float(special.stdtrit(len(values) - 1, 0.975)) * sd
-    ends = (None, None) if reach is None else (entry["value"] - reach, entry["value"] + reach)
-    return {**entry, **_rounded({"sd": sd, "low": ends[0], "high": ends[1]})}
+    low, high = (None, None) if reach is None else (entry["value"] - reach, entry["value"] + reach)
+    return {**entry, **_rounded({"sd": sd, "low": low, "high": high})}
 
 
 def _sd(values: Sequence[float | None]) -> float | None:

@@ -13,12 +13,12 @@ import pandas as pd
 from torch import nn
 
 from transvert import levels
-from transvert.clinical import centroids, endplates, landmark_checks, radiograph
+from transvert.clinical import endplates, landmark_checks, radiograph, vertebra
 from transvert.clinical.endplates import Observations
 from transvert.clinical.landmarks import Landmarks, read_landmarks, write_landmarks
 from transvert.clinical.posture import add_spread, measure_posture
 from transvert.clinical.radiograph import Radiograph
-from transvert.clinical.vertebra import Vertebra, assemble_spine, largest_part
+from transvert.clinical.vertebra import Points, Predict, Vertebra, assemble_spine, largest_part
 from transvert.data.patches import SIZE, SPACING_MM
 from transvert.data.samples import Samples
 from transvert.drr import exposure, geometry
@@ -46,7 +46,7 @@ class Reconstruction:
         views: geometry of the AP and the lateral film.
         residuals_mm: level to the distance between its two rays.
         warnings: one sentence each.
-        posture: from `measure_posture`, with its uncertainty if that was asked for.
+        posture: from `measure_posture`, with its uncertainty if there are draws.
         observations: what the posture used besides the shapes.
         calibration: of the probabilities; None if the weights have none.
         card: of the network's weights.
@@ -86,7 +86,7 @@ def reconstruct(
         draws: reconstructions from randomly shifted landmarks, for the posture's uncertainty; 0 for none. Each takes about
             as long as the spine itself. A standard deviation from 10 draws is accurate to a quarter, from 20 to a sixth.
         landmark_sd_mm: standard deviation of the landmarks along rows and along columns, mm in the patient; 0 if they are
-            exact. The smaller it is, the less the shapes correct places (`centroids`) and tilts (`endplates`).
+            exact. The smaller it is, the less the shapes correct places (`vertebra`) and tilts (`endplates`).
         seed: of the draws.
 
     Returns:
@@ -100,28 +100,38 @@ def reconstruct(
     if not isinstance(network, nn.Module):
         network, card = networks.load_network(network)
     card = card or {}
-    views = marks.view("ap", films[0]), marks.view("lateral", films[1])
-    learned = [levels.number(name) for name in card["levels"]] if "levels" in card else None
-    warnings = landmark_checks.check_landmarks(marks, views, films, learned)
-    sd_mm = {n: centroids.place_sd_mm(marks.centroids_of, n, landmark_sd_mm) for n in levels.VERTEBRAE}
-    marks = centroids.to_vertebra_centroids(marks, views)
-    points, residuals = marks.place(*views)
     calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
-    locate = partial(_locate, (films[0].pixels, films[1].pixels), views, sd_mm=sd_mm, landmark_sd_mm=landmark_sd_mm)
-    final = partial(_predict, network, calibration=calibration)
-    predicted, observations = locate(marks, points, partial(predict, network, mirror=True), final)
-    warnings += centroids.warn_of_shifts(points, observations.places, sd_mm)
+    learned = [levels.number(name) for name in card["levels"]] if "levels" in card else None
+    views = marks.view("ap", films[0]), marks.view("lateral", films[1])
+    warnings = landmark_checks.check_landmarks(marks, views, films, learned)
+    sd_mm = {n: vertebra.place_sd_mm(marks.centroids_of, n, landmark_sd_mm) for n in levels.VERTEBRAE}
+    marks = vertebra.to_vertebra_centroids(marks, views)
+    points, residuals = marks.place(*views)
+
+    def locate(
+        marks: Landmarks, points: Points, first: Predict, final: Predict, random: np.random.Generator | None = None
+    ) -> tuple[list[Vertebra], Observations]:
+        """Refines the places with a first prediction, and predicts the vertebrae there."""
+        pixels = films[0].pixels, films[1].pixels
+        places, sds, at = vertebra.refine_centroids(pixels, views, marks.centroids, points, sd_mm, first)
+        lines = endplates.endplate_lines(marks, views, places, landmark_sd_mm)
+        return vertebra.predict_vertebrae(pixels, views, at, places, final), Observations(places, sds, lines, random)
+
+    once, mirrored = partial(predict, network), partial(predict, network, mirror=True)
+    # A calibration holds for predictions with its own test-time augmentation alone.
+    final = partial(tta_predict, network, config=calibration.tta) if calibration else mirrored
+    predicted, observations = locate(marks, points, mirrored, final)
+    warnings += vertebra.warn_of_shifts(points, observations.places, sd_mm)
     vertebrae = [v for v in predicted if (v.probability > 0.5).any()]
     labels = assemble_spine(vertebrae)
     posture = measure_posture(vertebrae, marks.s1(*views), observations=observations)
     found = {v.level for v in vertebrae}
     if draws:
-        random, once = np.random.default_rng(seed), partial(predict, network)
-        others = []
+        random, others = np.random.default_rng(seed), []
         for _ in range(draws):
-            clicked = centroids.simulate_clicks(marks, views, landmark_sd_mm, random)
+            clicked = vertebra.simulate_clicks(marks, views, landmark_sd_mm, random)
             places = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
-            drawn, seen = locate(clicked, places, once, once, random=random)
+            drawn, seen = locate(clicked, places, once, once, random)
             others.append(measure_posture(drawn, clicked.s1(*views), reference=posture, observations=seen))
         cause = (
             f"landmarks shifted with a standard deviation of {landmark_sd_mm:g} mm along rows and columns, and endplate "
@@ -129,14 +139,11 @@ def reconstruct(
         )
         posture = add_spread(posture, others, cause)
     warnings += [f"{v.name}: nothing was found, left out." for v in predicted if v.level not in found]
-    measured = (
-        marks.setups["ap"].measure_film(films[0], "ap"),
-        marks.setups["lateral"].measure_film(films[1], "lateral"),
-    )
-    notes = {name: film.acquisition.notes for name, film in zip(VIEWS, measured, strict=True)}
-    warnings += [f"The {name} film: {note}" for name in VIEWS for note in notes[name]]
+    ap, lateral = (marks.setups[name].measure_film(film, name) for name, film in zip(VIEWS, films, strict=True))
+    for name, film in zip(VIEWS, (ap, lateral), strict=True):
+        warnings += [f"The {name} film: {note}" for note in film.acquisition.notes]
     return Reconstruction(
-        vertebrae, labels, measured, views, residuals, warnings, posture, observations, calibration, card
+        vertebrae, labels, (ap, lateral), views, residuals, warnings, posture, observations, calibration, card
     )
 
 
@@ -151,32 +158,6 @@ def read_films(
             film = radiograph.read_radiograph(film, view=name, orientation=orientation, require_pixel_mm=False)
         read.append(film)
     return read[0], read[1]
-
-
-def _locate(
-    pixels: tuple[np.ndarray, np.ndarray],
-    views: tuple[View, View],
-    marks: Landmarks,
-    points: centroids.Points,
-    first: centroids.Predict,
-    final: centroids.Predict,
-    *,
-    sd_mm: centroids.Points,
-    landmark_sd_mm: float,
-    random: np.random.Generator | None = None,
-) -> tuple[list[Vertebra], Observations]:
-    """Refines the places with a first prediction, and predicts the vertebrae there."""
-    places, sds, at = centroids.refine_centroids(pixels, views, marks.centroids, points, sd_mm, first)
-    vertebrae = centroids.predict_vertebrae(pixels, views, at, places, final)
-    lines = endplates.endplate_lines(marks, views, places, landmark_sd_mm)
-    return vertebrae, Observations(places, sds, lines, random)
-
-
-def _predict(network: nn.Module, images: np.ndarray, *, calibration: Calibration | None) -> np.ndarray:
-    """Predicts as for the calibration, which holds for such predictions alone."""
-    if calibration is None:
-        return predict(network, images, mirror=True)
-    return tta_predict(network, images, calibration.tta)
 
 
 def posture_table(found: Reconstruction, truth: Samples | None = None) -> pd.DataFrame:
@@ -230,16 +211,10 @@ def compare_with_truth(found: Reconstruction, truth: Samples) -> pd.DataFrame:
 def simulate_radiographs(
     ct: Volume, *, pixel_mm: float = 0.6, photons: float = 1e6, seed: int = 0
 ) -> tuple[tuple[Radiograph, Radiograph], tuple[View, View], np.ndarray]:
-    """Simulates an AP and a left lateral cone-beam film of a CT, with scatter, photon noise and detector blur.
+    """Simulates an AP and a left lateral cone-beam film of a CT (HU), with scatter, photon noise and detector blur.
 
-    Args:
-        ct: HU.
-        pixel_mm: detector pitch.
-        photons: per pixel in air.
-        seed: of the noise.
-
-    Returns:
-        The films, their views, and their common isocentre (3,) RAS mm.
+    `pixel_mm` is the detector's pitch, `photons` their number per pixel in air. Returns the films, their views, and their
+    common isocentre (3,) RAS mm.
     """
     corners = ct.corners()
     mu = Volume(attenuation(ct.data), ct.affine)
@@ -263,20 +238,12 @@ def write_radiographs(
 ) -> tuple[Path, Path, Path]:
     """Writes simulated films as 8-bit PNG and 16-bit DICOM, and their landmarks with random errors.
 
-    Args:
-        out: the folder.
-        films: AP and lateral.
-        views: their geometry.
-        marks: the exact landmarks.
-        landmark_sd_mm: standard deviation of the errors, mm in the patient.
-        seed: of the errors.
-
-    Returns:
-        The AP and the lateral PNG, and the landmark file.
+    `marks` are exact; `landmark_sd_mm` is the errors' standard deviation, mm in the patient. Returns the AP and the lateral
+    PNG, and the landmark file.
     """
     paths = []
     for name, film, view in zip(VIEWS, films, views, strict=True):
         paths.append(radiograph.write_png(out / f"{name}.png", radiograph.to_grey(film.pixels, bits=8), view.pixel_mm))
         radiograph.write_dicom(out / f"{name}.dcm", radiograph.to_grey(film.pixels, bits=16), view)
-    clicked = centroids.simulate_clicks(marks, views, landmark_sd_mm, np.random.default_rng(seed))
+    clicked = vertebra.simulate_clicks(marks, views, landmark_sd_mm, np.random.default_rng(seed))
     return paths[0], paths[1], write_landmarks(out / "landmarks.json", clicked)

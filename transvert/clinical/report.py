@@ -33,19 +33,11 @@ _UNITS = {"deg": "°", "mm": " mm"}
 def write_reconstruction(
     found: Reconstruction, out: str | Path, *, simulated: bool = False
 ) -> dict[int, trimesh.Trimesh]:
-    """Writes a reconstruction into a folder.
+    """Writes a reconstruction into a folder; `simulated` films are called so.
 
     `spine.nii.gz`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
     `overlay.png`, `spine.png` and `surface_sd.png`; `posture.json`, `posture.csv` and `posture_measures.csv`;
-    `report.json`; and the page `report.html`.
-
-    Args:
-        found: the reconstruction.
-        out: the folder.
-        simulated: whether the films are; the page says so.
-
-    Returns:
-        Level to the surface that was written.
+    `report.json`; and the page `report.html`. Returns level to the surface that was written.
     """
     out = Path(out)
     volume.write_volume(found.labels, out / "spine.nii.gz")
@@ -89,14 +81,7 @@ def write_reconstruction(
 
 
 def render_page(found: Reconstruction, pictures: Mapping[str, str], snapshot: str, *, simulated: bool) -> str:
-    """The report's HTML; every value put into it is escaped.
-
-    Args:
-        found: the reconstruction.
-        pictures: "overlay", "spine" and "surface_sd" to base64 PNG.
-        snapshot: HTML of the 3D view.
-        simulated: whether the films are.
-    """
+    """The report's HTML, with pictures as base64 PNG and the HTML of the 3D view; every value put into it is escaped."""
     rows = found.posture["vertebrae"]
     titles = {
         name: row["title"]
@@ -125,11 +110,7 @@ def render_page(found: Reconstruction, pictures: Mapping[str, str], snapshot: st
 
 
 def posture_rows(posture: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A posture's measures as the page shows them.
-
-    Returns:
-        Rows of strings: title, value, spread, range, place ("inside", "outside" or ""), range_source, definition, reason.
-    """
+    """A posture's measures as the page shows them; `place` is "inside" or "outside" the usual range, or ""."""
     rows = []
     for name, entry in posture["measures"].items():
         row = definitions("measures")[name]

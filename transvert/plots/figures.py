@@ -6,7 +6,7 @@ Figures are as large as they are shown; `save_figure` writes them at a higher re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,23 +33,19 @@ from transvert.imaging.volume import Volume
 from transvert.io import atomic_path
 from transvert.model import metrics
 from transvert.model.calibration import ReliabilityReport
-from transvert.plots.viewer import level_colours, light_picture, shade
+from transvert.plots.viewer import level_colours, shade
 
 if TYPE_CHECKING:
     import trimesh
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
-METHOD_COLOURS = (BLUE, ORANGE, "#C8C8C8", "#444444")
-"""Distinct for colour-blind readers."""
+NETWORK_COLOURS = (BLUE, ORANGE, "#009E73")  # Distinct for colour-blind readers.
+BASELINE_COLOURS = ("#C8C8C8", "#444444")
 REGION_COLOURS = {"C": BLUE, "T": ORANGE, "L": "#009E73"}
-ERROR_LIMIT_MM = 3.0
-"""Surface error at which the colours saturate."""
-SD_LIMIT_MM = 5.0
-"""Expected surface error at which the colours saturate, the same in every file so that two spines can be compared."""
-SD_MM = "sd_mm"
-"""The vertex attribute that holds the expected error; PLY and GLB files have it, too."""
-AROUND_MM = 70
-"""Width shown on each side of the silhouettes."""
+ERROR_LIMIT_MM = 3.0  # Surface error at which the colours saturate.
+SD_LIMIT_MM = 5.0  # Expected surface error at which the colours saturate, the same in all files, to compare spines.
+SD_MM = "sd_mm"  # The vertex attribute that holds the expected error; PLY and GLB files have it, too.
+AROUND_MM = 70  # Width shown on each side of the silhouettes.
 
 _REGION_MARKERS = {"C": "^", "T": "o", "L": "s"}
 _SD_COLOURS = colormaps["cividis"]  # Reads alike with and without colour vision: dark blue is a small error.
@@ -108,9 +104,11 @@ def dice_by_level(table: pd.DataFrame) -> Figure:
     """Bars of Dice per vertebra and method. `table` has the columns subject, level, method and dice."""
     methods = list(dict.fromkeys(table.method))
     cases = list(dict.fromkeys(zip(table.subject, table.level, strict=True)))
-    figure, axis = plt.subplots(figsize=(max(8, 0.66 * len(cases)), 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(max(11, 0.66 * len(cases)), 4.2), layout="constrained")
     width = 0.8 / len(methods)
-    for m, (method, colour) in enumerate(zip(methods, METHOD_COLOURS, strict=False)):
+    networks, baselines = cycle(NETWORK_COLOURS), cycle(BASELINE_COLOURS)
+    for m, method in enumerate(methods):
+        colour = next(baselines if method.startswith("baseline") else networks)
         dice = table[table.method == method].set_index(["subject", "level"]).dice
         places = np.arange(len(cases)) + (m - (len(methods) - 1) / 2) * width
         hatch = "//" if method.startswith("baseline") else None
@@ -118,28 +116,8 @@ def dice_by_level(table: pd.DataFrame) -> Figure:
         axis.bar(places, heights, width, color=colour, label=method, hatch=hatch, edgecolor="white")
     axis.set_xticks(range(len(cases)), [f"{level}\n{subject}" for subject, level in cases], fontsize="small")
     axis.set(ylabel="Dice", ylim=(0, 1))
-    axis.legend(ncols=len(methods), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.grid(axis="y", alpha=0.3)
-    return figure
-
-
-def along_spine(table: pd.DataFrame) -> Figure:
-    """Dice by level, head to tail, with a line through the medians. `table` has the columns variant, level and dice."""
-    names = [name for name in (levels.name(n) for n in levels.VERTEBRAE) if name in set(table["level"])]
-    variants = list(dict.fromkeys(table["variant"]))
-    figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
-    for n, (variant, colour, marker) in enumerate(zip(variants, METHOD_COLOURS, "os^Dv", strict=False)):
-        rows = table[table["variant"] == variant]
-        shift = 0.22 * (n - (len(variants) - 1) / 2)
-        places = rows["level"].map(names.index) + shift
-        axis.scatter(places, rows["dice"], 26, color=colour, marker=marker, alpha=0.75, edgecolor="none")
-        median = rows.groupby("level")["dice"].median().reindex([name for name in names if name in set(rows["level"])])
-        places = [names.index(name) + shift for name in median.index]
-        axis.plot(places, median, color=colour, marker=marker, ms=3, label=variant)
-    axis.set_xticks(range(len(names)), names)
-    axis.set(ylabel="Dice", xlabel="level, head to tail (dots: vertebrae; line: median)", ylim=(0, 1))
-    axis.legend(loc="lower right")
-    axis.grid(alpha=0.3)
     return figure
 
 
@@ -180,24 +158,21 @@ def reliability_diagram(report: ReliabilityReport) -> Figure:
 
 
 def describe_reliability(report: ReliabilityReport) -> str:
-    """The reliability diagram in words."""
+    """A caption of the reliability diagram."""
     s = report.summary
-    voxels, points = report.voxels["voxels"].sum() // 2, report.surface["points"].sum()
+    network, calibrated = (100 * s[f"voxel_calibration_error_{source}"] for source in ("network", "calibrated"))
     text = (
-        f"Four panels, stated against observed, for {s['vertebrae']:.0f} vertebrae of {s['people']:.0f} people. Voxels "
-        f"near the found surface ({voxels:,}): the network's own probabilities are off by "
-        f"{100 * s['voxel_calibration_error_network']:.1f} points in the mean, the calibrated ones by "
-        f"{100 * s['voxel_calibration_error_calibrated']:.1f}. Surface points ({points:,}): the stated error is off by "
-        f"{s['surface_calibration_error_mm']:.2f} mm in the mean."
+        f"Stated against observed, {s['vertebrae']:.0f} vertebrae of {s['people']:.0f} people. Mean errors of what is "
+        f"stated: probabilities of voxels near the surface {calibrated:.1f} points (the network's own: {network:.1f}); "
+        f"distances of surface points {s['surface_calibration_error_mm']:.2f} mm"
     )
     for measure, (name, unit) in _MEASURES.items():
-        off, rank = s[f"{measure}_mean_absolute_error"], s[f"{measure}_spearman"]
-        text += f" {name}{unit}: off by {off:.3f} in the mean, rank correlation {rank:.2f}"
+        rank = report.vertebrae[measure].corr(report.vertebrae[f"{measure}_stated"], method="spearman")
+        text += f"; {name}{unit} {s[f'{measure}_mean_absolute_error']:.3f}, rank correlation {rank:.2f}"
         if f"{measure}_coverage" in s:
-            inside, wanted = s[f"{measure}_coverage"], report.calibration.coverage
-            text += f", {100 * inside:.0f} % within their {100 * wanted:.0f} % intervals"
-        text += "."
-    return text
+            inside, stated = s[f"{measure}_coverage"], report.calibration.coverage
+            text += f", {100 * inside:.0f} % within their {100 * stated:.0f} % intervals"
+    return f"{text}."
 
 
 def _voxel_panel(axis: Axes, report: ReliabilityReport) -> None:
@@ -222,9 +197,8 @@ def _surface_panel(axis: Axes, report: ReliabilityReport) -> None:
     rows = report.surface[report.surface["points"] > 0]
     top = 1.1 * float(rows[["stated_mm", "observed_mm"]].max(axis=None))
     axis.plot(rows["stated_mm"], rows["observed_mm"], "o-", color=BLUE, label="calibrated on other people")
-    for row in rows.itertuples():
-        place = (row.stated_mm, row.observed_mm)
-        axis.annotate(f"{row.points:,}", place, (4, -10), textcoords="offset points", fontsize="x-small")
+    for place in rows[["stated_mm", "observed_mm", "points"]].itertuples(index=False):
+        axis.annotate(f"{place.points:,}", place[:2], (4, -10), textcoords="offset points", fontsize="x-small")
     axis.set(title="points of the found surface, with their number", xlim=(0, top), ylim=(0, top))
     axis.set(xlabel="stated distance from the true surface, RMS (mm)", ylabel="observed distance, RMS (mm)")
 
@@ -233,9 +207,9 @@ def _vertebra_panel(axis: Axes, report: ReliabilityReport, measure: str) -> None
     name, unit = _MEASURES[measure]
     table = report.vertebrae[np.isfinite(report.vertebrae[measure])]
     stated, both = table[f"{measure}_stated"], table[[measure, f"{measure}_stated"]]
-    ends = table[f"{measure}_low"], table[f"{measure}_high"]
-    if np.isfinite(ends[1]).all() and (ends[0] > 0).any():  # Otherwise too few people for an interval.
+    if f"{measure}_coverage" in report.summary:
         label = f"{100 * report.calibration.coverage:.0f} % interval"
+        ends = table[f"{measure}_low"], table[f"{measure}_high"]
         axis.vlines(stated, *ends, color="0.8", lw=1.5, label=label, zorder=1)
     for letter, marker in _REGION_MARKERS.items():
         here = table["level"].str[0] == letter
@@ -274,12 +248,7 @@ def three_planes(ct: Volume, mask: Volume, point: np.ndarray) -> Figure:
 
 
 def acquisition_setup(views: Sequence[View], corners: np.ndarray) -> Figure:
-    """The acquisition in space, to scale, RAS mm: the patient's box, sources, detectors, central rays and edge rays.
-
-    Args:
-        views: one or two, with one isocentre.
-        corners: (8, 3) RAS mm of the patient's box, in the order of `Volume.corners`.
-    """
+    """The acquisition of one or two views in space, to scale, RAS mm, with the patient's box `corners` (`Volume.corners`)."""
     figure = plt.figure(figsize=(11, 6.8))
     axis: Any = figure.add_axes((0, 0, 1, 0.9), projection="3d", computed_zorder=False)
     # Seen from the sources, a little from the side.
@@ -405,13 +374,8 @@ def spine_views(labels: Volume) -> Figure:
     """A spine's label volume, isotropic, coloured by level, seen from the front, the left side and the back."""
     # A ray may end a little before the voxel it meets, so the labels reach one voxel further.
     grown = np.where(labels.data > 0, labels.data, ndimage.maximum_filter(labels.data, 3))
-
-    def draw(turn_deg: float) -> np.ndarray:
-        brightness, level = shade(labels.data > 0, turn_deg=turn_deg, values=grown)
-        return light_picture(brightness, level_colours(level))
-
     figure, axes = plt.subplots(1, 3, figsize=(11, 7), layout="constrained")
-    _draw_sides(axes, draw, float(labels.spacing_mm[0]))
+    _draw_sides(axes, labels.data > 0, grown, level_colours, labels.spacing_mm[0])
     for axis in axes:
         for n in levels.in_order(set(np.unique(labels.data).tolist()) - {0}):
             down = (labels.data.shape[2] - 1 - np.argwhere(labels.data == n)[:, 2].mean()) * labels.spacing_mm[2]
@@ -421,47 +385,32 @@ def spine_views(labels: Volume) -> Figure:
 
 
 def surface_sd_views(labels: Volume, coloured: Mapping[int, trimesh.Trimesh], calibrated: bool) -> Figure:
-    """A spine coloured by its surfaces' expected error, seen from the front, the left side and the back.
+    """A spine (`assemble_spine`) coloured by its surfaces' expected error (`colour_by_sd`), seen from three sides.
 
-    Args:
-        labels: isotropic, from `assemble_spine`.
-        coloured: level to a surface of `colour_by_sd`.
-        calibrated: whether the errors are; the colour bar says so.
+    The colour bar says whether the errors are `calibrated`.
     """
-    sd = _sd_at_voxels(labels, coloured)
-
-    def draw(turn_deg: float) -> np.ndarray:
-        brightness, here = shade(labels.data > 0, turn_deg=turn_deg, values=sd)
-        return light_picture(0.3 + 0.7 * brightness, _SD_COLOURS(np.nan_to_num(here) / SD_LIMIT_MM)[..., :3])
-
+    sd, colours = _sd_at_voxels(labels, coloured), ScalarMappable(Normalize(0, SD_LIMIT_MM), _SD_COLOURS)
     figure, axes = plt.subplots(1, 3, figsize=(11, 7), layout="constrained")
-    _draw_sides(axes, draw, float(labels.spacing_mm[0]))
+    _draw_sides(axes, labels.data > 0, sd, colours.to_rgba, labels.spacing_mm[0], ambient=0.3)
     source = "calibrated on other people" if calibrated else "the network's own, not calibrated"
-    bar = figure.colorbar(ScalarMappable(Normalize(0, SD_LIMIT_MM), _SD_COLOURS), ax=axes, extend="max", shrink=0.7)
+    bar = figure.colorbar(colours, ax=axes, extend="max", shrink=0.7)
     bar.set_label(f"expected distance from the true surface, RMS (mm)\n{source}")
     return figure
 
 
 def errors_on_surface(cases: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
-    """Predicted vertebrae from the front, the left and the back, coloured by their distance from the truth.
+    """Predicted vertebrae from three sides, coloured by their distance from the truth.
 
-    Args:
-        cases: title, probability (64, 64, 64) and truth (64, 64, 64) bool of each.
+    Each case is a title, a probability (64, 64, 64) and the truth (64, 64, 64) bool.
     """
+    colours = ScalarMappable(Normalize(-ERROR_LIMIT_MM, ERROR_LIMIT_MM), "RdBu_r")
     figure, axes = plt.subplots(len(cases), 3, figsize=(9.5, 2.8 * len(cases)), layout="constrained", squeeze=False)
     for row, (title, probability, truth) in zip(axes, cases, strict=True):
         distance = _distance_near(probability > 0.5, truth)
-
-        def draw(turn_deg: float, shape: np.ndarray = probability, distance: np.ndarray = distance) -> np.ndarray:
-            brightness, here = shade(shape, turn_deg=turn_deg, values=distance, scale=2)
-            return light_picture(
-                brightness, colormaps["RdBu_r"](np.nan_to_num(here) / (2 * ERROR_LIMIT_MM) + 0.5)[..., :3]
-            )
-
-        _draw_sides(row, draw, SPACING_MM / 2)
+        _draw_sides(row, probability, distance, colours.to_rgba, SPACING_MM, scale=2)
         row[0].set_ylabel(f"{title}\nmm")
-    bar = ScalarMappable(Normalize(-ERROR_LIMIT_MM, ERROR_LIMIT_MM), "RdBu_r")
-    figure.colorbar(bar, ax=axes, label="outside (+) or inside (-) the true surface (mm)", shrink=0.7, extend="both")
+    label = "outside (+) or inside (-) the true surface (mm)"
+    figure.colorbar(colours, ax=axes, label=label, shrink=0.7, extend="both")
     return figure
 
 
@@ -476,13 +425,25 @@ def colour_by_sd(surface: trimesh.Trimesh, sd_mm: np.ndarray) -> trimesh.Trimesh
     return coloured
 
 
-def _draw_sides(axes: Sequence[Axes], draw: Callable[[float], np.ndarray], pixel_mm: float) -> None:
-    """Draws a shape from three sides in mm, cropped to what is not white; `draw` takes the direction in degrees."""
+def _draw_sides(
+    axes: Sequence[Axes],
+    shape: np.ndarray,
+    values: np.ndarray,
+    colours: Callable[[np.ndarray], np.ndarray],
+    voxel_mm: float,
+    *,
+    scale: int = 1,
+    ambient: float = 0.0,
+) -> None:
+    """Draws a shape from three sides in mm, cropped, with the colours of the values at its surface; see `shade`."""
+    pixel_mm = voxel_mm / scale
     for axis, (side, turn_deg, left, right) in zip(axes, _SEEN_FROM, strict=True):
-        picture = draw(turn_deg)
+        brightness, seen = shade(shape, values, turn_deg=turn_deg, scale=scale)
+        lit = ambient + (1 - ambient) * brightness[..., None]
+        picture = np.where(np.isfinite(lit), lit * colours(np.nan_to_num(seen))[..., :3], 1.0)
         height, width = (n * pixel_mm for n in picture.shape[:2])
         axis.imshow(picture, extent=(-width / 2, width / 2, height, 0))
-        filled = np.any(picture < 1, axis=2)
+        filled = np.isfinite(brightness)
         if filled.any():
             rows, columns = (np.flatnonzero(filled.any(axis=n)) * pixel_mm for n in (1, 0))
             axis.set(xlim=(columns[0] - 15 - width / 2, columns[-1] + 15 - width / 2), ylim=(rows[-1] + 5, rows[0] - 5))
@@ -528,14 +489,10 @@ def _outline(axis: Axes, shape: np.ndarray, box: tuple[float, float, float, floa
 
 def _mark_sides(axis: Axes, left: str, right: str, top: str = "", bottom: str = "") -> None:
     """Writes inside a picture what each of its sides shows."""
-    for x, y, text, weight in (
-        (0.02, 0.5, left, "bold"),
-        (0.98, 0.5, right, "bold"),
-        (0.02, 0.98, top, "normal"),
-        (0.02, 0.02, bottom, "normal"),
-    ):
-        align: dict[str, Any] = {
+    for x, y, text in ((0.02, 0.5, left), (0.98, 0.5, right), (0.02, 0.98, top), (0.02, 0.02, bottom)):
+        style: dict[str, Any] = {
             "ha": "right" if x > 0.5 else "left",
             "va": {0.5: "center", 0.98: "top"}.get(y, "bottom"),
+            "weight": "bold" if y == 0.5 else "normal",
         }
-        axis.text(x, y, text, color="#56B4E9", weight=weight, transform=axis.transAxes, path_effects=_EDGED, **align)
+        axis.text(x, y, text, color="#56B4E9", transform=axis.transAxes, path_effects=_EDGED, **style)
