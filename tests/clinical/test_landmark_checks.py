@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -85,68 +86,64 @@ def test_a_few_neighbours_are_too_few_to_compare_the_scale() -> None:
 # Refused
 
 
-def test_exchanged_views_are_refused() -> None:
-    ap, lateral = _views()
+def _each(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]]:
+    return lambda pixels: {n: change(pixel) for n, pixel in pixels.items()}
+
+
+CENTROIDS: dict[str, tuple[str, Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]], str]] = {
+    "off the film": (
+        *("lateral", lambda p: p | {1: np.array([-40.0, 10])}),
+        "The lateral landmark of C1 at row -40, column 10 lies off the film, which has 1900",
+    ),
+    "two levels exchanged": (
+        *("ap", lambda p: p | {12: p[13], 13: p[12]}),
+        "T6 is marked above T5 on the AP film: correct them",
+    ),
+    "upside down": (
+        *("lateral", _each(lambda pixel: np.array([1899.0, 999]) - pixel)),
+        "The lateral film's levels run from its foot to its top: turn it, or correct the levels",
+    ),
+    "no level on both": (
+        *("ap", lambda p: {1: np.array([30.0, 40])}),
+        "No vertebra is marked on both films: mark at least one level on both",
+    ),
+    "one level far apart": (
+        *("ap", lambda p: p | {22: p[22] + (26, 0)}),
+        "The two landmarks of L3 disagree by 11 mm: check level, row and pixel",
+    ),
+    # 48 rows of 0.5 mm are 20 mm in the patient, magnified by 1.2.
+    "cut at different heights": (
+        *("ap", _each(lambda pixel: pixel - (48, 0))),
+        "All levels lie 20 mm higher on the AP film than on the lateral one: the films were cut or taken at",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CENTROIDS)
+def test_impossible_centroids_are_refused(kind: str) -> None:
+    name, change, sentence = CENTROIDS[kind]
+    with pytest.raises(InputError, match=sentence):
+        _check(_changed(_marks(), name, change))
+
+
+def test_exchanged_views_a_film_of_another_size_and_one_picture_given_twice_are_refused() -> None:
     with pytest.raises(InputError, match="'ap' view is named 'left_lateral'; give one frontal and one lateral film"):
-        _check(_marks(), views=(lateral, ap))
-
-
-def test_a_film_of_another_size_than_the_marked_one_is_refused() -> None:
-    marks = _shape(_marks(), 950, 500)
-    with pytest.raises(
-        InputError, match="lateral landmarks were made on a film of 950 x 500 pixels and this one has 1900 x"
-    ):
-        _check(marks)
+        _check(_marks(), views=_views()[::-1])
+    with pytest.raises(InputError, match="lateral landmarks were made on a film of 950 x 500 pixels and this one has"):
+        _check(_shape(_marks(), 950, 500))
     assert _check(_shape(_marks(), 1900, 1000)) == []
-
-
-def test_one_picture_given_twice_is_refused() -> None:
     one = Radiograph(np.full((20, 20), np.nan, np.float32), (0.5, 0.5))
     with pytest.raises(InputError, match="one and the same picture: give two films"):
         _check(_marks(), films=(one, Radiograph(one.pixels.copy(), one.pixel_mm)))
 
 
-def test_marks_off_a_film_are_refused_by_name() -> None:
-    marks = _marks()
-    one = _changed(marks, "lateral", lambda pixels: pixels | {1: np.array([-40.0, 10])})
-    with pytest.raises(
-        InputError, match="The lateral landmark of C1 at row -40, column 10 lies off the film, which has 1900"
-    ):
-        _check(one)
-    corner = {"ap": {20: {"right_superior": np.array([100.0, 900.0])}}, "lateral": {}}
-    with pytest.raises(InputError, match=r"The AP landmark of L1 \(right superior\) at row 100, column 900 lies off"):
-        _check(replace(marks, corners=corner))
-
-
-def test_levels_out_of_order_are_named() -> None:
-    exchanged = _changed(_marks(), "ap", lambda pixels: pixels | {12: pixels[13], 13: pixels[12]})
-    with pytest.raises(InputError, match="T6 is marked above T5 on the AP film: correct them"):
-        _check(exchanged)
-
-
-def test_a_film_upside_down_is_refused() -> None:
-    turned = _changed(_marks(), "lateral", lambda pixels: {n: np.array([1899.0, 999]) - p for n, p in pixels.items()})
-    with pytest.raises(InputError, match="The lateral film's levels run from its foot to its top: turn it, or correct"):
-        _check(turned)
-
-
-def test_no_level_in_common_is_refused() -> None:
-    marks = _changed(_marks(), "ap", lambda pixels: {n: pixels[n] for n in T1_L5[:5]})
-    marks = _changed(marks, "lateral", lambda pixels: {n: pixels[n] for n in T1_L5[5:]})
-    with pytest.raises(InputError, match="No vertebra is marked on both films: mark at least one level on both"):
-        _check(marks)
-
-
 @pytest.mark.parametrize(("name", "factor"), [("ap", 0.8), ("ap", 1.15), ("lateral", 0.9), ("lateral", 1.4)])
 def test_a_wrong_pixel_spacing_is_refused_with_the_ratio_that_fits(name: str, factor: float) -> None:
-    views = _views({name: 0.5 * factor})
     ratio = factor if name == "ap" else 1 / factor
-    with pytest.raises(
-        InputError, match="spacing or distances are wrong, or they show two people; the AP pixel spacing times"
-    ) as caught:
-        _check(_marks(), views=views)
-    assert float(str(caught.value).split("are ")[1].split()[0]) == pytest.approx(ratio, abs=0.02)
-    assert float(str(caught.value).split("spacing times ")[1].split(",")[0]) == pytest.approx(1 / ratio, abs=0.02)
+    with pytest.raises(InputError, match="spacing or distances are wrong, or they show two people;") as caught:
+        _check(_marks(), views=_views({name: 0.5 * factor}))
+    said = re.search(r"are ([\d.]+) times .* AP pixel spacing times ([\d.]+),", str(caught.value)).groups()
+    assert [float(number) for number in said] == pytest.approx([ratio, 1 / ratio], abs=0.02)
 
 
 @pytest.mark.parametrize("factor", [0.97, 1.03])
@@ -154,79 +151,63 @@ def test_a_spacing_within_the_limit_passes(factor: float) -> None:
     _check(_marks(), views=_views({"ap": 0.5 * factor}))
 
 
-def test_a_level_whose_two_marks_lie_far_apart_is_refused() -> None:
-    marks = _changed(_marks(), "ap", lambda pixels: pixels | {22: pixels[22] + (26, 0)})
-    with pytest.raises(InputError, match="The two landmarks of L3 disagree by 11 mm: check level, row and pixel"):
-        _check(marks)
-
-
 @pytest.mark.parametrize(("step", "word"), [(1, "higher"), (-1, "lower")])
 def test_labels_one_level_apart_are_refused(step: int, word: str) -> None:
-    whole = _points([n for n in levels.VERTEBRAE if 7 <= n <= 25 and n != 28])
-    marks = _marks(whole)
+    marks = _marks(_points([n for n in levels.VERTEBRAE if 7 <= n <= 25 and n != 28]))
     shifted = _changed(marks, "ap", lambda pixels: {n + step: p for n, p in pixels.items() if 8 <= n <= 24})
     with pytest.raises(InputError, match=f"to be one apart: each of the AP film's may be the next {word} one"):
         _check(shifted)
 
 
-def test_films_cut_at_different_heights_are_refused() -> None:
-    moved = _changed(_marks(), "ap", lambda pixels: {n: p - (48, 0) for n, p in pixels.items()})
-    # 48 rows of 0.5 mm are 20 mm in the patient, magnified by 1.2.
-    with pytest.raises(
-        InputError, match="All levels lie 20 mm higher on the AP film than on the lateral one: the films were"
-    ):
-        _check(moved)
+def _ends(name: str, **ends: list[float]) -> dict[str, Any]:
+    return {"s1_endplate": {"ap": {}, "lateral": {}} | {name: {end: np.array(p) for end, p in ends.items()}}}
 
 
-MIRRORED: dict[str, tuple[dict[str, Any], str]] = {
-    "S1's ends": (
-        {"s1_endplate": {"ap": {"right": np.array([1800.0, 500]), "left": np.array([1800.0, 400])}, "lateral": {}}},
-        "On the AP film the right side of S1's endplate is marked further to the picture's right than its left side: the film is",
-    ),
-    "corners": (
-        {
-            "corners": {
-                "ap": {20: {"right_inferior": np.array([9.0, 9]), "left_superior": np.array([5.0, 3])}},
-                "lateral": {},
-            }
-        },
-        "the right side of L1 is marked further to the picture's right.*shows the patient's right on its left",
-    ),
-    "front and back": (
-        {"s1_endplate": {"ap": {}, "lateral": {"anterior": np.array([9.0, 9]), "posterior": np.array([5.0, 3])}}},
-        "On the lateral film the anterior side of S1's endplate.*shows the patient's front on its left",
-    ),
-    "upside down": (
-        {
-            "corners": {
-                "ap": {},
-                "lateral": {20: {"anterior_superior": np.array([9.0, 3]), "posterior_inferior": np.array([5.0, 9])}},
-            }
-        },
-        "On the lateral film the posterior inferior corner of L1 is marked above the anterior superior one",
-    ),
-}
+def _corners(name: str, **corners: list[float]) -> dict[str, Any]:
+    return {"corners": {"ap": {}, "lateral": {}} | {name: {20: {part: np.array(p) for part, p in corners.items()}}}}
 
 
-@pytest.mark.parametrize("kind", MIRRORED)
-def test_sides_that_contradict_the_picture_are_refused(kind: str) -> None:
-    change, sentence = MIRRORED[kind]
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            _ends("ap", right=[1800, 500], left=[1800, 400]),
+            "On the AP film the right side of S1's endplate is marked further to the picture's right than its left side",
+        ),
+        (
+            _corners("ap", right_inferior=[9, 9], left_superior=[5, 3]),
+            "the right side of L1 is marked further to the picture's right.*shows the patient's right on its left",
+        ),
+        (
+            _ends("lateral", anterior=[9, 9], posterior=[5, 3]),
+            "On the lateral film the anterior side of S1's endplate.*shows the patient's front on its left",
+        ),
+        (
+            _corners("lateral", anterior_superior=[9, 3], posterior_inferior=[5, 9]),
+            "On the lateral film the posterior inferior corner of L1 is marked above the anterior superior one",
+        ),
+        (
+            _corners("ap", right_superior=[100, 900]),
+            r"AP landmark of L1 \(right superior\) at row 100, column 900 lies off",
+        ),
+    ],
+)
+def test_corners_and_ends_that_contradict_the_picture_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         _check(replace(_marks(), **change))
 
 
 def test_a_centroid_beyond_its_own_corners_is_refused() -> None:
     marks = _marks()
-    middle = marks.centroids["ap"][20]
+    down, right = np.array([20, 0]), np.array([0, 30])
+    places = {"superior": -down, "inferior": down, "right": -right, "left": right}
     around = {
-        name: middle + (20 if "inferior" in name else -20, 30 if "left" in name else -30)
-        for name in landmarks.CORNERS["ap"]
+        part: marks.centroids["ap"][20] + sum(places[word] for word in part.split("_"))
+        for part in landmarks.CORNERS["ap"]
     }
-    fitting = replace(marks, corners={"ap": {20: around}, "lateral": {}})
-    assert _check(fitting) == []
-    other = replace(marks, corners={"ap": {21: around}, "lateral": {}})
+    assert _check(replace(marks, corners={"ap": {20: around}, "lateral": {}})) == []
     with pytest.raises(InputError, match="The AP centroid of L2 lies beyond its own corners"):
-        _check(other)
+        _check(replace(marks, corners={"ap": {21: around}, "lateral": {}}))
 
 
 # Warnings
@@ -249,26 +230,24 @@ def test_a_spine_of_an_unusual_size_gives_a_warning(size: float) -> None:
     assert warning.startswith(f"Vertebrae stand {size:.2f} times as far apart as an adult's")
 
 
-def test_exchanged_films_are_found_by_their_curves() -> None:
-    points = _points(T1_L5)
-    swapped = {n: np.array([-p[1], p[0], p[2]]) + [0, 0, 0] for n, p in points.items()}
-    (warning,) = _check(_marks(swapped))
-    assert warning.startswith("The AP film shows the curve that a spine has from the side") and warning.endswith(
-        "exchanged?"
-    )
-
-
-def test_a_mirrored_lateral_film_is_found_by_its_curve() -> None:
-    mirrored = {n: p * (1, -1, 1) for n, p in _points(T1_L5).items()}
-    (warning,) = _check(_marks(mirrored))
-    assert warning.startswith("On the lateral film the spine bends the wrong way: is it mirrored")
-
-
-@pytest.mark.parametrize("sign", [1, -1], ids=["AP", "PA"])
-def test_one_view_given_twice_is_found(sign: int) -> None:
-    points = {n: np.array([p[0], sign * p[0], p[2]]) for n, p in _points(T1_L5, 20).items()}
-    (warning,) = _check(_marks(points))
-    assert warning.startswith("Both films show the same curve")
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (
+            lambda x, y: (-y, x),
+            "The AP film shows the curve that a spine has from the side, and the lateral film does no",
+        ),
+        (lambda x, y: (x, -y), "On the lateral film the spine bends the wrong way: is it mirrored"),
+        (lambda x, y: (x, x), "Both films show the same curve"),
+        (lambda x, y: (x, -x), "Both films show the same curve"),
+    ],
+    ids=["exchanged", "mirrored", "one AP view twice", "AP and PA"],
+)
+def test_wrong_films_are_found_by_their_curves(change: Callable[..., tuple[float, float]], warning: str) -> None:
+    scoliosis = 20 if "same curve" in warning else 8
+    points = {n: np.array([*change(*p[:2]), p[2]]) for n, p in _points(T1_L5, scoliosis).items()}
+    (found,) = _check(_marks(points))
+    assert found.startswith(warning)
 
 
 def test_short_spines_are_not_judged_by_their_curve() -> None:

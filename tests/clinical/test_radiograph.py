@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from pydicom.pixels import apply_voi_lut
 
-from transvert.clinical import radiograph
-from transvert.drr.geometry import VIEW_NAMES, View, named_view
+from transvert.clinical.radiograph import read_radiograph, to_grey, write_dicom, write_png
+from transvert.drr.geometry import View, named_view
 from transvert.io import InputError
 
 RNG = np.random.default_rng(0)
@@ -31,14 +32,14 @@ def view(name: str = "ap", shape: tuple[int, int] = (7, 9), **options: object) -
 def test_grey_values_fill_the_window_at_every_depth(bits: int) -> None:
     image = np.array([[-1.0, 0, 0.5, 1.2, 2, 3]])
     full = 2**bits - 1
-    grey = radiograph.to_grey(image, bits=bits, window=(0, 2))
+    grey = to_grey(image, bits=bits, window=(0, 2))
     assert grey.tolist() == [[0, 0, round(full / 4), round(full * 0.6), full, full]]
     assert grey.dtype == (np.uint8 if bits == 8 else np.uint16)
 
 
 def test_the_default_window_ignores_a_few_extreme_pixels() -> None:
-    assert not radiograph.to_grey(np.full((3, 3), 7.0)).any()
-    ramp = radiograph.to_grey(np.append(np.arange(1000.0), 1e9).reshape(7, 143))
+    assert not to_grey(np.full((3, 3), 7.0)).any()
+    ramp = to_grey(np.append(np.arange(1000.0), 1e9).reshape(7, 143))
     assert (ramp == 255).sum() < 10 and ramp.min() == 0
 
 
@@ -46,12 +47,12 @@ def test_impossible_depths_windows_and_pictures_are_refused() -> None:
     image = np.ones((3, 3))
     for bits in (7, 17):
         with pytest.raises(InputError, match=f"8 to 16 bits, not {bits}"):
-            radiograph.to_grey(image, bits=bits)
+            to_grey(image, bits=bits)
     for window in ((2, 1), (1, 1), (1.5, -1.5), (np.nan, 1), (0, np.inf)):
         with pytest.raises(InputError, match="shows nothing; its first value must be the smaller one"):
-            radiograph.to_grey(image, window=window)
+            to_grey(image, window=window)
     with pytest.raises(InputError, match="have no grey"):
-        radiograph.to_grey(np.array([[0, np.nan]]))
+        to_grey(np.array([[0, np.nan]]))
 
 
 # Files that are written
@@ -59,13 +60,13 @@ def test_impossible_depths_windows_and_pictures_are_refused() -> None:
 
 def picture(bits: int) -> np.ndarray:
     """Grey values from 0 to the highest, every bit in use."""
-    return radiograph.to_grey(np.linspace(0, 1, 63).reshape(7, 9), bits=bits, window=(0, 1))
+    return to_grey(np.linspace(0, 1, 63).reshape(7, 9), bits=bits, window=(0, 1))
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_png_comes_back_with_its_pixel_size(tmp_path: Path, bits: int) -> None:
-    path = radiograph.write_png(tmp_path / "f.png", picture(bits), (0.7, 0.143))
-    read = radiograph.read_radiograph(path)
+    path = write_png(tmp_path / "f.png", picture(bits), (0.7, 0.143))
+    read = read_radiograph(path)
     assert_array_equal(read.pixels, picture(bits))
     assert read.pixels.dtype == np.float32 and read.pixel_mm == pytest.approx((0.7, 0.143), rel=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
@@ -73,8 +74,8 @@ def test_a_png_comes_back_with_its_pixel_size(tmp_path: Path, bits: int) -> None
 
 @pytest.mark.parametrize("bits", [8, 9, 12, 16])
 def test_a_dicom_film_comes_back_with_white_bone(tmp_path: Path, bits: int) -> None:
-    path = radiograph.write_dicom(tmp_path / "f.dcm", picture(bits), view(), bits=bits)
-    read = radiograph.read_radiograph(path)
+    path = write_dicom(tmp_path / "f.dcm", picture(bits), view(), bits=bits)
+    read = read_radiograph(path)
     assert_array_equal(read.pixels, picture(bits))
     assert read.pixel_mm == pytest.approx((0.7, 0.143))
     dataset = pydicom.dcmread(path)
@@ -87,38 +88,29 @@ def test_a_dicom_film_comes_back_with_white_bone(tmp_path: Path, bits: int) -> N
 
 
 def test_equal_films_give_equal_files_and_others_other_identifiers(tmp_path: Path) -> None:
-    def write(**options: int) -> bytes:
-        return radiograph.write_dicom(tmp_path / "f.dcm", picture(12), view(), **options).read_bytes()
-
-    first = write(bits=12)
-    identifier = pydicom.dcmread(tmp_path / "f.dcm").SOPInstanceUID
-    assert write(bits=12) == first
-    write(bits=14)
-    assert pydicom.dcmread(tmp_path / "f.dcm").SOPInstanceUID != identifier
+    films = [write_dicom(tmp_path / "f.dcm", picture(12), view(), bits=bits).read_bytes() for bits in (12, 12, 14)]
+    first, second, other = (pydicom.dcmread(io.BytesIO(film)).SOPInstanceUID for film in films)
+    assert films[0] == films[1] and first == second != other
 
 
 @pytest.mark.parametrize(
-    ("name", "turn_deg", "orientation"),
+    ("name", "turn_deg", "orientation", "position"),
     [
-        ("ap", 0, ["L", "F"]),
-        ("pa", 0, ["L", "F"]),
-        ("left_lateral", 0, ["P", "F"]),
-        ("right_lateral", 0, ["P", "F"]),
-        ("ap", 10, ["LP", "F"]),
+        *[("ap", 0, "L F", "AP"), ("pa", 0, "L F", "PA"), ("ap", 10, "LP F", "AP")],
+        *[("left_lateral", 0, "P F", "LL"), ("right_lateral", 0, "P F", "RL")],
     ],
 )
 def test_a_dicom_film_states_orientation_and_distances(
-    tmp_path: Path, name: str, turn_deg: float, orientation: list[str]
+    tmp_path: Path, name: str, turn_deg: float, orientation: str, position: str
 ) -> None:
     v = view(name, cone=True, turn_deg=turn_deg)
-    dataset = pydicom.dcmread(radiograph.write_dicom(tmp_path / "f.dcm", GREY16, v))
-    assert list(dataset.PatientOrientation) == orientation
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "f.dcm", GREY16, v))
+    assert list(dataset.PatientOrientation) == orientation.split()
     # A step in the stated direction along a row or down a column raises the pixel's number.
-    ways = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
-    steps = v.project(np.array([ways[way[0]] for way in orientation])) - v.project(np.zeros(3))
+    ways = {"L": (-1, 0, 0), "P": (0, -1, 0), "F": (0, 0, -1)}
+    steps = v.project(np.array([ways[way[0]] for way in orientation.split()])) - v.project(np.zeros(3))
     assert steps[0, 1] > 0 and steps[1, 0] > 0
-    assert dataset.ViewPosition == dict(zip(VIEW_NAMES, ["AP", "PA", "LL", "RL"], strict=True))[name]
-    assert dataset.DistanceSourceToDetector == 1800
+    assert dataset.ViewPosition == position and dataset.DistanceSourceToDetector == 1800
     assert list(dataset.ImageType) == ["DERIVED", "PRIMARY", ""] and dataset.PatientName == "SIMULATED^FILM"
 
 
@@ -126,12 +118,12 @@ def test_pictures_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     square = view(shape=(7, 9))
     for grey, bits in ((picture(12), 10), (picture(8), 12), (picture(8), 7), (picture(16), 17), (picture(12), 8)):
         with pytest.raises(InputError, match=f"does not have {bits} bits; give those it was made with"):
-            radiograph.write_dicom(tmp_path / "f.dcm", grey, square, bits=bits)
-    for write, where in ((radiograph.write_png, 1.0), (radiograph.write_dicom, square)):
+            write_dicom(tmp_path / "f.dcm", grey, square, bits=bits)
+    for write, where in ((write_png, 1.0), (write_dicom, square)):
         with pytest.raises(InputError, match="is no grey picture; make one with to_grey"):
             write(tmp_path / "f", np.zeros((7, 9)), where)  # type: ignore[operator]
     with pytest.raises(InputError, match="is no film of the view 'ap'"):
-        radiograph.write_dicom(tmp_path / "f.dcm", GREY8[1:], view())
+        write_dicom(tmp_path / "f.dcm", GREY8[1:], view())
     assert not list(tmp_path.iterdir())
 
 
@@ -142,33 +134,23 @@ def test_pictures_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 def test_a_picture_without_pixel_size_needs_one(tmp_path: Path, name: str) -> None:
     Image.fromarray(GREY8).save(tmp_path / name)
     with pytest.raises(InputError, match="give pixel_mm"):
-        radiograph.read_radiograph(tmp_path / name)
-    assert radiograph.read_radiograph(tmp_path / name, require_pixel_mm=False).pixel_mm is None
-    read = radiograph.read_radiograph(tmp_path / name, (0.2, 0.3))
-    assert read.pixel_mm == (0.2, 0.3)
-    if name != "f.jpg":
-        assert_array_equal(read.pixels, GREY8)
+        read_radiograph(tmp_path / name)
+    assert read_radiograph(tmp_path / name, require_pixel_mm=False).pixel_mm is None
+    assert read_radiograph(tmp_path / name, (0.2, 0.3)).pixel_mm == (0.2, 0.3)
 
 
 @pytest.mark.parametrize("dpi", [72, 96, 144])
 def test_a_screen_s_resolution_is_no_pixel_size(tmp_path: Path, dpi: int) -> None:
     Image.fromarray(GREY8).save(tmp_path / "screenshot.png", dpi=(dpi, dpi))
     with pytest.raises(InputError, match="does not say how large its pixels are"):
-        radiograph.read_radiograph(tmp_path / "screenshot.png")
+        read_radiograph(tmp_path / "screenshot.png")
 
 
 def test_the_pixel_size_given_by_hand_goes_first(tmp_path: Path) -> None:
-    path = radiograph.write_png(tmp_path / "f.png", GREY8, 0.5)
-    assert radiograph.read_radiograph(path, 0.4).pixel_mm == (0.4, 0.4)
+    path = write_png(tmp_path / "f.png", GREY8, 0.5)
+    assert read_radiograph(path, 0.4).pixel_mm == (0.4, 0.4)
     with pytest.raises(InputError, match="both must be positive"):
-        radiograph.read_radiograph(path, -1.0)
-
-
-@pytest.mark.parametrize("grey", [GREY8, GREY16], ids=["8 bits", "16 bits"])
-def test_a_tiff_whose_white_is_zero(tmp_path: Path, grey: np.ndarray) -> None:
-    Image.fromarray(grey).save(tmp_path / "f.tif", tiffinfo={262: 0})
-    stored = radiograph.read_radiograph(tmp_path / "f.tif", 1.0).pixels
-    assert np.corrcoef(stored.ravel(), grey.ravel())[0, 1] == pytest.approx(-1 if grey is GREY16 else 1)
+        read_radiograph(path, -1.0)
 
 
 @pytest.mark.parametrize("grey", [GREY8, GREY16], ids=["8 bits", "16 bits"])
@@ -176,14 +158,18 @@ def test_a_tiff_whose_white_is_zero(tmp_path: Path, grey: np.ndarray) -> None:
 def test_a_tiff_of_either_depth(tmp_path: Path, grey: np.ndarray, compression: str | None) -> None:
     big = np.tile(grey, (60, 3))  # More rows than are converted at a time.
     Image.fromarray(big).save(tmp_path / "f.tif", compression=compression)
-    assert_array_equal(radiograph.read_radiograph(tmp_path / "f.tif", 0.2).pixels, big)
+    assert_array_equal(read_radiograph(tmp_path / "f.tif", 0.2).pixels, big)
+    # Where white is zero, Pillow writes 8 bits inverted, but not 16.
+    Image.fromarray(grey).save(tmp_path / "f.tif", tiffinfo={262: 0})
+    stored = read_radiograph(tmp_path / "f.tif", 1.0).pixels
+    assert np.corrcoef(stored.ravel(), grey.ravel())[0, 1] == pytest.approx(-1 if grey is GREY16 else 1)
 
 
 def test_a_picture_is_turned_as_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # To be shown turned by 90 degrees clockwise.
     Image.fromarray(GREY8).save(tmp_path / "f.png", exif=exif, dpi=(254, 127))  # Stored 0.2 mm high and 0.1 mm wide.
-    read = radiograph.read_radiograph(tmp_path / "f.png")
+    read = read_radiograph(tmp_path / "f.png")
     assert_array_equal(read.pixels, np.rot90(GREY8, -1))
     assert read.pixel_mm == pytest.approx((0.1, 0.2), rel=1e-3)
 
@@ -191,13 +177,13 @@ def test_a_picture_is_turned_as_exif_says(tmp_path: Path) -> None:
 def test_grey_pictures_in_colour_files_are_read_and_coloured_ones_refused(tmp_path: Path) -> None:
     channels = np.stack([GREY8] * 3, axis=-1)
     Image.fromarray(channels).save(tmp_path / "grey.png")
-    assert_array_equal(radiograph.read_radiograph(tmp_path / "grey.png", 1.0).pixels, GREY8)
+    assert_array_equal(read_radiograph(tmp_path / "grey.png", 1.0).pixels, GREY8)
     Image.fromarray(RNG.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "photo.jpg")
     channels[..., 0] //= 2
     Image.fromarray(channels).save(tmp_path / "screen.png")
     for name in ("photo.jpg", "screen.png"):
         with pytest.raises(InputError, match=f"{name} is a colour picture, such as a photograph; .*grey PNG"):
-            radiograph.read_radiograph(tmp_path / name, 0.2)
+            read_radiograph(tmp_path / name, 0.2)
 
 
 # What is refused
@@ -208,35 +194,32 @@ def test_grey_pictures_in_colour_files_are_read_and_coloured_ones_refused(tmp_pa
 def test_a_file_that_is_cut_short(tmp_path: Path, name: str) -> None:
     path, big = tmp_path / name, RNG.integers(0, 256, (64, 64), np.uint8)
     if name == "f.dcm":
-        radiograph.write_dicom(path, big, view(shape=(64, 64)))
+        write_dicom(path, big, view(shape=(64, 64)))
     else:
         Image.fromarray(big).save(path)
     content = path.read_bytes()
     for part in (0.3, 0.8):
         path.write_bytes(content[: int(len(content) * part)])
-        with pytest.raises(
-            InputError, match=r"^The film f\.\w+ can't be decoded; it is damaged or cut short"
-        ) as caught:
-            radiograph.read_radiograph(path, 1.0)
-        assert "\n" not in str(caught.value)
+        with pytest.raises(InputError, match=r"^The film f\.\w+ can't be decoded; it is damaged or cut short[^\n]+$"):
+            read_radiograph(path, 1.0)
 
 
 @pytest.mark.parametrize("worst", [np.nan, np.inf])
 def test_a_picture_with_values_that_are_no_grey(tmp_path: Path, worst: float) -> None:
     values = GREY8.astype(np.float32)
     Image.fromarray(values).save(tmp_path / "f.tif")
-    assert_array_equal(radiograph.read_radiograph(tmp_path / "f.tif", 0.2).pixels, GREY8)
+    assert_array_equal(read_radiograph(tmp_path / "f.tif", 0.2).pixels, GREY8)
     values[3, 4] = worst
     Image.fromarray(values).save(tmp_path / "f.tif")
     with pytest.raises(InputError, match="f.tif has NaN or infinite values, which have no grey; save it as 16-bit"):
-        radiograph.read_radiograph(tmp_path / "f.tif", 0.2)
+        read_radiograph(tmp_path / "f.tif", 0.2)
 
 
 def test_a_picture_of_too_many_pixels(tmp_path: Path) -> None:
     for rows in (13_000, 30_000):
         Image.new("1", (12_000, rows)).save(tmp_path / "f.png")
         with pytest.raises(InputError, match="f.png has more than 150 million pixels; make it smaller"):
-            radiograph.read_radiograph(tmp_path / "f.png", 0.1)
+            read_radiograph(tmp_path / "f.png", 0.1)
 
 
 def test_files_that_are_no_film(tmp_path: Path) -> None:
@@ -251,4 +234,4 @@ def test_files_that_are_no_film(tmp_path: Path) -> None:
         ("pages.tif", "holds 2 pictures; give one a view"),
     ):
         with pytest.raises(InputError, match=sentence):
-            radiograph.read_radiograph(tmp_path / name, 1.0)
+            read_radiograph(tmp_path / name, 1.0)

@@ -35,7 +35,6 @@ from transvert.io import PACKAGE, InputError
 
 LONGEST = 3000
 """The longer side of a picture as the browser gets it, in pixels; coordinates stay those of the film."""
-FIRST_LEVEL = "T1"
 
 _TITLES = {"ap": "AP", "pa": "PA", "left_lateral": "left lateral", "right_lateral": "right lateral"}
 _SIDES = {"ap": ["R", "L"], "lateral": ["front", "back"]}
@@ -160,9 +159,10 @@ class Annotator(anywidget.AnyWidget):
         file = io.BytesIO()
         Image.fromarray(grey).save(file, format="PNG")
         view = self._views[name]
-        following = self.level_names.index(FIRST_LEVEL)
-        if centroids:
-            following = max(self.level_names.index(level) for level in centroids) + 1
+        # The next level is the one below the lowest mark, at first T1.
+        following = max(
+            (self.level_names.index(level) + 1 for level in centroids), default=self.level_names.index("T1")
+        )
         return {
             "view": name,
             "title": _TITLES[view.name],
@@ -188,10 +188,10 @@ class Annotator(anywidget.AnyWidget):
             return
         lines: dict[str, Any] = {}
         for name, other in (VIEWS, VIEWS[::-1]):
-            ends = {
-                n: height_line(self._views[name], self._views[other], p) for n, p in landmarks.centroids[other].items()
+            lines[name] = {
+                levels.name(n): np.round(height_line(self._views[name], self._views[other], pixel), 2).tolist()
+                for n, pixel in landmarks.centroids[other].items()
             }
-            lines[name] = {levels.name(n): np.round(line, 2).tolist() for n, line in ends.items()}
         _, residuals = landmarks.triangulate(self._views["ap"], self._views["lateral"])
         # Two proposals of one chain always meet, so their residual means nothing.
         proposed = landmarks.proposed["ap"] & landmarks.proposed["lateral"]
@@ -224,9 +224,8 @@ class Annotator(anywidget.AnyWidget):
 def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:
     """A film as an 8-bit picture of at most `LONGEST` pixels a side; NaN becomes black.
 
-    Returns:
-        (rows, columns) uint8, each pixel the mean of `factor` x `factor` of the film's, whose last rows and columns are
-        repeated to fill it up; and `factor`.
+    Returns (rows, columns) uint8 and `factor`: a pixel is the mean of `factor` x `factor` of the film's, whose last rows
+    and columns are repeated to fill it up.
     """
     factor = -(-max(pixels.shape) // LONGEST)
     padding = [(0, -n % factor) for n in pixels.shape]

@@ -80,9 +80,9 @@ def propose_landmarks(landmarks: Landmarks, ap: View, lateral: View, spacing: Sp
     landmarks, or nothing left to propose, raise an InputError.
     """
     marked = {name: {n: p for n, p in landmarks.centroids[name].items() if n in levels.VERTEBRAE} for name in VIEWS}
-    if len(marked["ap"].keys() | marked["lateral"].keys()) < 2:
-        raise InputError("A proposal fills in between marked vertebrae: mark at least two, better four.")
     chain = levels.between(marked["ap"].keys() | marked["lateral"].keys())
+    if len(chain) < 2:
+        raise InputError("A proposal fills in between marked vertebrae: mark at least two, better four.")
     views = {"ap": ap, "lateral": lateral}
     points, covariance = _most_likely(chain, marked, views, landmarks.isocentre, spacing or usual_spacing())
     centroids: dict[str, dict[int, np.ndarray]] = {name: {} for name in VIEWS}

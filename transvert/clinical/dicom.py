@@ -38,8 +38,8 @@ POSITIONS = {"ap": "AP", "pa": "PA", "left_lateral": "LL", "right_lateral": "RL"
 ROWS = 256
 """Rows that are converted at a time, so that a large film is held in memory once, not three times."""
 
-_VIEWS = {code: view for view, code in POSITIONS.items()} | {"LLAT": "left_lateral", "RLAT": "right_lateral"}
-_VIEWS |= dict.fromkeys(("LAT", "LATERAL"), "lateral")
+_VIEWS = {code: view for view, code in POSITIONS.items()} | {"LAT": "lateral", "LATERAL": "lateral"}
+_VIEWS |= {"LLAT": "left_lateral", "RLAT": "right_lateral"}
 _FRONTAL = ("ap", "pa")
 _PIXEL_MM = (0.01, 10.0)  # The range of a film's pixel pitch; values beyond it are not believed.
 _DISTANCE_MM = (400.0, 10_000.0)
@@ -151,8 +151,7 @@ def read_dicom(
         exposed; its row and column pitch in mm, None if the file states none; and the metadata.
 
     Raises:
-        InputError: not one grey film, damaged, too large, or another view than expected. The message quotes nothing
-            from the file but DICOM's own codes.
+        InputError: no film, or not the expected view. The message quotes nothing from the file but DICOM's own codes.
     """
     import pydicom
     from pydicom.pixels import pixel_array
@@ -294,8 +293,7 @@ def _read_acquisition(
     """The upright picture's pixel pitch, None if the file has no plausible one, and the acquisition metadata."""
     recorded_view, recorded_letters = _VIEWS.get(_code(dataset, "ViewPosition")), dataset.get("PatientOrientation")
     if recorded_view == "lateral":
-        sides = {"L": "left_lateral", "R": "right_lateral"}
-        recorded_view = sides.get(_code(dataset, "ImageLaterality"), recorded_view)
+        recorded_view = _VIEWS.get(_code(dataset, "ImageLaterality") + "LAT", recorded_view)
     orientation = ImageOrientation()
     if letters:
         orientation = orientation_from_letters(letters, view, name)

@@ -1,33 +1,25 @@
 """Landmarks on two films: where each vertebra's centroid appears, and how the films were taken.
 
-One JSON file holds both views:
+One JSON file holds both views, here with every kind of mark; all but the centroids is optional (`ViewSetup`):
 
     {"schema": "transvert-landmarks/2",
      "isocentre_ras_mm": [0, 0, 0],
      "centroids_of": "body",
      "views": {
-       "ap":      {"name": "ap", "pixel_mm": [0.6, 0.6], "projection": "cone", "source_to_detector_mm": 1800,
-                   "source_to_isocentre_mm": 1500, "centroids": {"T1": [120.5, 311.0], "T2": [152.0, 309.5]}},
-       "lateral": {"name": "left_lateral", ...}}}
+       "ap": {"name": "ap", "pixel_mm": [0.6, 0.6], "projection": "cone", "source_to_detector_mm": 1800,
+              "centroids": {"T1": [120.5, 311.0], "T2": [152.0, 309.5]}, "proposed": ["T2"]},
+       "lateral": {"name": "left_lateral", "known_distance": {"from": [80, 512], "to": [1480, 512], "mm": 200},
+                   "centroids": {"T1": [118.0, 402.5]}, "corners": {"L1": {"anterior_superior": [710.5, 398.0]}},
+                   "s1_endplate": {"anterior": [981.5, 420.0], "posterior": [970.0, 465.5]}}}}
 
 A pixel is `[row, column]` of the upright picture, as `radiograph.read_radiograph` turns it and the annotator shows it.
 "centroids_of" is "body" for the middles of vertebral bodies, or "vertebra" (the default) for the centres of mass of whole
-vertebrae, arch and processes included, which lie 8 to 18 mm behind. Everything in a view but the centroids is optional:
-
-    "pixel_mm": [0.15, 0.15]       height and width of a pixel on the detector; by default the film's own
-    "known_distance": {"from": [80, 512], "to": [1480, 512], "mm": 200}     instead: a ruler in the patient's plane
-    "pixel_plane": "patient"       or "detector", if the size was measured in the other plane
-    "principal_point": [600, 350]  the pixel that the central ray meets; by default the film's middle
-    "shape": [1200, 700]           rows and columns of the film that was marked
-    "orientation": ["R", "F"]      the patient's directions along the stored picture's rows and down its columns, if the
-                                   film's file is wrong or silent
-    "corners": {"L1": {"anterior_superior": [..]}}          of vertebral bodies; in the AP view right_superior and so on
-    "s1_endplate": {"anterior": [..], "posterior": [..]}    ends of S1's upper endplate; in the AP view right and left
-    "proposed": ["T5", "T6"]       centroids that were filled in and are not confirmed
+vertebrae, arch and processes included, which lie 8 to 18 mm behind. Proposed centroids were filled in and not confirmed.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,15 +85,15 @@ class ViewSetup(BaseModel, frozen=True):
     """How a film was taken, as far as the landmark file says; `counted_on` is "stored" in files of schema 1."""
 
     name: Literal["ap", "pa", "left_lateral", "right_lateral", "lateral"] | None = None
-    pixel_mm: _Pair | None = None
-    known_distance: KnownDistance | None = None
-    pixel_plane: Literal["detector", "patient"] | None = None
+    pixel_mm: _Pair | None = None  # Height and width of a pixel on the detector; by default the film's own.
+    known_distance: KnownDistance | None = None  # Instead: a ruler in the patient's plane.
+    pixel_plane: Literal["detector", "patient"] | None = None  # If the size was measured in the other plane.
     projection: Literal["cone", "parallel"] = "cone"
     source_to_detector_mm: _Distance | None = None
     source_to_isocentre_mm: _Distance | None = None
-    principal_point: _Pair | None = None
-    shape: tuple[int, int] | None = None
-    orientation: tuple[str, str] | None = None
+    principal_point: _Pair | None = None  # The pixel that the central ray meets; by default the film's middle.
+    shape: tuple[int, int] | None = None  # Rows and columns of the film that was marked.
+    orientation: tuple[str, str] | None = None  # As in `read_radiograph`, if the film's file is wrong or silent.
     counted_on: Literal["film", "stored"] = "film"
 
     def measure_film(self, film: Radiograph, view_name: str) -> Radiograph:
@@ -235,16 +227,16 @@ class Landmarks:
     def place(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
         """As `triangulate`; raises InputError if two landmarks of a level disagree, or if levels are out of order."""
         points, residuals = self.triangulate(ap, lateral)
-        for level, residual in residuals.items():
-            if residual > RESIDUAL_LIMIT_MM:
+        for level, mm in residuals.items():
+            if mm > RESIDUAL_LIMIT_MM:
+                name = levels.name(level)
                 raise InputError(
-                    f"The two landmarks of {levels.name(level)} disagree by {residual:.0f} mm: check level, row and pixel spacing."
+                    f"The two landmarks of {name} disagree by {mm:.0f} mm: check level, row and pixel spacing."
                 )
-        for above, below in zip(self.levels, self.levels[1:], strict=False):
-            if points[below][2] >= points[above][2]:
-                raise InputError(
-                    f"{levels.name(below)} is marked above {levels.name(above)}; correct the levels, or turn the films."
-                )
+        for pair in itertools.pairwise(self.levels):
+            if points[pair[1]][2] >= points[pair[0]][2]:
+                above, below = map(levels.name, pair)
+                raise InputError(f"{below} is marked above {above}; correct the levels, or turn the films.")
         return points, residuals
 
     def s1(self, ap: View, lateral: View) -> dict[str, np.ndarray]:

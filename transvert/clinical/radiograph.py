@@ -50,7 +50,7 @@ class Radiograph:
     Attributes:
         pixels: (rows, columns) float32, brighter is more attenuation; NaN where the detector was not exposed.
         pixel_mm: row and column pitch in the plane `acquisition.pixel_plane`; None if a landmark file will state it.
-        acquisition: how the film was taken and how its file stores the picture.
+        acquisition: how the film was taken.
     """
 
     pixels: np.ndarray
@@ -78,18 +78,17 @@ def read_radiograph(
             except for 72, 96 and 144 dpi, which programs write without a measurement.
 
     Raises:
-        InputError: no film, cut short, encrypted, in colour, several pictures, too large, another view than expected,
-            or an unknown or impossible pixel pitch.
+        InputError: no film of the expected view, or an unknown or impossible pixel pitch.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"The film {path.name} does not exist.")
     with path.open("rb") as file:
-        is_dicom = file.read(132)[128:] == b"DICM"
-    if is_dicom:
+        head = file.read(132)
+    if head[128:] == b"DICM":
         pixels, pitch, acquisition = dicom.read_dicom(path, view, orientation)
     else:
-        stored, pitch = _read_picture(path)
+        stored, pitch = _read_picture(path, head)
         turn = dicom.orientation_from_letters(orientation, view, path.name) if orientation else ImageOrientation()
         pixels, pitch = turn.upright_picture(stored), pitch and turn.upright_pair(pitch)
         origin = "the file's pixel size" if pitch else ""
@@ -215,7 +214,7 @@ def _check_bits(grey: np.ndarray, bits: int) -> None:
         )
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
+def _read_picture(path: Path, head: bytes) -> tuple[np.ndarray, tuple[float, float] | None]:
     """(rows, columns) float32, turned as EXIF says and viewers do; and the row and column pitch in mm if stated."""
     try:
         with (
@@ -226,7 +225,6 @@ def _read_picture(path: Path) -> tuple[np.ndarray, tuple[float, float] | None]:
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        head = path.read_bytes()[:64]
         if any(mark in head for mark in _ENCRYPTED):
             problem = "is encrypted; decrypt it before you give it here."
         elif head.startswith(b"PK"):
