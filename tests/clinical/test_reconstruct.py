@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,15 +127,16 @@ def _middle(patient: Patient, level: int) -> np.ndarray:
     return np.array(ndimage.center_of_mass(share)) * SPACING_MM + affine[:3, 3]
 
 
+def _projection(patient: Patient, level: int, view: View) -> np.ndarray:
+    return projector.cast(Volume((patient.mask.data == level).astype(np.float32), patient.mask.affine), view)
+
+
 def _fit(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
 def _dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
-
-
-# The films
 
 
 def test_simulated_films_are_a_cone_beam_pair_around_one_isocentre(films: Films, patient: Patient) -> None:
@@ -149,9 +150,8 @@ def test_simulated_films_are_a_cone_beam_pair_around_one_isocentre(films: Films,
         pixels = view.project(corners)
         assert (pixels >= -0.5).all() and (pixels <= np.array(view.shape) - 0.5).all()
         assert np.isfinite(picture.pixels).all()
-    again, _, _ = simulate_radiographs(patient.ct, pixel_mm=0.8, seed=1)
-    other, _, _ = simulate_radiographs(patient.ct, pixel_mm=0.8, seed=2)
-    assert np.array_equal(again[0].pixels, ap.pixels) and not np.array_equal(other[0].pixels, ap.pixels)
+    again, other = (simulate_radiographs(patient.ct, pixel_mm=0.8, seed=seed)[0][0] for seed in (1, 2))
+    assert np.array_equal(again.pixels, ap.pixels) and not np.array_equal(other.pixels, ap.pixels)
 
 
 def test_written_films_and_landmarks_make_the_same_spine(
@@ -172,9 +172,6 @@ def test_written_films_and_landmarks_make_the_same_spine(
             assert_allclose(vertebra.centroid_ras, patient.centroids[vertebra.level], atol=0.05)
 
 
-# Where it stands
-
-
 def test_the_spine_stands_where_the_patients_does(found: Reconstruction, patient: Patient) -> None:
     assert [v.level for v in found.vertebrae] == [L1, L2, L3]
     assert found.warnings == [SIDE_REMINDER]
@@ -183,14 +180,6 @@ def test_the_spine_stands_where_the_patients_does(found: Reconstruction, patient
         voxels = found.labels.world(np.argwhere(found.labels.data == vertebra.level))
         assert np.linalg.norm(voxels.mean(0) - _middle(patient, vertebra.level)) < 0.5
     assert set(found.residuals_mm) == {L1, L2, L3} and max(found.residuals_mm.values()) < 1e-3
-
-
-def test_the_labels_are_the_patients_mask(found: Reconstruction, patient: Patient) -> None:
-    where = patient.mask.world(np.moveaxis(np.indices(patient.mask.data.shape), 0, -1))
-    index = np.moveaxis(found.labels.index(where), -1, 0)
-    ours = ndimage.map_coordinates(found.labels.data, index, order=0, cval=0)
-    for level in (L1, L2, L3):
-        assert _dice(ours == level, patient.mask.data == level) > 0.9
 
 
 def test_the_network_is_shown_what_it_was_trained_on(
@@ -219,10 +208,7 @@ def test_silhouettes_lie_on_the_vertebrae_of_both_films(
         assert set(shadow) == {L1, L2, L3}
         for level, picture in shadow.items():
             assert picture.shape == view.shape and picture.dtype == bool
-            truth = (
-                projector.cast(Volume((patient.mask.data == level).astype(np.float32), patient.mask.affine), view)
-                > 0.75
-            )
+            truth = _projection(patient, level, view) > 0.75
             assert _dice(picture, truth) > 0.92
             assert _dice(picture[:, ::-1], truth) < 0.9
             row, column = np.rint(marks.centroids[which][level]).astype(int)
@@ -259,15 +245,11 @@ def test_against_the_truth_a_right_spine_scores_well_and_a_shifted_one_does_not(
     assert_allclose(worse.centroid_error_mm, 6, atol=0.6)
 
 
-# Far off the central ray
-
-
 def _far(patient: Patient) -> tuple[tuple[Radiograph, Radiograph], Landmarks, tuple[View, View]]:
     """Films of L2 alone whose central rays pass 350 mm below it, so that all rays through it climb by 13 degrees."""
     isocentre = patient.ct.corners().mean(0) - (0, 0, 350)
     ap, lateral = (geometry.named_view(name, isocentre, (1200, 500), 0.8, cone=True) for name in ("ap", "lateral"))
-    bone = Volume((patient.mask.data == L2).astype(np.float32), patient.mask.affine)
-    one, other = (Radiograph(projector.cast(bone, view), view.pixel_mm) for view in (ap, lateral))
+    one, other = (Radiograph(_projection(patient, L2, view), view.pixel_mm) for view in (ap, lateral))
     return (one, other), landmarks.project_landmarks(ap, lateral, isocentre, patient.centroids), (ap, lateral)
 
 
@@ -284,15 +266,11 @@ def test_a_vertebra_seen_obliquely_is_placed_upright_and_shown_along_its_rays(pa
         assert [row["sagittal_tilt_deg"], row["coronal_tilt_deg"]] == pytest.approx([0, 0], abs=1)
     cube = Volume(oracle.truths[1], cube_affine(np.zeros(3), SIZE, SPACING_MM))
     for n, (name, view, shadow) in enumerate(zip(("ap", "lateral"), views, silhouettes(found), strict=True)):
-        truth = projector.cast(Volume((patient.mask.data == L2).astype(np.float32), patient.mask.affine), view) > 0.75
-        assert _dice(shadow[L2], truth) > 0.92
+        assert _dice(shadow[L2], _projection(patient, L2, view) > 0.75) > 0.92
         straight = projector.cast(cube, geometry.named_view(name, np.zeros(3), (SIZE, SIZE), SPACING_MM))
         true = patches.standardise(straight, np.ones(straight.shape, bool))
         assert _fit(oracle.shown[0][1][n, 0], true) > 0.95
         assert_allclose(oracle.shown[0][1][n, 1], centroid_map(np.zeros(2)), atol=1e-3)
-
-
-# Uncertainty
 
 
 def test_landmark_errors_of_two_millimetres_spread_a_vertebra_by_two(
@@ -302,12 +280,11 @@ def test_landmark_errors_of_two_millimetres_spread_a_vertebra_by_two(
     spreads = np.array([[row[f"{axis}_mm_sd"] for axis in "xyz"] for row in measured["vertebrae"]])
     # Left and right are told by one view, front and back by the other, the height by both.
     assert_allclose(spreads.mean(0), [2, 2, np.sqrt(2)], rtol=0.25)
-    assert (spreads / [2, 2, np.sqrt(2)]).mean() == pytest.approx(1, rel=0.1)
 
 
 def test_a_calibrated_network_predicts_as_for_its_calibration(films: Films, marks: Landmarks, oracle: Oracle) -> None:
     calibration = Calibration(temperature=2.0, tta=TTAConfig(passes=3, landmark_sd_mm=0.0, scale_sd=0.0, noise_sd=0.0))
-    card = {"calibration": calibration.card(), "levels": ["L1", "L3"]}
+    card = {"calibration": asdict(calibration), "levels": ["L1", "L3"]}
     found = reconstruct(*films[0], marks, oracle, card=card, draws=0, landmark_sd_mm=0.0)
     assert found.calibration == calibration and len(oracle.shown) == 3
     assert found.warnings == ["L2: the network was not trained on this level.", SIDE_REMINDER]
@@ -334,25 +311,10 @@ def test_s1s_endplate_comes_from_the_landmarks(films: Films, marks: Landmarks, o
     assert found.posture["measures"]["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(30, abs=1.5)
 
 
-# Bad input
-
-
-@pytest.mark.parametrize(("which", "name"), [("lateral", "pa"), ("ap", "left_lateral")])
-def test_two_films_from_one_side_are_refused(
-    films: Films, marks: Landmarks, oracle: Oracle, which: str, name: str
-) -> None:
-    setups = {**marks.setups, which: marks.setups[which].model_copy(update={"name": name})}
-    with pytest.raises(InputError, match=f"'{which}' view is named '{name}'; give one film from the front"):
+def test_two_films_from_one_side_are_refused(films: Films, marks: Landmarks, oracle: Oracle) -> None:
+    setups = {**marks.setups, "lateral": marks.setups["lateral"].model_copy(update={"name": "pa"})}
+    with pytest.raises(InputError, match="'lateral' view is named 'pa'; give one frontal and one lateral film"):
         reconstruct(*films[0], replace(marks, setups=setups), oracle)
-
-
-def test_a_level_in_between_that_was_not_marked_is_a_gap(
-    films: Films, marks: Landmarks, truths: list[np.ndarray]
-) -> None:
-    ends = {which: {n: pixels[n] for n in (L1, L3)} for which, pixels in marks.centroids.items()}
-    found = reconstruct(*films[0], replace(marks, centroids=ends), Oracle([truths[0], truths[2]]), draws=0)
-    assert found.warnings == ["L2: no landmarks between its neighbours', so the spine has a gap.", SIDE_REMINDER]
-    assert [v.name for v in found.vertebrae] == ["L1", "L3"]
 
 
 def test_a_vertebra_that_was_not_found_is_left_out_and_named(
@@ -363,9 +325,6 @@ def test_a_vertebra_that_was_not_found_is_left_out_and_named(
     assert [v.name for v in found.vertebrae] == ["L1", "L3"]
     assert found.warnings[-1] == "L2: nothing was found, left out."
     assert set(surfaces(found)) == {L1, L3}
-
-
-def test_nothing_found_at_all_is_an_error(films: Films, marks: Landmarks) -> None:
     with pytest.raises(InputError, match="There is no vertebra to assemble"):
         reconstruct(*films[0], marks, Oracle([np.zeros((SIZE,) * 3)] * 3))
 
@@ -379,9 +338,3 @@ def test_a_fragment_is_in_no_surface(
     surface = surfaces(found)[L2]
     assert surface.body_count == 1
     assert_allclose(surface.center_mass, _middle(patient, L2), atol=0.3)
-
-
-def test_films_of_another_size_than_the_landmarks_are_refused(films: Films, marks: Landmarks, oracle: Oracle) -> None:
-    small = Radiograph(films[0][1].pixels[:100, :100], films[0][1].pixel_mm)
-    with pytest.raises(InputError, match="landmark of L. at row .* lies off the film, which has 100 rows"):
-        reconstruct(films[0][0], small, marks, oracle)
