@@ -69,13 +69,6 @@ def test_each_format_returns_what_was_written(kind: type[formats.Format], tmp_pa
     assert size <= made.size(path) * 2 and (requests > 0) == (size > 0)
 
 
-def test_reads_are_counted() -> None:
-    file = formats.Counting(bytes(100))
-    file.seek(20)
-    assert len(file.read(30)) == 30 and file.readinto(bytearray(100)) == 50
-    assert (file.requests, file.size) == (2, 80)
-
-
 def test_a_deformed_ct_is_reproducible_and_its_mask_moves_with_it(patient: Patient) -> None:
     ct, mask = synthesis.deform(patient.ct, patient.mask, seed=1)
     again, _ = synthesis.deform(patient.ct, patient.mask, seed=1)
