@@ -74,9 +74,7 @@ def smooth() -> dict[int, float]:
 
 def test_the_table_has_every_kind_plane_and_region() -> None:
     kinds = {"shape_lean", "shape_wedge", "wedge", "disc", "chord", "chord_above", "chord_below"}
-    assert set(endplates.tilt_statistics()) == {
-        (k, p, r) for k in kinds for p in (CORONAL, SAGITTAL) for r in REGIONS
-    }
+    assert set(endplates.tilt_statistics()) == {(k, p, r) for k in kinds for p in (CORONAL, SAGITTAL) for r in REGIONS}
     assert all(sd > 0 for _, sd in endplates.tilt_statistics().values())
     assert all(mean == 0 for (_, plane, _), (mean, _) in endplates.tilt_statistics().items() if plane == CORONAL)
     assert {level for numbers in REGIONS.values() for level in numbers} == {*range(3, 26), 28}
@@ -89,23 +87,10 @@ def test_one_wrong_shape_is_corrected_by_where_the_spine_stands(smooth: dict[int
     tilted = endplates.fit_endplate_tilts(wild, _marked(places, 1.0))
     assert _lean(wild[11]) - smooth[11] == pytest.approx(15, abs=0.1)
     assert abs(_lean(tilted[11]) - smooth[11]) < 3.5
-    others = [n for n, level in enumerate(LEVELS) if abs(level - 11) > 2]
-    assert_allclose(
-        _leans(tilted)[others],
-        _leans(endplates.fit_endplate_tilts(found, _marked(places, 1.0)))[others],
-        atol=0.5,
-    )
-
-
-def test_an_average_spine_keeps_its_tilts(smooth: dict[int, float]) -> None:
-    found, places = _spine(smooth)
-    tilted = endplates.fit_endplate_tilts(found, _marked(places, 0.5))
-    # The line below L5 does not fit its lean.
-    assert_allclose(_leans(tilted)[:-1], _leans(found)[:-1], atol=1.0)
     for level, plates in tilted.items():
         assert_allclose(np.linalg.norm([plates.superior_normal, plates.inferior_normal], axis=1), 1)
-        assert_allclose(plates.superior_centre, found[level].superior_centre)
-        assert plates.middle_mm == found[level].middle_mm
+        assert_allclose(plates.superior_centre, wild[level].superior_centre)
+        assert abs(level - 11) < 3 or level == 24 or abs(_lean(plates) - smooth[level]) < 1.0  # L5 has no line below.
 
 
 def test_fitted_tilts_are_closer_to_the_truth_by_as_much_as_the_covariance_states(
@@ -139,13 +124,10 @@ def test_fitted_tilts_are_closer_to_the_truth_by_as_much_as_the_covariance_state
 def test_uncertain_landmarks_have_less_weight(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
     off = {level: at + np.array([0, 8.0, 0]) if level == 13 else at for level, at in places.items()}
-    moved = [
-        np.abs(
-            _leans(endplates.fit_endplate_tilts(found, _marked(off, mm)))
-            - _leans(endplates.fit_endplate_tilts(found, _marked(places, mm)))
-        ).max()
-        for mm in (0.0, 2.0, 8.0)
-    ]
+    moved = []
+    for mm in (0.0, 2.0, 8.0):
+        one, other = (_leans(endplates.fit_endplate_tilts(found, _marked(at, mm))) for at in (off, places))
+        moved.append(np.abs(one - other).max())
     assert moved[0] > 1.3 * moved[1] > 1.3 * 1.3 * moved[2]
 
 
@@ -165,7 +147,7 @@ def test_heights_follow_the_wedge() -> None:
     assert turned.anterior_mm < turned.middle_mm == 20.0
 
 
-def test_random_tilts_vary_as_the_covariance_states_and_repeat_by_seed(smooth: dict[int, float]) -> None:
+def test_random_tilts_vary_as_the_covariance_states(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
     random = np.random.default_rng(3)
     drawn = np.array(
@@ -175,11 +157,6 @@ def test_random_tilts_vary_as_the_covariance_states_and_repeat_by_seed(smooth: d
     spread = endplates._solve_tilts(equations, places_exact=True)[1]
     halves = np.kron(np.eye(len(found)), [0.5, 0.5])
     assert_allclose(drawn.std(0), np.sqrt(np.diag(halves @ spread @ halves.T)), rtol=0.2)
-    one, other = (
-        _leans(endplates.fit_endplate_tilts(found, _marked(places, 0.0, random=np.random.default_rng(5))))
-        for _ in range(2)
-    )
-    assert_allclose(one, other)
 
 
 @pytest.mark.parametrize("levels", [[20], [11, 13], [3, 4], []])
@@ -222,9 +199,7 @@ def test_marked_corners_give_the_endplates_tilts(names: tuple[str, str]) -> None
         normal = plates.superior_normal if superior else plates.inferior_normal
         # The view looks along the other tilt too: a small angle's small part.
         assert line.tilt_deg == pytest.approx(endplates.tilt_deg(normal, plane), abs=0.8)
-        length = 30 if plane == SAGITTAL else 40
-        assert line.sd_deg == pytest.approx(
-            np.hypot(endplates.CORNER_SD_DEG, np.degrees(np.sqrt(2) / length)), rel=0.05
-        )
+        click_deg = np.degrees(np.sqrt(2) / (30 if plane == SAGITTAL else 40))
+        assert line.sd_deg == pytest.approx(np.hypot(endplates.CORNER_SD_DEG, click_deg), rel=0.05)
     lost = {"ap": {}, "lateral": {19: {"anterior_superior": corners["lateral"][19]["anterior_superior"]}}}
     assert endplates.endplate_lines(replace(marks, corners=lost), views, {19: centre}, 1.0) == []

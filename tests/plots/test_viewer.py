@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import trimesh
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy import ndimage
 
 from transvert import levels
 from transvert.io import InputError
@@ -57,13 +56,6 @@ def test_light_comes_from_the_upper_left() -> None:
     assert brightness.shape == (2 * N, 2 * N) and brightness.dtype == np.float32
     assert brightness[inside].min() >= 0 and brightness[inside].max() <= 1
     assert np.nanmean(brightness[:N, :N]) > np.nanmean(brightness[N:, N:]) + 0.1
-
-
-def test_the_gradient_at_some_voxels_is_sobels_at_the_border_too() -> None:
-    field = np.random.default_rng(0).random((5, 6, 7))
-    voxels = np.argwhere(field > 0.3)
-    expected = np.stack([ndimage.sobel(field, axis)[tuple(voxels.T)] for axis in range(3)], axis=-1)
-    assert_allclose(viewer._sobel_at(field, voxels), expected, atol=1e-5)
 
 
 def test_nothing_is_an_empty_picture() -> None:

@@ -18,17 +18,17 @@ from scipy import ndimage
 
 from transvert import levels
 from transvert.clinical.landmarks import Landmarks
-from transvert.clinical.vertebra import THRESHOLD, Vertebra, body_region, largest_part, unit
+from transvert.clinical.vertebra import THRESHOLD, Vertebra, Views, body_region, largest_part, unit
 from transvert.data import patches
-from transvert.drr.geometry import VIEWS, View
+from transvert.drr.geometry import VIEWS
 from transvert.imaging.volume import Volume
 from transvert.io import PACKAGE, InputError, read_rows
 
 TABLE = PACKAGE / "tables" / "endplate_tilts.csv"
-CORONAL, SAGITTAL = 0, 1
-"""Plane of a tilt: the index of the normal's component, and of the view that shows it."""
-CORNER_SD_DEG = 2.0
-"""Angle between the line through two marked corners and the plane of the endplate's middle: this companion's estimate."""
+CORONAL, SAGITTAL = 0, 1  # Plane of a tilt: the index of the normal's component, and of the view that shows it.
+CORNER_SD_DEG = (
+    2.0  # From a line through marked corners to the plane of the endplate's middle: this companion's estimate.
+)
 _Equation = tuple[Mapping[int, float], float, float, Mapping[int, float]]
 """One linear equation in the tilts: weights by endplate, value, its own sd, and the effect of one sd of each place."""
 _FITTED_WIDTH = 0.75  # Share of the body's half-widths: the endplate without rims, pedicles and uncinate processes.
@@ -162,7 +162,7 @@ def fit_endplate_tilts(fitted: Mapping[int, Endplates], observations: Observatio
 
 
 def endplate_lines(
-    marks: Landmarks, views: tuple[View, View], places: Mapping[int, np.ndarray], landmark_sd_mm: float
+    marks: Landmarks, views: Views, places: Mapping[int, np.ndarray], landmark_sd_mm: float
 ) -> list[EndplateLine]:
     """Reads the endplates whose two corners are marked on a film, of levels with a place (3,) RAS mm.
 
@@ -212,9 +212,7 @@ def lean_and_wedge_deg(plates: Endplates, plane: int) -> tuple[float, float]:
 def neighbour(order: Sequence[int], level: int, step: int) -> int | None:
     """The level above (step -1) or below (1) in `order`, head to tail; None if a level between them is missing."""
     n = order.index(level) + step
-    if not 0 <= n < len(order):
-        return None
-    return order[n] if len(levels.between([level, order[n]])) == 2 else None
+    return order[n] if 0 <= n < len(order) and len(levels.between([level, order[n]])) == 2 else None
 
 
 def tilt_endplates(plates: Endplates, superior: np.ndarray, inferior: np.ndarray) -> Endplates:

@@ -18,11 +18,11 @@ from transvert.clinical.endplates import Observations
 from transvert.clinical.landmarks import Landmarks, read_landmarks, write_landmarks
 from transvert.clinical.posture import add_spread, measure_posture
 from transvert.clinical.radiograph import Radiograph
-from transvert.clinical.vertebra import Points, Predict, Vertebra, assemble_spine, largest_part
+from transvert.clinical.vertebra import Points, Predict, Vertebra, Views, assemble_spine, largest_part
 from transvert.data.patches import SIZE, SPACING_MM
 from transvert.data.samples import Samples
 from transvert.drr import exposure, geometry
-from transvert.drr.geometry import VIEWS, View
+from transvert.drr.geometry import VIEWS
 from transvert.drr.projector import attenuation, cast
 from transvert.imaging import mesh
 from transvert.imaging.volume import Volume, cut_cube
@@ -55,7 +55,7 @@ class Reconstruction:
     vertebrae: list[Vertebra]
     labels: Volume
     films: tuple[Radiograph, Radiograph]
-    views: tuple[View, View]
+    views: Views
     residuals_mm: dict[int, float]
     warnings: list[str]
     posture: dict[str, Any]
@@ -210,7 +210,7 @@ def compare_with_truth(found: Reconstruction, truth: Samples) -> pd.DataFrame:
 
 def simulate_radiographs(
     ct: Volume, *, pixel_mm: float = 0.6, photons: float = 1e6, seed: int = 0
-) -> tuple[tuple[Radiograph, Radiograph], tuple[View, View], np.ndarray]:
+) -> tuple[tuple[Radiograph, Radiograph], Views, np.ndarray]:
     """Simulates an AP and a left lateral cone-beam film of a CT (HU), with scatter, photon noise and detector blur.
 
     `pixel_mm` is the detector's pitch, `photons` their number per pixel in air. Returns the films, their views, and their
@@ -230,7 +230,7 @@ def simulate_radiographs(
 def write_radiographs(
     out: Path,
     films: tuple[Radiograph, Radiograph],
-    views: tuple[View, View],
+    views: Views,
     marks: Landmarks,
     *,
     landmark_sd_mm: float = 0.0,

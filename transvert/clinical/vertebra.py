@@ -25,10 +25,8 @@ from transvert.imaging.volume import Volume, cube_affine
 from transvert.io import PACKAGE, InputError, read_rows
 from transvert.model import metrics
 
-THRESHOLD = 0.5
-"""A voxel is part of the vertebra if its probability is at least this."""
-AXES = ("right", "front", "up")
-"""Axes of a cube."""
+THRESHOLD = 0.5  # A voxel is part of the vertebra if its probability is at least this.
+AXES = ("right", "front", "up")  # Of a cube.
 REGIONS = {
     "C": range(3, 8),
     "T1-T6": range(8, 14),
@@ -40,11 +38,11 @@ REGIONS = {
 SHARE_SD = 0.15
 """Standard deviation between networks of the share that a shape shows: weights trained five times as long showed that much
 more than those of the table. It keeps a shift from overshooting where landmarks are very uncertain."""
-WARN_SD = 2.5
-"""A shift of more standard deviations of the landmark than this is reported."""
+WARN_SD = 2.5  # A shift of more standard deviations of the landmark than this is reported.
 
 Points = Mapping[int, np.ndarray]  # Level to (3,).
 Pixels = Mapping[str, Points]  # View to level to (2,) row and column.
+Views = tuple[View, View]  # AP and lateral.
 Predict = Callable[[np.ndarray], np.ndarray]  # Images (N, 2, 2, S, S) of `patches.network_input` to (N, S, S, S).
 
 
@@ -96,9 +94,6 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
 
 
-# Places
-
-
 @functools.cache
 def shift_statistics() -> dict[str, np.ndarray]:
     """By region "C", "T" or "L" a (3, 3) array with a column per axis of `AXES`.
@@ -133,10 +128,7 @@ def shift_share(landmark_sd_mm: Any, share: Any, sd_mm: Any) -> Any:
 
 
 def refine_centroid(vertebra: Vertebra, sd_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The most likely place (3,) RAS mm of a vertebra predicted at a place with errors, and its standard deviation (3,).
-
-    Both standard deviations lie along the cube's axes. An empty vertebra stays where it is.
-    """
+    """The likeliest place (3,) RAS mm of a vertebra predicted at a place with errors, and its sd (3,) along the cube's axes."""
     found = centroid_offset_mm(vertebra.probability, vertebra.spacing_mm)
     if found is None:
         return vertebra.centroid_ras, sd_mm
@@ -147,7 +139,7 @@ def refine_centroid(vertebra: Vertebra, sd_mm: np.ndarray) -> tuple[np.ndarray, 
 
 def refine_centroids(
     films: Sequence[np.ndarray],
-    views: tuple[View, View],
+    views: Views,
     pixels: Pixels,
     points: Points,
     sd_mm: Points,
@@ -169,21 +161,22 @@ def refine_centroids(
 
 def warn_of_shifts(points: Points, moved: Points, sd_mm: Points) -> list[str]:
     """A sentence for each vertebra that moved further than its landmarks' standard deviation explains."""
-    ways = {level: place - points[level] for level, place in moved.items() if sd_mm[level].all()}
-    return [
-        f"{levels.name(level)}: the films show it {np.linalg.norm(way):.0f} mm from where it is marked; look at its landmarks."
-        for level, way in ways.items()
-        if np.linalg.norm(way / sd_mm[level]) > WARN_SD
-    ]
+    warnings = []
+    for level, place in moved.items():
+        way = place - points[level]
+        if sd_mm[level].all() and np.linalg.norm(way / sd_mm[level]) > WARN_SD:
+            seen = f"{levels.name(level)}: the films show it {np.linalg.norm(way):.0f} mm from where it is marked"
+            warnings.append(f"{seen}; look at its landmarks.")
+    return warnings
 
 
 def predict_vertebrae(
-    films: Sequence[np.ndarray], views: tuple[View, View], pixels: Pixels, points: Points, predict: Predict
+    films: Sequence[np.ndarray], views: Views, pixels: Pixels, points: Points, predict: Predict
 ) -> list[Vertebra]:
     """Crops the patches around points, and predicts each vertebra in a cube along the rays through its point.
 
     Args:
-        films: AP and lateral pixels, brighter is more attenuation.
+        films: AP and lateral pixels (rows, columns), brighter is more attenuation.
         views: AP and lateral geometry.
         pixels: the landmarks on the films.
         points: level to (3,) RAS mm.
@@ -197,7 +190,7 @@ def predict_vertebrae(
     ]
 
 
-def to_vertebra_centroids(marks: Landmarks, views: tuple[View, View]) -> Landmarks:
+def to_vertebra_centroids(marks: Landmarks, views: Views) -> Landmarks:
     """Moves landmarks of bodies, checked by `Landmarks.place`, to the centres of mass of whole vertebrae.
 
     Each vertebra is assumed perpendicular to the line between its neighbours. C1, C2 and levels marked on one film stay.
@@ -221,10 +214,7 @@ def to_vertebra_centroids(marks: Landmarks, views: tuple[View, View]) -> Landmar
 
 
 def place_sd_mm(centroids_of: str, level: int, landmark_sd_mm: float) -> np.ndarray:
-    """(3,) standard deviation in mm of a triangulated place to the right, front and head; both films show its height.
-
-    Landmarks of bodies add the variation of a body's offset from the centre of mass.
-    """
+    """(3,) standard deviation in mm of a triangulated place to the right, front and head; both films show its height."""
     sd = landmark_sd_mm * np.array([1, 1, np.sqrt(0.5)])
     if centroids_of == VERTEBRA or level in levels.WITHOUT_BODY:
         return sd
@@ -232,9 +222,7 @@ def place_sd_mm(centroids_of: str, level: int, landmark_sd_mm: float) -> np.ndar
     return np.hypot(sd, [0, offset["back_sd_mm"], offset["up_sd_mm"]])
 
 
-def simulate_clicks(
-    marks: Landmarks, views: tuple[View, View], landmark_sd_mm: float, random: np.random.Generator
-) -> Landmarks:
+def simulate_clicks(marks: Landmarks, views: Views, landmark_sd_mm: float, random: np.random.Generator) -> Landmarks:
     """Adds normal errors to landmarks (centroids, corners and S1's endplate).
 
     `landmark_sd_mm` is their standard deviation along rows and along columns, mm in the patient at the isocentre's depth.
@@ -249,9 +237,6 @@ def simulate_clicks(
         centroids[which], ends[which] = moved(marks.centroids[which]), moved(marks.s1_endplate[which])
         corners[which] = {n: moved(body) for n, body in marks.corners[which].items()}
     return replace(marks, centroids=centroids, s1_endplate=ends, corners=corners)
-
-
-# Spines
 
 
 def sort_vertebrae(vertebrae: Sequence[Vertebra]) -> list[Vertebra]:
@@ -304,15 +289,11 @@ def assemble_spine(vertebrae: Sequence[Vertebra]) -> Volume:
     return Volume(labels, grid)
 
 
-# Rotation
-
-
 def axial_rotation_deg(vertebra: Vertebra, near_deg: float | None = None) -> float:
     """Measures the axial rotation, degrees: positive if the vertebra's front is turned to the patient's left.
 
-    It is the angle between the normal of the symmetry plane and the frontal plane, seen from the head (Scoliosis Research
-    Society's terminology: Stokes, Spine 1994;19:236-248). How far the vertebra leans forward or back does not change it.
-    Arguments as in `symmetry_normal`.
+    It is the angle from `symmetry_normal` to the frontal plane, seen from the head (Scoliosis Research Society's terminology:
+    Stokes, Spine 1994;19:236-248). How far the vertebra leans forward or back does not change it.
     """
     right = symmetry_normal(vertebra, near_deg)
     return float(np.degrees(np.arctan2(right[1], right[0])))

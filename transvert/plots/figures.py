@@ -6,7 +6,7 @@ Figures are as large as they are shown; `save_figure` writes them at a higher re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
-from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy import ndimage
 from scipy.spatial import KDTree
@@ -64,9 +63,6 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
     return figure
-
-
-# Numbers
 
 
 def training_curve(history: pd.DataFrame, shipped: pd.DataFrame | None = None) -> Figure:
@@ -222,9 +218,6 @@ def _vertebra_panel(axis: Axes, report: ReliabilityReport, measure: str) -> None
     axis.set(xlim=(low, top), ylim=(low, top))
 
 
-# Images
-
-
 def three_planes(ct: Volume, mask: Volume, point: np.ndarray) -> Figure:
     """Coronal, sagittal and axial slices through `point` (3,) RAS mm of a CT and its mask, which share a grid."""
     i, j, k = np.clip(np.rint(ct.index(point)).astype(int), 0, np.array(ct.data.shape) - 1)
@@ -255,11 +248,9 @@ def acquisition_setup(views: Sequence[View], corners: np.ndarray) -> Figure:
     x, y, _ = -sum((view.direction for view in views), np.zeros(3))
     axis.view_init(elev=25, azim=np.rad2deg(np.arctan2(y, x)) + 5)
     middle, points = corners.mean(axis=0), [corners]
-    label: str | None = "patient's box, {:.0f} × {:.0f} × {:.0f} mm".format(*np.ptp(corners, axis=0))
-    for a, b in combinations(range(8), 2):
-        if (a ^ b).bit_count() == 1:
-            axis.plot(*corners[[a, b]].T, color="0.3", lw=1.2, label=label)
-            label = None
+    label = "patient's box, {:.0f} × {:.0f} × {:.0f} mm".format(*np.ptp(corners, axis=0))
+    # A walk over all edges of the box.
+    axis.plot(*corners[[0, 1, 3, 2, 0, 4, 5, 7, 6, 4, 5, 1, 3, 7, 6, 2]].T, color="0.3", lw=1.2, label=label)
     for view, colour in zip(views, (BLUE, "#D55E00"), strict=False):
         rows, columns = view.shape
         name = {"ap": "AP", "pa": "PA"}.get(view.name, view.name.replace("_", " "))
@@ -282,8 +273,7 @@ def acquisition_setup(views: Sequence[View], corners: np.ndarray) -> Figure:
     axis.set(xlabel="x, to the patient's right (mm)", ylabel="y, to the front (mm)", zlabel="z, to the head (mm)")
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
     axis.set_box_aspect(high - low, zoom=1.3)
-    for side, count in ((axis.xaxis, 5), (axis.yaxis, 5), (axis.zaxis, 3)):
-        side.set_major_locator(MaxNLocator(count))
+    axis.locator_params(nbins=5)
     figure.legend(loc="upper center", ncols=2, fontsize="small", frameon=False)
     return figure
 
@@ -335,8 +325,7 @@ def radiographs(
 def contact_sheet(samples: Samples) -> Figure:
     """Every sample of a subject: AP patch above lateral patch, with the target's outline and the landmark."""
     silhouettes = [np.any(samples.targets(), axis=axis) for axis in (2, 1)]
-    columns = min(7, len(samples))
-    rows = -(-len(samples) // columns)
+    columns, rows = min(7, len(samples)), -(-len(samples) // 7)
     size = (max(1.5 * columns, 6.5), 3.2 * rows + 0.3)
     figure, axes = plt.subplots(2 * rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat:
@@ -365,9 +354,6 @@ def batch_sheet(images: np.ndarray, targets: np.ndarray) -> Figure:
             axis.set(title=name, xticks=[], yticks=[])
     figure.suptitle("patch (grey: ±3 standard deviations), the target's outline (blue), the centroid map (orange)")
     return figure
-
-
-# Shapes
 
 
 def spine_views(labels: Volume) -> Figure:
@@ -406,7 +392,11 @@ def errors_on_surface(cases: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Fi
     colours = ScalarMappable(Normalize(-ERROR_LIMIT_MM, ERROR_LIMIT_MM), "RdBu_r")
     figure, axes = plt.subplots(len(cases), 3, figsize=(9.5, 2.8 * len(cases)), layout="constrained", squeeze=False)
     for row, (title, probability, truth) in zip(axes, cases, strict=True):
-        distance = _distance_near(probability > 0.5, truth)
+        shape = probability > 0.5
+        rim = ndimage.binary_dilation(shape, iterations=2) & ~ndimage.binary_erosion(shape, iterations=2)
+        distance = np.zeros(shape.shape, np.float32)
+        affine = np.diag([SPACING_MM] * 3 + [1.0])
+        distance[rim] = mesh.signed_distance_at(np.argwhere(rim) * SPACING_MM, truth, affine)
         _draw_sides(row, probability, distance, colours.to_rgba, SPACING_MM, scale=2)
         row[0].set_ylabel(f"{title}\nmm")
     label = "outside (+) or inside (-) the true surface (mm)"
@@ -448,15 +438,6 @@ def _draw_sides(
             rows, columns = (np.flatnonzero(filled.any(axis=n)) * pixel_mm for n in (1, 0))
             axis.set(xlim=(columns[0] - 15 - width / 2, columns[-1] + 15 - width / 2), ylim=(rows[-1] + 5, rows[0] - 5))
         axis.set(title=f"seen from the {side}", xlabel=f"{left}     mm     {right}", ylabel="mm")
-
-
-def _distance_near(shape: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(S, S, S) float32 signed distance in mm from the surface of `truth`, near the surface of `shape`."""
-    rim = ndimage.binary_dilation(shape, iterations=2) & ~ndimage.binary_erosion(shape, iterations=2)
-    field = np.zeros(shape.shape, np.float32)
-    affine = np.diag([SPACING_MM] * 3 + [1.0])
-    field[rim] = mesh.signed_distance_at(np.argwhere(rim) * SPACING_MM, truth, affine)
-    return field
 
 
 def _sd_at_voxels(labels: Volume, coloured: Mapping[int, trimesh.Trimesh]) -> np.ndarray:
