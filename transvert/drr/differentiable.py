@@ -1,11 +1,9 @@
 """Differentiable radiographs in torch, on the CPU or a GPU: the picture of `projector.cast` with gradients.
 
 Use it for pose refinement and for losses that compare a reconstruction with its radiographs; without gradients,
-`projector.cast` is faster. Both use Joseph's method and agree up to the rounding of float32.
-
-An alternative that was measured: nanodrr 0.1.7 marches rays in equal steps. With two samples per voxel its relative RMSE
-against `projector.cast` is 1e-4 in named views and 3e-4 in views turned by 37 degrees, and it is 2.6 times slower on a
-CPU. Its CUDA kernel has not been compared on a GPU.
+`projector.cast` is faster. Both use Joseph's method and agree up to the rounding of float32. An alternative, nanodrr
+0.1.7, marches rays in equal steps: with two samples per voxel its relative RMSE against `projector.cast` is 1e-4 in named
+views and 3e-4 in views turned by 37 degrees, and it is 2.6 times slower on a CPU (its CUDA kernel was not compared).
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ from transvert.imaging.volume import Volume
 from transvert.io import InputError
 
 _EDGE = 1e-7  # Voxels. Rounding must not decide whether a ray along a face counts.
-_AT_A_TIME = {"cpu": 2**22, "cuda": 2**26}
-"""Samples per pass on each type of device, about 50 bytes each."""
+_AT_A_TIME = {"cpu": 2**22, "cuda": 2**26}  # Samples per pass on each type of device, about 50 bytes each.
 
 
 def cast(volume: torch.Tensor, affine: np.ndarray, view: View, *, pose: torch.Tensor | None = None) -> torch.Tensor:
@@ -34,7 +31,6 @@ def cast(volume: torch.Tensor, affine: np.ndarray, view: View, *, pose: torch.Te
         volume: (X, Y, Z) on the CPU or CUDA, float32 or float64 (other types become float32). Attenuation per mm for a
             radiograph.
         affine: (4, 4), voxel index to RAS mm.
-        view: parallel or cone.
         pose: (..., 4, 4) rigid motions of the volume in RAS mm, as from `rigid`: the volume's affine becomes
             `pose @ affine`. None leaves the volume in place.
 
@@ -52,7 +48,7 @@ def cast(volume: torch.Tensor, affine: np.ndarray, view: View, *, pose: torch.Te
     poses = _checked(torch.eye(4) if pose is None else pose).to(data.device)
     outline = np.broadcast_to(np.float32(0), data.shape)
     for motion in poses.detach().cpu().numpy():
-        projector.check(Volume(outline, motion @ affine), view)
+        projector.check_input(Volume(outline, motion @ affine), view)
     to_index = torch.linalg.inv(poses @ torch.tensor(affine, dtype=torch.float64, device=data.device))
     pixels = np.moveaxis(np.indices(view.shape), 0, -1)
     start, towards = (torch.tensor(part, device=data.device) for part in view.rays(pixels))
@@ -91,11 +87,8 @@ def cast(volume: torch.Tensor, affine: np.ndarray, view: View, *, pose: torch.Te
         done = [checkpoint(march, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     else:
         done = [march(rows)]
-    if not any(hits.any() for _, hits in done):
-        raise projector.all_miss(view)
     image = torch.cat([integrals for integrals, _ in done])
-    if not torch.isfinite(image).all():
-        raise projector.not_finite()
+    projector.check_result([view], [any(hits.any() for _, hits in done)], bool(torch.isfinite(image).all()))
     return image.reshape(*(() if pose is None else pose.shape[:-2]), *view.shape)
 
 

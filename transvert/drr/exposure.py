@@ -1,15 +1,10 @@
 """Exposure of a digital radiograph, step by step: from ray integrals to the grey values of the detector.
 
 A signal is (rows, columns) float32, the fraction of the photons that arrive: 1 where nothing attenuates. `expose` applies
-the steps in the order of the physics:
-
-1. `transmit`: primary photons by Beer-Lambert.
-2. `blur` by the focal spot, which mixes neighbouring rays before photons are counted: it softens edges, not noise.
-3. `add_scatter`.
-4. `count_photons`: quantum noise; `photons_per_pixel` gives the number of photons for an air kerma.
-5. `blur` by the detector, whose scintillator spreads light: it softens edges and noise, so that the noise of neighbouring
-   pixels is correlated.
-6. `to_attenuation` for a logarithmic response, `to_opacity` for a linear one.
+the steps in the order of the physics: primary photons by Beer-Lambert (`transmit`); `blur` by the focal spot, which mixes
+rays before photons are counted, so it softens edges but not noise; `add_scatter`; quantum noise (`count_photons`); `blur`
+by the light of the detector's scintillator, which softens edges and noise; and the response, logarithmic
+(`to_attenuation`) or linear (`to_opacity`).
 """
 
 from __future__ import annotations
@@ -21,15 +16,12 @@ from scipy import ndimage
 
 from transvert.io import InputError
 
-RESPONSES = ("log", "linear")
-"""Grey values proportional to attenuation ("log") or to exposure ("linear")."""
+RESPONSES = ("log", "linear")  # Grey proportional to attenuation or to exposure.
+SCATTER_REACH_MM = 40.0  # Standard deviation of the scatter's blur on the detector: this companion's choice.
 
-SCATTER_REACH_MM = 40.0
-"""Standard deviation of the scatter's blur on the detector: this companion's choice."""
-
+# Mass energy-absorption coefficient of dry air: NIST tables (Hubbell and Seltzer 2004).
 _AIR_KEV = (40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _AIR_CM2_PER_G = (0.06833, 0.04098, 0.03041, 0.02407, 0.02325, 0.02496)
-"""Mass energy-absorption coefficient of dry air: NIST tables (Hubbell and Seltzer 2004)."""
 _JOULE_PER_KEV = 1.602176634e-16
 _MOST_PHOTONS = 1e15  # Per pixel; numpy's Poisson numbers end at 9e18.
 
@@ -57,7 +49,7 @@ def expose(
         scatter: scattered photons as a fraction of the smoothed primary photons.
         focus_mm: standard deviation of the focal spot's blur on the detector: that of the spot times (magnification - 1).
         blur_mm: standard deviation of the detector's point spread.
-        response: "log" for grey proportional to attenuation, "linear" for grey proportional to exposure.
+        response: one of `RESPONSES`.
 
     Returns:
         (rows, columns) float32, larger where more is attenuated: the attenuation or the fraction of missing photons.
@@ -98,11 +90,10 @@ def photons_per_pixel(
     quantum efficiency give 0.6 times the kerma.
 
     Args:
-        kerma_ugy: uGy.
         pixel_mm: pitch on the detector, one number or row and column.
         energy_kev: energy of a monochromatic beam, 40 to 150 keV, as in `projector.attenuation`.
-        passing: the signal where the kerma is measured. 1 means the open beam. A kerma behind the patient, about 2.5 uGy
-            at speed class 400, needs the signal there, such as `np.median(transmit(integral))`.
+        passing: the signal where the kerma is measured: 1 in the open beam, `np.median(transmit(integral))` or so behind
+            the patient (about 2.5 uGy at speed class 400).
 
     Returns:
         Photons per pixel where the signal is 1, for `count_photons`.
@@ -142,8 +133,7 @@ def blur(signal: np.ndarray, sigma_mm: float, pixel_mm: float | tuple[float, flo
 def to_attenuation(signal: np.ndarray, photons: float = 0.0) -> np.ndarray:
     """Grey values of a logarithmic response: the signal's negative logarithm, 0 where nothing attenuates.
 
-    `photons` is the number per pixel in the open beam, 0 for no noise. A pixel without photons counts as half a photon,
-    so that its logarithm is finite.
+    A pixel without any of the `photons` of the open beam (0 for no noise) counts as half a photon, to stay finite.
     """
     _check_amount(photons, "The number of photons")
     return -np.log(np.maximum(signal, np.float32(0.5 / photons) if photons else np.finfo(np.float32).tiny))

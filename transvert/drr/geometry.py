@@ -1,9 +1,8 @@
-"""Radiograph views: source and detector in space, projection, triangulation, and 3 x 4 projection matrices.
+"""Radiograph views: source and detector in space, projection, triangulation, and views from projection matrices.
 
 World coordinates are RAS millimetres: +x to the patient's right, +y to the front, +z to the head. An image is
-`[row, column]` with row 0 at the top. AP and PA show the patient's right on the left of the picture; a lateral view
-shows the front of the patient on the left. Pixel centres have whole coordinates: `(0, 0)` is the centre of the top left
-pixel.
+`[row, column]` with row 0 at the top; whole coordinates are the centres of pixels. AP and PA show the patient's right on
+the left of the picture; a lateral view shows the front of the patient on the left.
 """
 
 from __future__ import annotations
@@ -23,13 +22,11 @@ _NAMED: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]
     "right_lateral": ((1, 0, 0), (0, -1, 0)),
 }
 VIEW_NAMES = tuple(_NAMED)
+VIEWS = ("ap", "lateral")  # The two views of a pair of radiographs, in the order in which arrays hold them.
 
-VIEWS = ("ap", "lateral")
-"""The two views of a pair of radiographs, in the order in which arrays hold them."""
-
+# Distances of a standing full-spine radiograph: this companion's choice, the paper's abstract states none.
 SOURCE_TO_DETECTOR_MM = 1800.0
 SOURCE_TO_ISOCENTRE_MM = 1500.0
-"""Distances of a standing full-spine radiograph: this companion's choice, the paper's abstract states none."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,7 @@ class View:
         return float(np.linalg.norm(self.row_step)), float(np.linalg.norm(self.column_step))
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixel coordinates of points in space.
-
-        Args:
-            points: (..., 3) RAS mm.
+        """Pixel coordinates of points (..., 3) in space, RAS mm.
 
         Returns:
             (..., 2) row and column, neither rounded nor clipped to the picture; NaN for a point that is not in front of
@@ -108,10 +102,7 @@ class View:
         return offset @ np.linalg.pinv(axes).T
 
     def rays(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Start and unit direction of the ray of each pixel.
-
-        Args:
-            pixels: (..., 2) row and column.
+        """Start and unit direction of the ray of each pixel (..., 2), row and column.
 
         Returns:
             Two (..., 3) arrays: a point on the ray in RAS mm (the source of a cone view, the pixel itself in a parallel
@@ -166,9 +157,9 @@ def named_view(
         isocentre: (3,) RAS mm, a point on the central ray.
         shape: rows and columns.
         pixel_mm: pixel pitch on the detector, one number or row and column.
-        cone: True for rays from a point source; False for parallel rays and a detector through the isocentre.
-        source_to_detector_mm: only for a cone view.
-        source_to_isocentre_mm: only for a cone view.
+        cone: rays from a point source instead of parallel rays and a detector through the isocentre.
+        source_to_detector_mm: for a cone view, along the central ray.
+        source_to_isocentre_mm: for a cone view, smaller than `source_to_detector_mm`.
         turn_deg: rotation of the gantry about the patient's long axis, counter-clockwise seen from the head.
         tilt_deg: tilt of the source towards the head; the detector stays perpendicular to the central ray.
         principal_point: row and column where the central ray meets the detector; the picture's centre by default.
@@ -211,13 +202,13 @@ def named_view(
 
 
 def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: Any) -> View:
-    """A named view whose picture shows a whole box.
+    """A view of `named_view`, with its other options, that shows a whole box in the middle of the picture.
 
     Args:
         name: as in `named_view`.
         corners: (N, 3) RAS mm, for example the eight corners of a volume; their middle becomes the isocentre.
         pixel_mm: pixel pitch on the detector.
-        **options: of `named_view`, except `principal_point`: the picture is centred on the box.
+        **options: of `named_view`, except `principal_point`.
 
     Raises:
         InputError: as `named_view`, or a source that is not in front of the whole box.
@@ -236,13 +227,7 @@ def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: An
 def triangulate(
     first: View, first_pixel: np.ndarray, second: View, second_pixel: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """The point in space that appears at one pixel of each view.
-
-    Args:
-        first: a view.
-        first_pixel: (2,) row and column in it.
-        second: another view.
-        second_pixel: (2,) row and column in it.
+    """The point in space that appears at one pixel, (2,) row and column, of each of two views.
 
     Returns:
         (3,) RAS mm, the midpoint of the shortest segment between the two rays, and the length of that segment in mm.
@@ -260,35 +245,15 @@ def triangulate(
     return (on_first + on_second) / 2, float(np.linalg.norm(on_first - on_second))
 
 
-def projection_matrix(view: View) -> np.ndarray:
-    """(3, 4) projection matrix of a view; `view_from_matrix` is the inverse.
-
-    The matrix takes a point (x, y, z, 1), RAS mm, to (column, row, 1) times a factor: column first, as in Hartley and
-    Zisserman, Multiple View Geometry, 2004. The factor is the point's distance from the source along the detector's
-    normal in mm, positive in front of the source; in a parallel view it is 1.
-    """
-    depth = view.direction if view.source is None else view.source - view.corner
-    world = np.eye(4)
-    world[:3] = np.stack([view.column_step, view.row_step, depth, view.corner], axis=1)
-    column, row, along, _ = np.linalg.inv(world)
-    if view.source is None:
-        return np.stack([column, row, [0, 0, 0, 1]])
-    # `along` is 0 on the detector and 1 at the source.
-    normal = np.cross(view.row_step, view.column_step)
-    distance = abs(float((view.corner - view.source) @ normal)) / float(np.linalg.norm(normal))
-    return distance * np.stack([column, row, np.array([0, 0, 0, 1]) - along])
-
-
 def view_from_matrix(matrix: np.ndarray, shape: tuple[int, int], pixel_mm: float, name: str = "calibrated") -> View:
     """A view of any pose from its projection matrix, such as the calibration of a C-arm.
 
     Args:
-        matrix: (3, 4) as in `projection_matrix`, with any positive scale. A last row of (0, 0, 0, w) makes a parallel
-            view, whose rays run into a picture that is not mirrored.
-        shape: rows and columns.
+        matrix: (3, 4), from (x, y, z, 1), RAS mm, to (column, row, 1) times a factor that is positive in front of the
+            source; column first, as in Hartley and Zisserman, Multiple View Geometry, 2004. A last row of (0, 0, 0, w)
+            makes a parallel view, whose rays run into a picture that is not mirrored.
         pixel_mm: distance between columns on the detector. A cone view's matrix fixes the rays but not the detector's
             distance, which follows from this. A parallel matrix fixes the pitch itself, which must agree.
-        name: of the view.
 
     Raises:
         InputError: not a finite 3 x 4 matrix, a degenerate one, or a pitch that a parallel matrix contradicts.

@@ -1,15 +1,10 @@
 """Compiled ray kernels, Joseph's method (IEEE Trans. Med. Imaging 1982); `projector` checks input and chooses one.
 
-All kernels share one model. Positions are voxel indices, whole at voxel centres. A ray crosses the volume slice by slice
-along the index axis that it follows most. In each slice the value is bilinear in the other two axes and is weighted by
-the part of the slice that the ray crosses. The volume ends at the outer faces of its voxels; from the outer voxel centres
-to the faces the outer value continues. So a uniform box integrates to value times chord.
-
-A pose is four vectors in voxels, (4, 3): start, towards, row step, column step. Pixel (r, c) adds r*row_step +
-c*column_step to `start` in a parallel view and to `towards` in a cone view. `metric` gives lengths in mm:
-v @ metric @ v is a squared length.
-
-The kernels are fast because they read the volume once, in the order of its memory, and prefetch the next slice.
+Positions are voxel indices. A ray crosses the volume slice by slice along the index axis that it follows most; in each
+slice the value is bilinear and weighted by the part of the slice that the ray crosses. The outer value continues from the
+outer voxel centres to the faces, so a uniform box integrates to value times chord. A pose is four vectors in voxels,
+(4, 3): start, towards, row step, column step. Pixel (r, c) adds r*row_step + c*column_step to `start` in a parallel view
+and to `towards` in a cone view. `metric` gives lengths in mm: v @ metric @ v is a squared length.
 """
 
 from __future__ import annotations
@@ -101,10 +96,9 @@ def clip(low: float, high: float, base: float, slope: float, length: int) -> tup
 def joseph(data: np.ndarray, poses: np.ndarray, cone: np.ndarray, metric: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Fills `images` for views of any pose; arguments as in `upright`; returns (V,) numbers of rays that meet the volume.
 
-    Rays are processed in tiles of the picture. Within a tile, one slice is finished for all rays before the next, in a
-    loop without branches that the compiler vectorises. Positions are float32 there, accurate to 1e-5 voxels.
-    Vectorisation needs proof that no arrays overlap. A bool array or a slice of `poses` prevents it (numba 0.68: 1.5
-    times slower), so `cone` holds integers and `poses` is always indexed.
+    Within a tile of the picture, one slice is finished for all rays before the next, in a loop without branches that the
+    compiler vectorises; positions are float32 there, accurate to 1e-5 voxels. A bool `cone` or a slice of `poses` prevents
+    this, since the compiler cannot prove that no arrays overlap (numba 0.68: 1.5 times slower).
     """
     views, rows, columns = images.shape
     flat = data.reshape(-1)
@@ -201,8 +195,7 @@ def joseph_parts(
 ) -> int:
     """Fills `images` (P, rows, columns) for one view of any pose, each voxel in the picture of its own part.
 
-    `parts` (X, Y, Z) uint8 has the index of each voxel's part, below P; the other arguments are as in `upright`. Returns
-    the number of rays that meet the volume.
+    `parts` (X, Y, Z) uint8 has the index of each voxel's part, below P; else as `joseph`.
     """
     count, rows, columns = images.shape
     flat, flat_parts = data.reshape(-1), parts.reshape(-1)
@@ -279,10 +272,7 @@ def sample_plane(
     scale: float,
     image: np.ndarray,
 ) -> int:
-    """Fills `image` with bilinear samples of `plane` (A, B) at corner + r*row_step + c*column_step, times `scale`.
-
-    Samples outside the plane's faces are left; returns the number of the others.
-    """
+    """Fills `image` with bilinear samples of `plane` (A, B) times `scale`; returns the number of samples within it."""
     hits = 0
     a_end, b_end = plane.shape[0] - 1, plane.shape[1] - 1
     for r in numba.prange(image.shape[0]):
@@ -308,17 +298,9 @@ def upright(
     """Fills `images` for views whose row step follows the volume's last axis while no ray mainly does.
 
     All rays of one picture column then lie in a plane that contains whole voxel lines of the last axis. In each slice two
-    neighbouring lines are interpolated once for the whole column, and every row is read from the result.
-
-    Args:
-        data: (X, Y, Z) float32, contiguous.
-        poses: (V, 4, 3) float64, with a row step of (0, 0, z).
-        cone: (V,) int64, 1 or 0.
-        metric: (3, 3) float64.
-        images: (V, rows, columns) float32.
-
-    Returns:
-        (V,) numbers of columns that meet the volume.
+    neighbouring lines are interpolated once for the whole column, and every row is read from the result. Arguments: `data`
+    (X, Y, Z) float32, contiguous; `poses` (V, 4, 3) float64; `cone` (V,) int64, 1 or 0; `metric` (3, 3) float64; `images`
+    (V, rows, columns) float32. Returns (V,) numbers of columns that meet the volume.
     """
     count, rows, columns = images.shape
     deep = data.shape[2]
@@ -450,8 +432,8 @@ def _add_slopes(
 ) -> None:
     """The sums of `_read_rows` as second differences, which the caller integrates twice.
 
-    `line` is linear between voxels, so each voxel changes only the slope, which is less work when several rows share a
-    voxel. A change of slope between two rows is split over the two rows after it.
+    Each voxel changes only the slope, which is less work when several rows share a voxel. A change of slope between two
+    rows is split over the two rows after it.
     """
     scale = abs(z_step) * width
     at_first, at_last = z0 + first * z_step, z0 + last * z_step

@@ -1,11 +1,8 @@
 """Digitally reconstructed radiographs on the CPU: exact ray integrals through a volume for any view.
 
-The integrals are Joseph's (IEEE Trans. Med. Imaging 1982): slice by slice along the index axis that a ray follows most,
-bilinear within a slice, from face to face of the volume. The volume is read on its own grid, also an oblique or
-anisotropic one, and is never resampled.
-
-`cast` chooses the fastest kernel that is exact for a view: a sum along an axis for parallel rays along it, a kernel for
-picture columns that follow the grid's last axis (all named views of an unrotated CT), or a kernel for any pose.
+The integrals are Joseph's (see `kernels`), on the volume's own grid, also an oblique or anisotropic one: it is never
+resampled. `cast` chooses the fastest kernel that is exact for a view: a sum along an axis for parallel rays along it, a
+kernel for picture columns that follow the grid's last axis (all named views of an unrotated CT), or a kernel for any pose.
 `differentiable` computes the same integrals in torch, with gradients, on the CPU or a GPU.
 """
 
@@ -24,13 +21,12 @@ from transvert.drr.geometry import View
 from transvert.imaging.volume import Volume, check_same_grid
 from transvert.io import InputError
 
+# Linear attenuation of water: NIST mass attenuation tables (Hubbell and Seltzer 2004) at 1 g/cm3.
 _WATER_KEV = (40.0, 50.0, 60.0, 80.0, 100.0, 150.0)
 _WATER_PER_CM = (0.2683, 0.2269, 0.2059, 0.1837, 0.1707, 0.1505)
-"""Linear attenuation of water: NIST mass attenuation tables (Hubbell and Seltzer 2004) at 1 g/cm3."""
 
 _DRIFT = 1e-4  # Voxels: the largest deviation over the whole volume of a direction that counts as along an axis.
-# A kernel uses all threads, and some numba threading layers do not allow concurrent calls.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.Lock()  # Some numba threading layers do not allow concurrent calls of a parallel kernel.
 
 
 def attenuation(volume_hu: np.ndarray, energy_kev: float = 70.0) -> np.ndarray:
@@ -64,7 +60,6 @@ def cast(volume: Volume, view: View) -> np.ndarray:
     Args:
         volume: (X, Y, Z) float32 (other types are copied), any grid. Attenuation per mm for a radiograph, 0 and 1 for
             the thickness of a mask.
-        view: parallel or cone.
 
     Returns:
         (rows, columns) float32, the volume's unit times mm.
@@ -77,17 +72,10 @@ def cast(volume: Volume, view: View) -> np.ndarray:
 
 
 def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
-    """The pictures of several views of one shape, as `cast` makes them.
-
-    Args:
-        volume: as in `cast`.
-        views: at least one, all of one shape.
-
-    Returns:
-        (views, rows, columns) float32, the volume's unit times mm.
+    """The pictures (views, rows, columns) of several views of one shape, as `cast` makes them.
 
     Raises:
-        InputError: as `cast`, with the view's name; or views of different shapes.
+        InputError: as `cast`, with the view's name; or no views, or views of different shapes.
     """
     shapes = sorted({view.shape for view in views})
     if len(shapes) != 1:
@@ -107,24 +95,18 @@ def cast_batch(volume: Volume, views: Sequence[View]) -> np.ndarray:
                     images[chosen] = pictures
         for i in np.flatnonzero(np.array(names) == "along"):
             hits[i] = _along_axis(data, poses[i], metric, images[i])
-    for view, hit in zip(views, hits, strict=True):
-        if not hit:
-            raise all_miss(view)
-    if not np.isfinite(images).all():
-        raise not_finite()
+    check_result(views, hits, bool(np.isfinite(images).all()))
     return images
 
 
 def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarray]:
     """One picture per part of a volume in one pass, such as one per vertebra and one for everything else.
 
-    The pictures add up to what `cast` returns for the whole volume. For a CT and its label mask, the sum of all pictures
-    except that of label 0 shows the bone.
+    The pictures add up to that of `cast`. For a CT and its label mask, all pictures but that of label 0 add up to the bone.
 
     Args:
         volume: as in `cast`.
         parts: (X, Y, Z) integers from 0 on the volume's grid, such as a label mask; at most 256 different ones.
-        view: parallel or cone.
 
     Returns:
         For each number in `parts`: (rows, columns) float32, the volume's unit times mm.
@@ -141,26 +123,24 @@ def cast_parts(volume: Volume, parts: Volume, view: View) -> dict[int, np.ndarra
     images = np.zeros((len(numbers), *view.shape), np.float32)
     with _ONE_AT_A_TIME:
         hits = _run(kernels.joseph_parts, data, index, poses, cone, metric, images)
-    if not hits:
-        raise all_miss(view)
-    if not np.isfinite(images).all():
-        raise not_finite()
+    check_result([view], [hits], bool(np.isfinite(images).all()))
     return dict(zip(numbers.tolist(), images, strict=True))
 
 
-def check(volume: Volume, view: View) -> None:
+def check_input(volume: Volume, view: View) -> None:
     """Raises InputError unless the volume is valid and the view's source is outside of it."""
     _poses(volume, [view])
 
 
-def all_miss(view: View) -> InputError:
-    """The error for a view whose rays all miss the volume."""
-    return InputError(f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size.")
-
-
-def not_finite() -> InputError:
-    """The error for ray integrals that are not finite."""
-    return InputError("The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays.")
+def check_result(views: Sequence[View], hits: Sequence[int] | np.ndarray, finite: bool) -> None:
+    """Raises InputError unless rays of each view hit the volume and all integrals are finite."""
+    for view, hit in zip(views, hits, strict=True):
+        if not hit:
+            raise InputError(
+                f"Every ray of the view '{view.name}' misses the volume; check isocentre, shape and pixel size."
+            )
+    if not finite:
+        raise InputError("The volume has NaN or infinite voxels; fill them (air is -1000 HU) before casting rays.")
 
 
 def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,17 +1,10 @@
 """Mask cleaning: which vertebrae of a label mask are whole, and which voxels belong to them.
 
-Each event is counted and noted, in this order:
-
-- *moved*: a piece that touches another level's vertebra, apart from its own, is added to the vertebra that it touches.
-- *joined*: a piece within `GAP_MM` of its own vertebra is added to it; thin bone between them was lost.
-- *fragment*: any other piece is dropped, unless it has half the vertebra's volume (then two vertebrae have one number).
-- *split*: two levels that are too small and too close together are one vertebra with two numbers; both are skipped.
-- *merged*: two vertebrae with one number, or one too tall or too large for itself or beside its neighbours, are skipped.
-- *truncated*: a vertebra at the volume's border, or with a flat end as from a border, is skipped.
-- *small*: a vertebra that is too small for itself or beside its neighbours is skipped, since a part of it is missing.
-- *missing*: a level between others has no voxel.
-
-The thresholds are this companion's choice, far from the values of the whole vertebrae of three masks.
+A vertebra is the largest piece of its label. Another piece is joined to it within `GAP_MM`, or moved to the level that it
+touches, or dropped as a fragment, unless it is half as large: then two vertebrae have one number. Then vertebrae are
+skipped, in this order: at the volume's border, split into two numbers, merged with others (too tall or too large for
+itself or beside its neighbours), with a flat end as from a border, or too small. Each event is counted and noted. The
+thresholds are this companion's choice, far from the values of the whole vertebrae of three masks.
 """
 
 from __future__ import annotations
@@ -28,22 +21,28 @@ from transvert.imaging.volume import Volume
 
 Part = tuple[np.ndarray, tuple[slice, ...]]
 
-GAP_MM = 3.0
-LEAST_SHARE = 0.02
-"""Smallest volume of a piece to be joined or moved, relative to the vertebra; a smaller piece is a fragment."""
+GAP_MM = 3.0  # Thin bone of this length may be lost between a vertebra and a piece of it.
+LEAST_SHARE = 0.02  # Smallest volume of a piece to be joined or moved, relative to the vertebra.
 MERGED_SHARE = 0.5
-FLAT_SHARE = 0.7
-"""Area of an end slice relative to the largest slice above which the end is flat. Whole vertebrae have about 0.1."""
+FLAT_SHARE = 0.7  # Area of a flat end slice relative to the largest slice. Whole vertebrae have about 0.1.
 TALLEST_MM = {"C": 65.0, "T": 75.0, "L": 80.0}
 LARGEST_MM3 = {"C": 45e3, "T": 75e3, "L": 130e3}
 SMALLEST_MM3 = 1.5e3
-CLOSEST_MM = {"C": 8.0, "T": 11.0, "L": 16.0}
-"""Smallest distance between the centroids of two levels along the column, by the upper one's region."""
+CLOSEST_MM = {"C": 8.0, "T": 11.0, "L": 16.0}  # Between centroids along the column, by the upper one's region.
+# Limits relative to the median of the nearby levels; C1 and C2 are left out, since their volumes differ.
 LARGER_THAN_NEIGHBOURS, SMALLER_THAN_NEIGHBOURS, CLOSER_THAN_NEIGHBOURS, HALF_SHARE = 1.6, 0.5, 0.6, 0.8
-"""Limits relative to the median of the nearby levels; C1 and C2 are left out, since their volumes differ."""
-NEAR = 3
-"""Nearby levels: up to this many above and below, T13 and L6 included."""
+NEAR = 3  # Nearby levels: up to this many above and below, T13 and L6 included.
 
+NOTES = {
+    "moved": "{} voxels that touch it had the label of {}, moved.",
+    "joined": "a separate piece of {} voxels, joined.",
+    "fragment": "{} fragment(s), {} voxels, dropped.",
+    "missing": "no voxel has its number.",
+    "truncated": "{}, skipped.",
+    "split": "{} and {} are one vertebra with two numbers, skipped.",
+    "merged": "two or more vertebrae with one number, skipped.",
+    "small": "only {:.1f} cm3, so a part of it is missing, skipped.",
+}
 _ORDER = {level: place for place, level in enumerate(levels.NAMES)}
 
 
@@ -54,26 +53,17 @@ class CleanedMask:
     Attributes:
         parts: level to the bool array of the vertebra's voxels and its block of the volume, head to tail.
         notes: one sentence for each correction and each vertebra that is skipped or missing.
-        counts: number of "whole" vertebrae and of each event that the module lists.
+        counts: number of "whole" vertebrae and of each event of `NOTES`.
     """
 
     parts: dict[int, Part] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def note(self, kind: str, level: int, text: str) -> None:
-        """Counts an event and notes it."""
-        self.counts[kind] += 1
-        self.notes.append(f"{levels.name(level)}: {text}")
-
-
-@dataclass
-class _Label:
-    """The voxels of one label's box that belong to its vertebra, while pieces are assigned."""
-
-    box: tuple[slice, ...]
-    own: np.ndarray
-    merged: bool = False
+    def note(self, event: str, level: int, *details: object) -> None:
+        """Counts an event of `NOTES` and notes it."""
+        self.counts[event] += 1
+        self.notes.append(f"{levels.name(level)}: {NOTES[event].format(*details)}")
 
 
 def clean_mask(mask: Volume) -> CleanedMask:
@@ -83,41 +73,44 @@ def clean_mask(mask: Volume) -> CleanedMask:
         mask: (X, Y, Z) uint8, VerSe levels.
     """
     made = CleanedMask()
-    boxes = ndimage.find_objects(mask.data.astype(np.uint8, copy=False))
-    present = [i + 1 for i, box in enumerate(boxes) if box is not None and i + 1 in levels.VERTEBRAE]
-    found = _pieces(mask, {level: boxes[level - 1] for level in levels.in_order(present)}, made)
-    _note_missing(list(found), made)
-    parts = {level: _tight(label) for level, label in found.items()}
+    cleaned, doubled = _assign_pieces(mask, made)
+    boxes = ndimage.find_objects(cleaned)
+    found = levels.in_order([i + 1 for i, box in enumerate(boxes) if box is not None])
+    for level in levels.NAMES:
+        between = found and _ORDER[found[0]] < _ORDER[level] < _ORDER[found[-1]]
+        if between and level not in found and level not in levels.RARE:
+            made.note("missing", level)
+    parts = {level: (cleaned[boxes[level - 1]] == level, boxes[level - 1]) for level in found}
     volumes = {level: float(part.sum() * mask.spacing_mm.prod()) for level, (part, _) in parts.items()}
     heights = {level: (box[2].stop - box[2].start) * mask.spacing_mm[2] for level, (_, box) in parts.items()}
-    reasons: dict[int, tuple[str, str]] = {}
+    skipped: dict[int, tuple[str, tuple[object, ...]]] = {}
 
-    def skip(kind: str, text: str, level: int) -> None:
-        reasons[level] = (kind, text)
+    def skip(event: str, level: int, *details: object) -> None:
+        # A skipped vertebra no longer counts as a neighbour in the later tests.
+        skipped[level] = (event, details)
         volumes.pop(level)
 
-    # A skipped vertebra no longer counts as a neighbour in the later tests.
     for level, (_, box) in parts.items():
         if any(side.start == 0 or side.stop == n for side, n in zip(box, mask.data.shape, strict=True)):
-            skip("truncated", "truncated by the volume's border", level)
-    for upper, lower in _halves(volumes, parts, mask):
-        text = f"{levels.name(upper)} and {levels.name(lower)} are one vertebra with two numbers"
-        for level in {upper, lower} & set(volumes):
-            skip("split", text, level)
+            skip("truncated", level, "truncated by the volume's border")
+    for pair in _halves(volumes, parts, mask):
+        for level in set(pair) & set(volumes):
+            skip("split", level, *map(levels.name, pair))
     large = [n for n, mm3 in volumes.items() if mm3 > LARGER_THAN_NEIGHBOURS * _usual_volume(volumes, n, mm3)]
     large += [n for n, mm3 in volumes.items() if mm3 > LARGEST_MM3[levels.region(n)]]
-    large += [n for n in volumes if heights[n] > TALLEST_MM[levels.region(n)] or found[n].merged]
+    large += [n for n in volumes if heights[n] > TALLEST_MM[levels.region(n)] or n in doubled]
     for level in dict.fromkeys(large):
-        skip("merged", "two or more vertebrae with one number", level)
+        skip("merged", level)
     for level in list(volumes):
         if _is_flat(parts[level][0]):
-            skip("truncated", "it ends in a flat face, as if truncated", level)
+            skip("truncated", level, "it ends in a flat face, as if truncated")
     for level, mm3 in list(volumes.items()):
         if mm3 < max(SMALLEST_MM3, SMALLER_THAN_NEIGHBOURS * _usual_volume(volumes, level, mm3)):
-            skip("small", f"only {mm3 / 1e3:.1f} cm3, so a part of it is missing", level)
+            skip("small", level, mm3 / 1e3)
     for level, part in parts.items():
-        if level in reasons:
-            made.note(reasons[level][0], level, f"{reasons[level][1]}, skipped.")
+        if level in skipped:
+            event, details = skipped[level]
+            made.note(event, level, *details)
         else:
             made.parts[level] = part
             made.counts["whole"] += 1
@@ -129,75 +122,61 @@ def centroid(mask: Volume, part: np.ndarray, box: tuple[slice, ...]) -> np.ndarr
     return mask.world(np.argwhere(part).mean(0) + [side.start for side in box])
 
 
-def _pieces(mask: Volume, boxes: dict[int, tuple[slice, ...]], made: CleanedMask) -> dict[int, _Label]:
-    """Each level's vertebra: its largest piece, with the pieces that are joined or moved to it."""
-    touching = np.ones((3, 3, 3))
-    voxel_mm3 = float(mask.spacing_mm.prod())
-    labels, loose = {}, []
-    for level, box in boxes.items():
-        pieces, count = ndimage.label(mask.data[box] == level, touching)
+def _assign_pieces(mask: Volume, made: CleanedMask) -> tuple[np.ndarray, set[int]]:
+    """(X, Y, Z) uint8, the vertebra that each voxel belongs to, and the levels with a second vertebra."""
+    boxes = ndimage.find_objects(mask.data.astype(np.uint8, copy=False))
+    present = levels.in_order([i + 1 for i, box in enumerate(boxes) if box is not None and i + 1 in levels.VERTEBRAE])
+    cleaned, doubled = np.zeros(mask.data.shape, np.uint8), set()
+    voxel_mm3 = mask.spacing_mm.prod()
+    main_mm3, loose = {}, []
+    for level in present:
+        box = boxes[level - 1]
+        pieces, count = ndimage.label(mask.data[box] == level, np.ones((3, 3, 3)))
         sizes = np.bincount(pieces.ravel(), minlength=2)[1:]
         main = int(sizes.argmax()) + 1
-        labels[level] = _Label(box, pieces == main)
+        cleaned[box][pieces == main] = level
+        main_mm3[level] = sizes.max() * voxel_mm3
         if count > 1:
-            loose.append((level, pieces, sizes, main))
-    main_mm3 = {level: float(label.own.sum()) * voxel_mm3 for level, label in labels.items()}
-    for level, pieces, sizes, main in loose:
-        gaps = ndimage.distance_transform_edt(~labels[level].own, sampling=mask.spacing_mm)
+            loose.append((level, box, pieces, sizes.tolist(), main))
+    for level, box, pieces, sizes, main in loose:
+        gaps = ndimage.distance_transform_edt(cleaned[box] != level, sampling=mask.spacing_mm)
         fragments = []
-        for number in np.flatnonzero(np.arange(1, len(sizes) + 1) != main) + 1:
-            size = int(sizes[number - 1])
-            if size * voxel_mm3 < LEAST_SHARE * min(main_mm3.values()):
+        for number, size in enumerate(sizes, 1):
+            mm3 = size * voxel_mm3
+            if number == main:
+                continue
+            if mm3 < LEAST_SHARE * min(main_mm3.values()):
                 fragments.append(size)
                 continue
             piece = pieces == number
             near = gaps[piece].min() <= GAP_MM
-            other = 0 if near else _touched(mask, labels, boxes[level], piece, level)
-            receiver = other or level
-            if size * voxel_mm3 < LEAST_SHARE * main_mm3[receiver] or not (
-                near or other or size >= MERGED_SHARE * sizes.max()
-            ):
+            other = 0 if near else _touched(mask, box, piece, present)
+            if mm3 < LEAST_SHARE * main_mm3[other or level]:
                 fragments.append(size)
             elif other:
-                _add(labels[other], boxes[level], piece)
-                made.note("moved", other, f"{size} voxels that touch it had the label of {levels.name(level)}, moved.")
+                cleaned[box][piece] = other
+                made.note("moved", other, size, levels.name(level))
             elif near:
-                labels[level].own |= piece
-                made.note("joined", level, f"a separate piece of {size} voxels, joined.")
+                cleaned[box][piece] = level
+                made.note("joined", level, size)
+            elif mm3 >= MERGED_SHARE * main_mm3[level]:
+                doubled.add(level)
             else:
-                labels[level].merged = True
+                fragments.append(size)
         if fragments:
-            made.note("fragment", level, f"{len(fragments)} fragment(s), {sum(fragments)} voxels, dropped.")
-    return labels
+            made.note("fragment", level, len(fragments), sum(fragments))
+    return cleaned, doubled
 
 
-def _touched(mask: Volume, labels: dict[int, _Label], box: tuple[slice, ...], piece: np.ndarray, level: int) -> int:
-    """The other level whose label touches the most of a piece's rim, or 0."""
+def _touched(mask: Volume, box: tuple[slice, ...], piece: np.ndarray, present: list[int]) -> int:
+    """The level whose label touches the most of a piece's rim, or 0."""
     grown = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
     around = mask.data[grown]
     padded = np.pad(piece, [(side.start - g.start, 1) for side, g in zip(box, grown, strict=True)])
     padded = padded[tuple(slice(0, n) for n in around.shape)]
     rim = ndimage.binary_dilation(padded, np.ones((3, 3, 3))) & ~padded
     counts = np.bincount(around[rim], minlength=256)
-    others = [other for other in labels if other != level and counts[other]]
-    return max(others, key=lambda other: int(counts[other]), default=0)
-
-
-def _add(label: _Label, box: tuple[slice, ...], piece: np.ndarray) -> None:
-    """Adds the voxels of another block to a label, in a block that contains both."""
-    joint = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(label.box, box, strict=True))
-    own = np.zeros([side.stop - side.start for side in joint], bool)
-    for block, voxels in ((label.box, label.own), (box, piece)):
-        place = tuple(slice(b.start - j.start, b.stop - j.start) for b, j in zip(block, joint, strict=True))
-        own[place] |= voxels
-    label.box, label.own = joint, own
-
-
-def _tight(label: _Label) -> Part:
-    """A label's voxels in the smallest block that contains them."""
-    (tight,) = ndimage.find_objects(label.own.astype(np.uint8))
-    block = tuple(slice(b.start + t.start, b.start + t.stop) for b, t in zip(label.box, tight, strict=True))
-    return label.own[tight], block
+    return max((n for n in present if counts[n]), key=lambda n: int(counts[n]), default=0)
 
 
 def _is_flat(voxels: np.ndarray) -> bool:
@@ -234,11 +213,3 @@ def _halves(volumes: dict[int, float], parts: dict[int, Part], mask: Volume) -> 
         if small and step < close:
             found.append(pair)
     return found
-
-
-def _note_missing(present: list[int], made: CleanedMask) -> None:
-    """Notes levels without a voxel between the first and the last; the rare T13 and L6 are not expected."""
-    for level in levels.NAMES:
-        between = present and _ORDER[present[0]] < _ORDER[level] < _ORDER[present[-1]]
-        if between and level not in present and level not in (25, 28):
-            made.note("missing", level, "no voxel has its number.")

@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 WRITABLE = (".stl", ".ply", ".glb")
 READABLE = (".stl", ".ply", ".obj")
 UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
-LEFT_OUT_SHARE = 0.5
-"""Largest area of a piece that is left out, relative to the smallest vertebra's. Discs have at most a third."""
+LEFT_OUT_SHARE = 0.5  # Largest area of a disc or other piece, relative to the smallest vertebra's; discs have a third.
 _FRAME_NOTE = "SPACE=RAS mm: x to the patient's right, y to the front, z to the head"  # 3D Slicer reads SPACE=RAS
 _DIRECTIONS = {"r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1), "i": (2, -1)}
-
-# Taubin's shrinking and growing steps (pass band 1/_SHRINK - 1/_GROW below 0.1, as he advises).
-_SHRINK, _GROW, _ROUNDS = 0.5, 0.525, 10
+_SHRINK, _GROW, _ROUNDS = 0.5, 0.525, 10  # Taubin's steps (pass band 1/_SHRINK - 1/_GROW below 0.1, as he advises).
 
 
 def extract_surface(
@@ -70,7 +67,7 @@ def extract_surface(
 
 
 def join_surfaces(meshes: Sequence[trimesh.Trimesh]) -> trimesh.Trimesh:
-    """One mesh of several, as separate components; raises InputError if there is none."""
+    """One mesh of several separate components; raises InputError if there is none."""
     import trimesh
 
     if not meshes:
@@ -164,15 +161,9 @@ def surface_to_ras(surface: trimesh.Trimesh, unit: str, frame: str) -> trimesh.T
 
 
 def largest_pieces(surface: trimesh.Trimesh, count: int, name: str) -> list[trimesh.Trimesh]:
-    """The connected pieces of a surface that are vertebrae, without smaller pieces such as discs.
+    """The `count` closed pieces of a surface with the largest area, the largest first: vertebrae without their discs.
 
-    Args:
-        surface: several vertebrae that share no edge.
-        count: number of vertebrae.
-        name: of the file, for the message.
-
-    Returns:
-        The `count` closed pieces of largest area, the largest first; holes of one or two triangles are closed.
+    Holes of one or two triangles are closed. `name` is that of the file, for the message.
 
     Raises:
         InputError: there are fewer, or a piece that is left out is not clearly smaller.
@@ -206,22 +197,11 @@ def axes_to_ras(frame: str) -> np.ndarray:
 
 
 def signed_distance_at(points: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Signed distance of points from the surface of a mask, positive outside.
+    """(N,) float32, distance in mm of points (N, 3), RAS mm, from the surface of a mask (X, Y, Z) bool, positive outside.
 
     The distance is to the nearest of many samples on the mask's smoothed surface. On a ball of 1.5 mm voxels the mean
     error is within 0.1 mm, and single values scatter by about 0.2 mm. (A distance transform between voxel centres is
-    0.3 mm too short at 2 mm.)
-
-    Args:
-        points: (N, 3) RAS mm, for example a mesh's vertices.
-        mask: (X, Y, Z) bool.
-        affine: (4, 4) of the mask, voxel index to RAS mm.
-
-    Returns:
-        (N,) float32 mm.
-
-    Raises:
-        InputError: the mask is empty.
+    0.3 mm too short at 2 mm.) An empty mask raises InputError.
     """
     weights = np.array([[i, j, 4 - i - j] for i in range(5) for j in range(5 - i)]) / 4
     samples = (weights @ extract_surface(mask, affine).triangles).reshape(-1, 3)
@@ -235,10 +215,6 @@ def voxelise(mesh: trimesh.Trimesh, spacing_mm: float) -> Volume:
     """The voxels whose centres are inside a mesh, by the parity of crossings along z.
 
     For a mesh with holes, a voxel is inside if the crossings along two of the three axes agree on it.
-
-    Args:
-        mesh: in RAS mm.
-        spacing_mm: voxel size.
 
     Returns:
         uint8, 0 or 1, on an axis-aligned grid with a margin of one voxel.
@@ -265,8 +241,7 @@ def voxelise(mesh: trimesh.Trimesh, spacing_mm: float) -> Volume:
 
 @functools.cache
 def _crossings() -> Callable[[np.ndarray, np.ndarray], Any]:
-    """`_cross_columns`, compiled on first use."""
-    import numba
+    import numba  # Compiles on first use.
 
     return numba.njit(cache=True)(_cross_columns)
 
@@ -274,9 +249,8 @@ def _crossings() -> Callable[[np.ndarray, np.ndarray], Any]:
 def _cross_columns(triangles: np.ndarray, crossings: np.ndarray) -> None:
     """Toggles the first voxel above each crossing of a triangle with a column of voxel centres along the last axis.
 
-    `triangles` is (N, 3, 3) float64 in voxel indices; `crossings` is (X, Y, Z) uint8. A column exactly through an edge
-    crosses only one of the edge's two triangles: the test against an edge always runs from its lower to its upper end, so
-    both triangles get the same rounding, and an edge includes only its lower end.
+    `triangles` is (N, 3, 3) float64 in voxel indices. A column exactly through an edge crosses only one of the edge's two
+    triangles: the test always runs from the edge's lower end, which alone belongs to it, with the same rounding for both.
     """
     columns, rows, height = crossings.shape
     for t in range(len(triangles)):

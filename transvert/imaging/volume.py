@@ -24,16 +24,11 @@ from transvert import levels
 from transvert.io import InputError, atomic_path
 
 AIR_HU = -1000.0
-FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5
-"""Limits of a plausible affine: voxel size, length of the volume, and distance of its first voxel from the origin."""
+FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5  # A plausible voxel, volume, and distance from the origin.
 
-_PACKED = {".nii": 1, ".gz": 1032}
-"""Largest ratio of content to file size by file ending; 1032 is the limit of deflate."""
-_AT_ONCE = 2**20
-"""Voxels that are read and scaled at a time, in whole slices."""
-_LOG = nibabel.imageglobals.logger
-_CRUMB = 0.05
-"""Labels smaller than this, relative to the largest, are ignored when the order of a mask's labels is checked."""
+_PACKED = {".nii": 1, ".gz": 1032}  # Largest ratio of content to file size; 1032 is the limit of deflate.
+_AT_ONCE = 2**20  # Voxels that are read and scaled at a time, in whole slices.
+_CRUMB = 0.05  # Smaller labels, relative to the largest, are ignored when the order of a mask's labels is checked.
 
 
 @dataclass(frozen=True)
@@ -75,22 +70,16 @@ def cube_affine(centre: np.ndarray, size: int, spacing_mm: float) -> np.ndarray:
 
 
 def cut_cube(volume: Volume, centre: np.ndarray, size: int, spacing_mm: float, *, order: int, fill: float) -> Volume:
-    """Resamples an axis-aligned cube from a volume.
+    """The cube of `cube_affine`, (size, size, size), resampled from a volume on any grid, with `fill` outside.
 
-    Args:
-        volume: any grid, also an oblique one.
-        centre: (3,) RAS mm.
-        size: voxels per side.
-        spacing_mm: voxel size of the cube.
-        order: 1 for values (with averaging over the volume's voxels if the cube is coarser), 0 for labels.
-        fill: the value outside the volume.
-
-    Returns:
-        (size, size, size), the volume's dtype.
+    `order` is 1 for values (averaged over the volume's voxels if the cube is coarser) and 0 for labels.
     """
     target = cube_affine(centre, size, spacing_mm)
     mapping = np.linalg.inv(volume.affine) @ target
-    low, high = _index_box(mapping, size, volume.data.shape)
+    # Only the block of voxels that the cube touches is resampled, with a margin of two.
+    corners = np.array(list(itertools.product([0.0, size - 1.0], repeat=3))) @ mapping[:3, :3].T + mapping[:3, 3]
+    low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, volume.data.shape)
+    high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, 0, volume.data.shape)
     if (high <= low).any():
         return Volume(np.full((size,) * 3, fill, volume.data.dtype), target)
     block = volume.data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
@@ -132,11 +121,7 @@ def read_ct(path: str | Path) -> Volume:
 
 
 def read_mask(path: str | Path, convention: str = "verse") -> Volume:
-    """Reads a vertebra label mask from NIfTI.
-
-    Args:
-        path: the file.
-        convention: the file's label numbers, a key of `levels.CONVENTIONS`.
+    """Reads a vertebra label mask from NIfTI, whose label numbers follow a key of `levels.CONVENTIONS`.
 
     Returns:
         (X, Y, Z) uint8, VerSe levels, 0 elsewhere.
@@ -180,7 +165,7 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     try:
-        _LOG.disabled = True  # Its warnings are about repairs that are refused below or harmless.
+        nibabel.imageglobals.logger.disabled = True  # Its repairs are refused below or harmless.
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is a subclass
             raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
@@ -195,15 +180,14 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
             raise
         raise _damaged(path, " ".join(str(error).split())) from None
     finally:
-        _LOG.disabled = False
+        nibabel.imageglobals.logger.disabled = False
 
 
 def _in_ras(image: nibabel.Nifti1Image, dtype: type | None) -> Volume:
-    """A checked image's values in canonical order, scaled as its header states.
+    """A checked image's values in canonical order, scaled; a `dtype` of None keeps unscaled whole numbers.
 
     Slices are written directly to their place in the result, so the memory is little more than that of the volume.
-    (nibabel's `as_closest_canonical` and `get_fdata` need seven times an int16 CT.) A `dtype` of None keeps unscaled whole
-    numbers and makes all other values float32.
+    (nibabel's `as_closest_canonical` and `get_fdata` need seven times an int16 CT.)
     """
     # One open file, so that a compressed volume is decompressed once and not from its start for each slab.
     holder: Any = image.file_map["image"]
@@ -246,22 +230,15 @@ def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
         raise InputError(
             f"{path.name} does not state its orientation in the patient (sform and qform codes are 0); set one of them."
         )
-    by_pixdim = not image.header["sform_code"] and not (header["pixdim"][1:4] > 0).all()
-    affine = image.affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        by_pixdim
-        or not np.isfinite(affine).all()
-        or not (spacing > FINEST_MM).all()
-        or (spacing * shape[:3] > LONGEST_MM).any()
-        or (np.abs(affine[:3, 3]) > FARTHEST_MM).any()
-        or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1
-    ):
-        size = " x ".join(f"{s:.3g}" for s in (header["pixdim"][1:4] if by_pixdim else spacing))
-        first = ", ".join(f"{x:.3g}" for x in affine[:3, 3])
-        raise InputError(
-            f"{path.name} has an impossible affine (voxels of {size} mm, the first at {first}); correct it."
-        )
+    matrix, origin = image.affine[:3, :3], image.affine[:3, 3]
+    spacing = np.linalg.norm(matrix, axis=0) if image.header["sform_code"] else header["pixdim"][1:4]
+    sized = (
+        np.isfinite(image.affine).all() and (spacing > FINEST_MM).all() and (spacing * shape[:3] <= LONGEST_MM).all()
+    )
+    if not sized or (np.abs(origin) > FARTHEST_MM).any() or abs(np.linalg.det(matrix / spacing)) < 0.1:
+        size, first = " x ".join(f"{s:.3g}" for s in spacing), ", ".join(f"{x:.3g}" for x in origin)
+        said = f"voxels of {size} mm, the first at {first}"
+        raise InputError(f"{path.name} has an impossible affine ({said}); correct it.")
 
 
 def _damaged(path: Path, reason: str) -> InputError:
@@ -280,7 +257,8 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
     better = [other for other, found in others if len(found) >= least and not _out_of_order(found)]
     if heights and not wrong and not better:
         return
-    by = f"by the '{convention}' label numbers (it holds {_some(np.unique(values))})"
+    numbers = [f"{v:g}" for v in np.unique(values)]
+    held = ", ".join(numbers[:8] + ["..."] * (len(numbers) > 8))
     if wrong:
         said = f"{levels.name(wrong[0][1])} above {levels.name(wrong[0][0])}"
     else:
@@ -291,7 +269,7 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
         hint = "its numbers are wrong or it is upside down: renumber its labels or correct its affine"
     else:
         hint = f"leave it out, or state another convention of {', '.join(levels.CONVENTIONS)} in its data manifest"
-    raise InputError(f"The mask {name} has {said} {by}; {hint}.")
+    raise InputError(f"The mask {name} has {said} by the '{convention}' label numbers (it holds {held}); {hint}.")
 
 
 def _heights(labels: np.ndarray) -> dict[int, float]:
@@ -311,20 +289,6 @@ def _out_of_order(heights: dict[int, float]) -> list[tuple[int, int]]:
     return [(upper, lower) for upper, lower in itertools.pairwise(heights) if heights[upper] <= heights[lower]]
 
 
-def _index_box(mapping: np.ndarray, size: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The block of voxels that a cube touches, with a margin of two, clipped to the volume."""
-    corners = np.array(list(itertools.product([0.0, size - 1.0], repeat=3)))
-    corners = corners @ mapping[:3, :3].T + mapping[:3, 3]
-    low = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, shape)
-    high = np.clip(np.ceil(corners.max(0)).astype(int) + 3, 0, shape)
-    return low, high
-
-
 def _grid(volume: Volume) -> str:
     shape, spacing = " x ".join(map(str, volume.data.shape)), " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
     return f"{shape} voxels of {spacing} mm"
-
-
-def _some(values: np.ndarray) -> str:
-    text = ", ".join(f"{v:g}" for v in values[:8])
-    return text + (", ..." if len(values) > 8 else "")

@@ -19,29 +19,16 @@ from transvert.imaging.volume import Volume
 from transvert.io import InputError
 
 SACRUM = 26
-USUAL = tuple(level for level in levels.NAMES if level not in levels.RARE)
-"""The levels that most people have (no T13 and L6), from head to tail."""
-
+USUAL = tuple(level for level in levels.NAMES if level not in levels.RARE)  # Most people's levels, from head to tail.
+# Half the depth of the body of each usual level in an adult, after common anatomy; C1 first.
 HALF_DEPTH_MM = np.interp(np.arange(25), [0, 6, 7, 8, 10, 14, 18, 21, 24], [8, 8.5, 9, 10.5, 12.5, 14.5, 16, 17.5, 18])
-"""Half the depth of the body of each usual level in an adult, after common anatomy; C1 first."""
-
-DISC_MM = {"C": (4.0, 6.0), "T": (3.0, 6.0), "L": (7.0, 11.0), "S": (1.0, 3.0)}
-"""Range of the height of the disc below a vertebra, by its region."""
-
-REACH_MM = 75.0
-"""Distance beyond the first and last vertebra of the mask that copies fill: past the rim of a stored patch."""
-SIZE_JITTER = 0.03
-TURN_JITTER_DEG = 3.0
-"""Standard deviations of a copy's relative size and of its rotation about each axis."""
-LEAST_PITCH_MM = 3.0
-"""Smallest step down from one vertebra's centre to the next one's."""
-ATLAS_HALF_MM = (22.0, 8.0, 8.0)
-"""Half the size assumed for C1, which has no body."""
-SACRAL_TURN_DEG = 35.0
-"""Backward turn of the column where the sacrum begins."""
-LEAST_CANAL_MM2 = 40.0
-LEAST_FRONT_MM = 2.5
-"""Smallest area of the vertebral canal, and smallest distance of the body from it, for a canal to be recognised."""
+DISC_MM = {"C": (4.0, 6.0), "T": (3.0, 6.0), "L": (7.0, 11.0), "S": (1.0, 3.0)}  # Height of the disc below a vertebra.
+REACH_MM = 75.0  # Copies reach this far beyond the mask's vertebrae: past the rim of a stored patch.
+SIZE_JITTER, TURN_JITTER_DEG = 0.03, 3.0  # Standard deviations of a copy's relative size and of its rotations.
+LEAST_PITCH_MM = 3.0  # Smallest step down from one vertebra's centre to the next one's.
+ATLAS_HALF_MM = (22.0, 8.0, 8.0)  # Half the size assumed for C1, which has no body.
+SACRAL_TURN_DEG = 35.0  # Backward turn of the column where the sacrum begins.
+LEAST_CANAL_MM2, LEAST_FRONT_MM = 40.0, 2.5  # Area of a recognised canal, and distance of the body from it.
 
 _GRID_MM = 1.5
 _PIXEL_MM = 2.0
@@ -71,11 +58,8 @@ class Bone:
 class Column:
     """Vertebrae from head to tail, and the curve through their bodies.
 
-    A place is a position along the column in levels: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum.
-
-    Attributes:
-        bones: from head to tail.
-        scale: this person's size relative to the adult of the tables.
+    A place is a position along the column in levels: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum. The scale is the
+    person's size relative to the adult of the tables.
     """
 
     bones: tuple[Bone, ...]
@@ -111,10 +95,6 @@ def place_of(level: int) -> float:
 def build_column(mask: Volume, random: np.random.Generator) -> Column:
     """The column of a mask: its whole vertebrae, its sacrum, and copies between them and for `REACH_MM` beyond.
 
-    Args:
-        mask: (X, Y, Z) uint8, VerSe levels.
-        random: generator for the copies.
-
     Raises:
         InputError: no whole vertebra in the mask, or vertebrae that are not one above the other.
     """
@@ -132,8 +112,13 @@ def build_column(mask: Volume, random: np.random.Generator) -> Column:
         )
     bones = _filled(bones, random)
     top, bottom = bones[0].centre[2] + REACH_MM, bones[-1].centre[2] - REACH_MM
-    upward = bones[0].centre - bones[1].centre if len(bones) > 1 else _lean(bones[0])
-    downward = bones[-1].centre - bones[-2].centre if len(bones) > 1 else -upward
+    if len(bones) > 1:
+        upward, downward = bones[0].centre - bones[1].centre, bones[-1].centre - bones[-2].centre
+    else:
+        # Halfway between the vertebra's canal and the world's z axis.
+        canal = _canal_direction(bones[0].part)
+        upward = np.array([0.0, 0.0, 1.0]) + (0 if canal is None else canal * np.sign(canal[2]))
+        downward = -upward
     while bones[0].centre[2] < top and place_of(bones[0].level) > 1:
         bones.insert(0, _next(bones[0], upward, random))
     while bones[-1].centre[2] > bottom and (bones[-1].level != SACRUM or bones[-1].copied):
@@ -142,14 +127,7 @@ def build_column(mask: Volume, random: np.random.Generator) -> Column:
 
 
 def measure_bone(level: int, part: np.ndarray, box: tuple[slice, ...], mask: Volume) -> Bone:
-    """A vertebra with the centre and the size of its body.
-
-    Args:
-        level: VerSe number.
-        part: (X, Y, Z) bool, the vertebra's voxels.
-        box: the block of the mask that `part` fills.
-        mask: the mask with its grid.
-    """
+    """A vertebra, with the centre and size of its body, from its voxels (X, Y, Z) bool and their block of the mask."""
     voxels = np.pad(part, 1)
     affine = mask.affine.copy()
     affine[:3, 3] = mask.world(np.array([side.start - 1 for side in box]))
@@ -198,13 +176,6 @@ def _filled(bones: list[Bone], random: np.random.Generator) -> list[Bone]:
             filled.append(_copy(source, level, start.centre + share * (bone.centre - start.centre), random))
         filled.append(bone)
     return filled
-
-
-def _lean(bone: Bone) -> np.ndarray:
-    """(3,) the way up from a single vertebra: halfway between its canal and the world's z axis."""
-    canal = _canal_direction(bone.part)
-    up = np.array([0.0, 0.0, 1.0])
-    return up if canal is None else up + canal * np.sign(canal[2])
 
 
 def _next(bone: Bone, along: np.ndarray, random: np.random.Generator) -> Bone:

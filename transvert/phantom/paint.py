@@ -17,17 +17,14 @@ from transvert.phantom import column, skeleton, torso
 from transvert.phantom.column import Bone, Column
 from transvert.phantom.shapes import Noise, blank, blend, box_of, edge, grid_mm
 
+# Ranges of a phantom's material, drawn uniformly once per phantom.
 CORTICAL_HU = (250.0, 1200.0)
 TRABECULAR_HU = (50.0, 320.0)
 SOFT_HU = (0.0, 80.0)
 SHELL_MM = (0.5, 1.5)
 DISC_HU = (50.0, 120.0)
-"""Ranges of a phantom's material, drawn uniformly once per phantom."""
-
-BONE_JITTER = 0.08
-"""Relative standard deviation of the material between the vertebrae of a phantom."""
-MARGIN_MM = 66.0
-"""Smallest margin above the first and below the last centre of mass; stored patches end within it."""
+BONE_JITTER = 0.08  # Relative standard deviation of the material between the vertebrae of a phantom.
+MARGIN_MM = 66.0  # Smallest margin above the first and below the last centre of mass; stored patches end within it.
 
 
 def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
@@ -36,11 +33,10 @@ def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
     Args:
         mask: (X, Y, Z) uint8, VerSe levels, any grid; labels other than vertebrae and sacrum are ignored.
         seed: equal seeds give equal phantoms.
-        spacing_mm: voxel size of the phantom.
 
     Returns:
-        (X, Y, Z) float32, HU, isotropic and axis-aligned: the whole trunk around the mask's whole vertebrae, at least
-        `MARGIN_MM` above and below their centres of mass.
+        (X, Y, Z) float32, HU, with voxels of `spacing_mm`, axis-aligned: the whole trunk around the mask's whole vertebrae,
+        at least `MARGIN_MM` above and below their centres of mass.
 
     Raises:
         InputError: as `column.build_column`.

@@ -104,15 +104,7 @@ class Slice:
 def ellipsoid(
     canvas: Volume, centre: np.ndarray, half_mm: tuple[float, float, float], hu: float, turn: np.ndarray | None = None
 ) -> None:
-    """Paints an ellipsoid.
-
-    Args:
-        canvas: to paint on.
-        centre: (3,) RAS mm.
-        half_mm: half axes.
-        hu: HU of the inside.
-        turn: (3, 3) rotation with the directions of the axes in its columns; axis-aligned by default.
-    """
+    """Paints an ellipsoid; `turn` (3, 3) has the directions of its half axes in its columns, x, y and z by default."""
     centre, half = np.asarray(centre, float), np.asarray(half_mm, float)
     turn = np.eye(3) if turn is None else turn
     reach = np.sqrt((turn**2) @ half**2)
@@ -135,15 +127,7 @@ def smooth_curve(points: np.ndarray, step_mm: float) -> np.ndarray:
 def tube(
     canvas: Volume, path: np.ndarray, half_mm: tuple[float, float, float], hu: float, below_hu: float = np.inf
 ) -> None:
-    """Paints a tube with round ends along a path.
-
-    Args:
-        canvas: to paint on.
-        path: (N, 3) RAS mm.
-        half_mm: half the thickness along x, y and z.
-        hu: HU of the inside.
-        below_hu: paint only where the canvas is below this.
-    """
+    """Paints a tube with round ends, `half_mm` from its path (N, 3) in x, y and z, where the canvas is below `below_hu`."""
     half = np.asarray(half_mm, float)
     for start, end in itertools.pairwise(path):
         box = box_of(canvas, np.minimum(start, end) - half, np.maximum(start, end) + half)
@@ -161,13 +145,7 @@ def tube(
 
 
 class Noise:
-    """Smooth noise with mean near 0 and standard deviation near 1, drawn once and evaluated slice by slice.
-
-    Args:
-        shape: voxels along x, y and z.
-        scale: size of the detail in voxels.
-        random: generator.
-    """
+    """Smooth noise with mean near 0, standard deviation near 1 and details of `scale` voxels, drawn once."""
 
     def __init__(self, shape: tuple[int, ...], scale: float, random: np.random.Generator):
         coarse = random.standard_normal([int(np.ceil(n / scale)) + 3 for n in shape]).astype(np.float32)

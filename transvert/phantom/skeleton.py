@@ -13,31 +13,24 @@ from transvert.phantom.column import Bone, Column
 from transvert.phantom.shapes import ellipsoid, smooth_curve, tube
 from transvert.phantom.torso import Torso
 
-SHELL_HU = (400.0, 900.0)
-CORE_HU = (80.0, 260.0)
-CARTILAGE_HU = (70.0, 140.0)
-"""Ranges of compact bone, of the bone inside it, and of the ribs' front ends."""
+# Ranges of compact bone, of the bone inside it, and of the ribs' front ends.
+SHELL_HU, CORE_HU, CARTILAGE_HU = (400.0, 900.0), (80.0, 260.0), (70.0, 140.0)
+# Positions of the arms: probability; level and lateral mm of the shoulder; from the shoulder to the elbow and to the hand,
+# mm outward, forward and up. Arms are up in a CT, except one of the neck, and forward in many standing radiographs.
 ARMS = {
     "up": (0.5, (6.9, 148), ((0, 60, 260), (-40, 70, 480))),
     "forward": (0.3, (7.8, 160), ((10, 230, -120), (-20, 440, -40))),
     "down": (0.2, (7.8, 165), ((25, -10, -300), (35, 60, -640))),
 }
-"""Positions of the arms: probability; level and lateral mm of the shoulder; from the shoulder to the elbow and to the hand,
-mm outward, forward and up. Arms are up in a CT, except one of the neck, and forward in many standing radiographs."""
-SHOULDER_SPREAD_MM = 7.0
-ARM_SPREAD_MM = 20.0
-"""Standard deviations of the position of each shoulder, and of each elbow and hand."""
-MUSCLE_ARM_MM = (32.0, 46.0)
-"""Half the thickness of an upper arm."""
+SHOULDER_SPREAD_MM, ARM_SPREAD_MM = 7.0, 20.0  # Standard deviations of shoulders, and of elbows and hands.
+MUSCLE_ARM_MM = (32.0, 46.0)  # Half the thickness of an upper arm.
 
 RIB_HALF_MM = (3.6, 3.6, 6.0)
 RIB_SHELL_MM = 1.3
+# Angle at which the bone of each rib ends, from the back (0) to the front (180), and its descent from back to front.
 _END_DEG = (150, 150, 148, 142, 138, 134, 130, 122, 114, 106, 82, 52)
-"""Angle at which the bone of each rib ends, from the back (0) to the front (180)."""
 _FALL_MM = (30, 46, 60, 74, 86, 94, 100, 98, 92, 84, 66, 46)
-"""Descent of each rib from back to front."""
-FALL_SCALE = (0.75, 1.15)
-"""Range of a person's factor on the descent of the ribs."""
+FALL_SCALE = (0.75, 1.15)  # Range of a person's factor on the descent of the ribs.
 _LAST_NECK_LEVEL = 7
 
 
@@ -88,15 +81,7 @@ def _bone(canvas: Volume, path: np.ndarray, half_mm: tuple[float, float, float],
 
 
 def rib(bone: Bone, number: int, side: int, fall: float, torso: Torso) -> tuple[np.ndarray, np.ndarray]:
-    """Paths of a rib's bone and of its cartilage, each (N, 3) RAS mm.
-
-    Args:
-        bone: the vertebra of the rib.
-        number: 1 to 12.
-        side: 1 for the right rib, -1 for the left.
-        fall: factor on the rib's descent, from `FALL_SCALE`.
-        torso: the trunk, with the oval of the ribs.
-    """
+    """Paths of the bone and cartilage of rib 1 to 12 of a vertebra, each (N, 3) RAS mm; `side` is 1 on the right, else -1."""
     start = bone.centre + bone.half_mm * [side * 1.1, -0.8, 0.5]
     _, _, half_width, _ = torso.cage_at(start[2])
     first = float(np.arcsin(min(0.8, 38.0 / float(half_width))))

@@ -19,6 +19,7 @@ from transvert.imaging.volume import AIR_HU, Volume
 from transvert.phantom.column import Column
 from transvert.phantom.shapes import Ellipsoid, Noise, Slice, axes_mm, blend, oval_radius, smooth_curve, tube
 
+# Ranges of tissues, drawn uniformly once per phantom or organ.
 MUSCLE_HU = (20.0, 70.0)
 FAT_HU = (-115.0, -85.0)
 LUNG_HU = (-880.0, -720.0)
@@ -29,85 +30,56 @@ KIDNEY_HU = (28.0, 190.0)
 BOWEL_HU = (-60.0, 60.0)
 GAS_HU = (-1000.0, -850.0)
 CANAL_HU = (0.0, 35.0)
+BLOOD_HU, CONTRAST_HU = (35.0, 55.0), (120.0, 350.0)  # Blood without and with contrast medium.
+CONTRAST_SHARE = 0.4  # Fraction of the phantoms with contrast medium.
+MOTTLE_HU = (12.0, 40.0)  # Range of the standard deviation within soft tissue (planes of fat, vessels).
+SOLID_TEXTURE_HU, LUNG_TEXTURE_HU = 25.0, 30.0  # Standard deviations of the finer texture of mediastinum and lungs.
+LUNG_BELOW_HU = -500.0  # Lung and gas are below this, all other tissue is above.
 
-GAS_SHARE = 0.35
-"""Fraction of the bowel loops that hold gas."""
+GAS_SHARE = 0.35  # Fraction of the bowel loops that hold gas.
 BOWEL_LOOPS = (18, 48)
-FAT_MM = (3.0, 32.0)
-"""Range of the fat under the skin of the trunk; the neck has a third of it."""
-BELLY_MM = 45.0
-"""Extra depth of the largest belly."""
-TRUNK_SCALE = (0.93, 1.08)
-"""Range of the factors on the trunk's width and depth, besides the scale of the column."""
-DIAPHRAGM_PLACE = (14.4, 16.8)
-"""Range of the place of the right dome's top: T8 (expiration) to T10 (deep inspiration)."""
-LUNG_BASE_PLACE = 19.0
-"""Place of the lungs' lower end."""
+FAT_MM = (3.0, 32.0)  # Range of the fat under the skin of the trunk; the neck has a third of it.
+BELLY_MM = 45.0  # Extra depth of the largest belly.
+TRUNK_SCALE = (0.93, 1.08)  # Range of the factors on the trunk's width and depth, besides the scale of the column.
+TRUNK_MM = 45.0  # Standard deviation of the smoothing that makes the trunk's axis from the spine.
+AIR_MM = 6.0  # Air around the skin at its widest.
+WALL_MM = 7.0  # From the middle of a rib to the lung.
+CAGE_POWER = 1.2  # Shape of the oval of the ribs, as in `oval_radius`.
+WAVE_MM, MEDIASTINUM_WAVE_MM = 20.0, 1.5  # Length and standard deviation of the mediastinum's variation.
+THORAX_PLACE, LUNG_BASE_PLACE = 6.2, 19.0  # Places of the lungs' tips and of their lower end.
+DIAPHRAGM_PLACE = (14.4, 16.8)  # Range of the right dome's top: T8 (expiration) to T10 (deep inspiration).
 LEFT_DOME_LOWER_MM = (2.0, 18.0)
+FADE_MM = 50.0  # Length above the base of the domes over which chest tissue fades into abdominal tissue.
+CARINA_PLACE = (10.2, 11.2)  # Range of the place where the windpipe divides: T4 to T5.
+LUNG_VESSELS = (30, 60)  # Range of the number of vessels per lung.
+LUNG_VESSEL_MM = (0.8, 3.2)  # Half their thickness at the ends and, at most, at the lung's root.
+SLAB = 16  # Slices painted at a time.
 
+# The muscular outline: half width, and distances behind and in front of the bodies' centres.
 _OUTLINE_PLACE = (-4, 0, 3, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25, 28)
 _OUTLINE_MM = {
     "half_width": (74, 74, 60, 60, 86, 126, 150, 156, 154, 148, 145, 143, 139, 136, 134, 142, 155, 165),
     "back": (80, 55, 52, 58, 70, 80, 79, 76, 73, 73, 73, 73, 76, 80, 82, 80, 78, 80),
     "front": (105, 100, 58, 52, 52, 62, 80, 98, 116, 138, 152, 154, 146, 138, 116, 106, 110, 115),
 }
-"""The muscular outline: half width, and distances behind and in front of the bodies' centres."""
-
+# The oval of the ribs, and below them of the abdominal cavity.
 _CAGE_PLACE = (6, 7, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25)
 _CAGE_MM = {
     "half_width": (30, 50, 74, 92, 103, 118, 128, 131, 127, 124, 120, 122, 125),
     "back": (15, 24, 31, 35, 38, 41, 41, 39, 35, 30, 18, 15, 15),
     "front": (25, 46, 66, 86, 102, 124, 138, 141, 133, 124, 102, 92, 95),
 }
-"""The oval of the ribs, and below them of the abdominal cavity."""
-
 _MEDIASTINUM_PLACE = (6, 8, 10, 12, 14, 17)
 _MEDIASTINUM_MM = (26, 28, 24, 25, 30, 30)
 _PSOAS_PLACE = (18, 19, 21, 23, 25)
 _PSOAS_MM = (2, 8, 17, 23, 22)
-AIR_MM = 6.0
-"""Air around the skin at its widest."""
-TRUNK_MM = 45.0
-"""Standard deviation of the smoothing that makes the trunk's axis from the spine."""
-WAVE_MM = 20.0
-MEDIASTINUM_WAVE_MM = 1.5
-"""Length and standard deviation of the variation of the mediastinum's width and centre."""
-WALL_MM = 7.0
-"""From the middle of a rib to the lung."""
-CAGE_POWER = 1.2
-"""Shape of the oval of the ribs, as in `oval_radius`."""
-MOTTLE_HU = (12.0, 40.0)
-"""Range of the standard deviation within soft tissue (planes of fat, vessels)."""
-SOLID_TEXTURE_HU = 25.0
-LUNG_TEXTURE_HU = 30.0
-"""Standard deviations of the finer texture of the mediastinum and of the lungs."""
-THORAX_PLACE = 6.2
-"""Place of the lungs' tips."""
-FADE_MM = 50.0
-"""Length above the base of the domes over which chest tissue fades into abdominal tissue."""
-LUNG_BELOW_HU = -500.0
-"""Lung and gas are below this, all other tissue is above."""
-SLAB = 16
-"""Slices painted at a time."""
-
-BLOOD_HU = (35.0, 55.0)
-CONTRAST_HU = (120.0, 350.0)
-"""Ranges of blood without contrast medium, and with it in a fraction `CONTRAST_SHARE` of the phantoms."""
-CONTRAST_SHARE = 0.4
-CARINA_PLACE = (10.2, 11.2)
-"""Range of the place where the windpipe divides: T4 to T5."""
-LUNG_VESSELS = (30, 60)
-"""Range of the number of vessels per lung."""
-LUNG_VESSEL_MM = (0.8, 3.2)
-"""Half their thickness at the ends and, at most, at the lung's root."""
-
+# Points as (place, mm to the right, mm to the front) of the bodies' centres; bronchi (right, left) from the carina.
 _AORTA = (
     *((14.0, 10, 70), (12.0, 14, 72), (10.8, 10, 62), (10.2, -2, 44), (10.3, -16, 22), (11.2, -21, 10), (13.0, -21, 8)),
     *((16.0, -15, 18), (19.0, -8, 28), (21.0, -6, 30), (22.4, -4, 30)),
 )
 _THROAT = ((0.0, 0, 24), (3.0, 1, 26), (5.5, 2, 27), (8.0, 2, 28))
 _BRONCHI = (((0.5, 12, 36), (1.3, 28, 30), (2.2, 42, 22)), ((0.5, -12, 36), (1.0, -30, 30), (1.7, -48, 22)))
-"""Points as (place, mm to the right, mm to the front) of the bodies' centres; bronchi (right, left) from the carina."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +100,8 @@ class Torso:
         z: (K,) RAS mm, the heights.
         place: (K,) places in the column.
         spine: (K, 2) x and y of the bodies' centres, RAS mm.
-        outline: of the muscles.
-        cage: of the ribs, and of the abdominal cavity below them.
+        outline: the muscles.
+        cage: the ribs, and below them the abdominal cavity.
         fat_mm: (K,) thickness of the fat under the skin.
         middle_x: (K,) mm from the spine to the mediastinum's centre, positive to the right.
         middle_half: (K,) mm, half width of the mediastinum.
@@ -211,22 +183,16 @@ def paint_torso(canvas: Volume, column: Column, torso: Torso, blood_hu: float, r
         slab = np.full((stop - start, len(x), len(y)), AIR_HU, np.float32)
         for k, picture in enumerate(slab, start):
             level = Slice(picture, x[:, None], y[None, :], spacing)
-            _paint_wall(level, torso, k, hu)
+            centre = np.array([torso.outline.x[k], torso.outline.y[k]])
+            half = np.array([torso.outline.half_width[k], torso.outline.half_depth[k]])
+            power = float(np.interp(torso.place[k], (5, 9), (1.7, 1.0)))
+            level.paint(centre, half + torso.fat_mm[k], hu["fat"], power)
+            level.paint(centre, half, hu["muscle"], power)
             if torso.place[k] > THORAX_PLACE:
                 _paint_cavity(level, torso, k, hu, domes, organs, fine.slice(k))
             level.paint(torso.spine[k] + (0, -21), np.array([9.0, 8.0]), hu["canal"])
             picture += np.where(picture > LUNG_BELOW_HU, mottle_hu * coarse.slice(k), 0)
         canvas.data[:, :, start:stop] = slab.transpose(1, 2, 0)
-
-
-def _paint_wall(level: Slice, torso: Torso, k: int, hu: dict[str, float]) -> None:
-    """Paints fat and muscle of one slice."""
-    outline = torso.outline
-    centre = np.array([outline.x[k], outline.y[k]])
-    half = np.array([outline.half_width[k], outline.half_depth[k]])
-    power = float(np.interp(torso.place[k], (5, 9), (1.7, 1.0)))
-    level.paint(centre, half + torso.fat_mm[k], hu["fat"], power)
-    level.paint(centre, half, hu["muscle"], power)
 
 
 def _paint_cavity(
