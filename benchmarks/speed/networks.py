@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.results import describe_run, markdown_table, resident_bytes, write_results
 from benchmarks.studies import comparison_networks  # noqa: F401 registers the networks
-from transvert.model.losses import segmentation_loss
 from transvert.model.networks import NETWORKS, build_network
 from transvert.model.predict import predict
+from transvert.model.train import segmentation_loss
 
 HERE = Path(__file__).resolve().parent
 BATCH = 6

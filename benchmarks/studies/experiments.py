@@ -201,7 +201,7 @@ def _train(plan: Plan, name: str, variant: Variant, recipe: Recipe) -> pd.DataFr
     """Scores of the held-out vertebrae of every fold, trained now or read from an earlier run."""
     tables = []
     for fold, rows in _folds(plan):
-        learned, watched = splits.train_and_watched(rows, recipe.patience)
+        learned = rows[rows["split"] == "train"]
         if variant.source:
             learned = learned[learned["source"] == variant.source]
         held = rows[rows["split"] == "held_out_subject"]
@@ -217,9 +217,8 @@ def _train(plan: Plan, name: str, variant: Variant, recipe: Recipe) -> pd.DataFr
                 last = curve.iloc[-1]
                 plan.log(f"{who}: step {last.step:.0f} of {recipe.steps}, loss {last.loss:.3f}, {last.seconds:.0f} s")
 
-            looked_at = splits.load_samples(plan.store, watched) if recipe.patience else []
             parts = splits.stream_samples(plan.store, learned)
-            curve = train_network(parts, looked_at, recipe, folder, on_epoch=report, progress=False)
+            curve = train_network(parts, [], recipe, folder, on_epoch=report, progress=False)
             scored = _score(plan, held, variant, folder / "weights.safetensors")
             told = {
                 n: getattr(recipe, n) for n in ("network", "optimiser", "learning_rate", "loss", "adversarial_weight")

@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from transvert import io
 from transvert.data import samples, store
 from transvert.data.samples import Samples
-from transvert.data.splits import iterate_folds, load_samples, split_index, stream_samples, train_and_watched
+from transvert.data.splits import iterate_folds, load_samples, split_index, stream_samples
 from transvert.io import InputError
 
 
@@ -84,14 +84,6 @@ def test_folds_hold_out_each_person_once_in_even_groups() -> None:
     assert [_held_out(rows) for rows in shuffled.values()] == [_held_out(rows) for rows in found.values()]
     ((_, one),) = iterate_folds(index, "folds:3:2")
     assert _held_out(one) == {"e", "f"}
-
-
-def test_early_stopping_never_looks_at_the_test_data() -> None:
-    ((_, rows),) = iterate_folds(_index(a=2, b=2, c=2, d=2), "folds:4:1")
-    learned, watched = train_and_watched(rows, 0)
-    assert set(learned["person"]) == {"b", "c", "d"} and set(watched["person"]) == {"a"}
-    learned, watched = train_and_watched(rows, 3)
-    assert set(learned["person"]) == {"b", "c"} and set(watched["person"]) == {"d"}
 
 
 def test_streamed_and_loaded_samples_are_those_of_the_rows(box_samples: Samples, tmp_path: Path) -> None:

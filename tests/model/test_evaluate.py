@@ -38,7 +38,9 @@ class Ball(nn.Module):
         return self.logits.expand(len(images), 1, SIZE, SIZE, SIZE)
 
 
-def test_every_whole_vertebra_is_scored_from_its_ct_or_a_phantom(patient: Patient, tmp_path: Path) -> None:
+def test_every_whole_vertebra_is_scored_from_its_ct_or_a_phantom(
+    patient: Patient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One subject has a CT, one has a mask of L2 and a truncated L3 alone, one cannot be read."""
     cut = Volume(patient.mask.data.copy(), patient.mask.affine)
     cut.data[cut.data == L1] = 0
@@ -49,8 +51,8 @@ def test_every_whole_vertebra_is_scored_from_its_ct_or_a_phantom(patient: Patien
     bad = tmp_path / "bad.nii.gz"
     bad.write_text("no volume")
     subjects = [Subject("sub-bad", mask=bad), patient.subject, Subject("sub-cut", mask=border, convention="verse")]
-    notes: list[str] = []
-    table = evaluate.evaluate_subjects(subjects, Ball(), tmp_path / "out", log=notes.append, progress=False)
+    table = evaluate.evaluate_subjects(subjects, Ball(), tmp_path / "out", progress=False)
+    notes = capsys.readouterr().out.splitlines()
     written = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert list(table.columns) == list(written.columns) == list(evaluate.COLUMNS) == COLUMNS
     assert list(zip(written.subject, written.level, written.source, strict=True)) == [

@@ -95,31 +95,15 @@ def test_the_discriminator_scores_a_coarse_grid_and_learns() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_matter_unless_they_are_left_out(name: str) -> None:
+def test_maps_and_attention_can_be_left_out(name: str) -> None:
     plain, moved = _images(), _images()
     moved[:, :, 1] = moved[:, :, 1].flip(-1)
     for maps in (True, False):
-        made = networks.build_network(name, width=8, maps=maps).eval()
+        made = networks.build_network(name, width=8, maps=maps, attention=maps).eval()
+        assert any("attention" in key for key, _ in made.named_parameters()) is maps
         with torch.no_grad():
             assert torch.equal(made(plain), made(moved)) is not maps
     assert not torch.equal(plain, moved)
-
-
-def test_attention_can_be_left_out() -> None:
-    for name in ("transvert", "transvert_hull"):
-        without = networks.build_network(name, width=8, attention=False)
-        assert not [key for key, _ in without.named_parameters() if "attention" in key]
-        assert without(_images(2)).shape == (2, 1, 64, 64, 64)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_view_alone_still_reaches_the_volume(name: str, tiny: Make) -> None:
-    made = _loud(tiny(name)).eval()
-    one, other = _images(1, 0), _images(1, 1)
-    one[:, 0], other[:, 0] = 0, 0
-    with torch.no_grad():
-        first, second = made(one), made(other)
-    assert torch.isfinite(first).all() and not torch.equal(first, second)
 
 
 # Layers

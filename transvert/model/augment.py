@@ -28,7 +28,6 @@ from transvert.phantom import paint
 WATER_PER_MM = float(projector.attenuation(np.zeros(1, np.float32))[0])
 _STEPS_MM = (torch.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
 _GRID = 17  # Points along each side of the deformed grid, 6 mm apart.
-_PREFETCH = 2  # Steps whose samples are requested ahead.
 
 
 @dataclass(frozen=True)
@@ -36,47 +35,26 @@ class AugmentConfig:
     """The ranges of the augmentation: half-widths of uniform distributions unless stated. All 0 changes nothing.
 
     `crop=1, background=0, collimation=0` gives what the public benchmark trains on: a DRR of the 96 mm cube alone.
-
-    Attributes:
-        tilt_deg: rotation about the left-right axis, which varies most along one spine and from lying to standing.
-        turn_deg: rotation about each of the other two axes.
-        scale: relative size of all axes together.
-        stretch: relative size of each axis by itself.
-        shift_mm: translation of the vertebra in its cube; the landmark moves with it.
-        elastic_mm: standard deviation of a smooth displacement, on control points 24 mm apart.
-        elastic_fine_mm: the same on control points 12 mm apart.
-        mirror: probability that left and right are exchanged.
-        view_deg: rotation of each view's rays, about the body's long axis and about the picture's horizontal axis.
-        magnification: relative size of each radiograph about the patch's centre; the target keeps its size.
-        landmark_shift_mm: error of each view's landmark along rows and columns.
-        repaint: probability that a vertebra gets a phantom's material, with nothing around it but its neighbours' bones.
-        crop: probability that nothing beyond the 96 mm cube is projected.
-        background: size of random structures behind the vertebra; 1 is a body's.
-        blur: blur of the radiograph; 1 is up to about 6 mm.
-        noise: standard deviation of the noise where a patch has its mean attenuation, relative to the vertebra's
-            contrast. For the embedded CT a usual dose (2.5 uGy behind the patient) gives 0.03, a hundredth of it 0.25.
-        contrast: logarithm of the exponent of a grey-value power law.
-        collimation: probability that the edge of the exposed field cuts the patch.
     """
 
-    tilt_deg: float = 20.0
-    turn_deg: float = 10.0
-    scale: float = 0.15
-    stretch: float = 0.1
-    shift_mm: float = 4.0
-    elastic_mm: float = 2.5
-    elastic_fine_mm: float = 1.0
-    mirror: float = 0.5
-    view_deg: float = 5.0
-    magnification: float = 0.05
-    landmark_shift_mm: float = 3.0
-    repaint: float = 0.3
-    crop: float = 0.0
-    background: float = 1.0
-    blur: float = 1.0
-    noise: float = 0.25
-    contrast: float = 0.4
-    collimation: float = 0.15
+    tilt_deg: float = 20.0  #: Rotation about the left-right axis, which varies most, also from lying to standing.
+    turn_deg: float = 10.0  #: Rotation about each of the other two axes.
+    scale: float = 0.15  #: Relative size of all axes together.
+    stretch: float = 0.1  #: Relative size of each axis by itself.
+    shift_mm: float = 4.0  #: Translation of the vertebra in its cube; the landmark moves with it.
+    elastic_mm: float = 2.5  #: Standard deviation of a smooth displacement, on control points 24 mm apart.
+    elastic_fine_mm: float = 1.0  #: The same on control points 12 mm apart.
+    mirror: float = 0.5  #: Probability that left and right are exchanged.
+    view_deg: float = 5.0  #: Rotation of each view's rays, about the body's long and the picture's horizontal axis.
+    magnification: float = 0.05  #: Relative size of each radiograph about the patch's centre, not of the target.
+    landmark_shift_mm: float = 3.0  #: Error of each view's landmark along rows and columns.
+    repaint: float = 0.3  #: Probability of a phantom's material, with nothing around but the neighbours' bones.
+    crop: float = 0.0  #: Probability that nothing beyond the 96 mm cube is projected.
+    background: float = 1.0  #: Size of random structures behind the vertebra; 1 is a body's.
+    blur: float = 1.0  #: Blur of the radiograph; 1 is up to about 6 mm.
+    noise: float = 0.25  #: SD at the mean attenuation, relative to bone contrast. Usual dose 0.03, a hundredth 0.25.
+    contrast: float = 0.4  #: Logarithm of the exponent of a grey-value power law.
+    collimation: float = 0.15  #: Probability that the edge of the exposed field cuts the patch.
 
 
 AUGMENTATIONS = {
@@ -92,21 +70,15 @@ AUGMENTATIONS = {
         collimation=0.0,
     ),
 }
-"""For clinical radiographs, and for clean DRRs of the cube alone with exact landmarks, as public benchmarks use them."""
+"""For clinical radiographs, and for clean DRRs of the cube alone, as public benchmarks use them."""
 
 
 class Sampler:
     """Draws training batches from subjects in memory or in a store.
 
-    A store is read sample by sample, and the samples of the next steps are requested ahead, so that reading overlaps
-    with computing. The store's `SampleCache` must hold three steps' samples at least.
-
-    Args:
-        subjects: the training subjects' samples.
-        config: ranges of the augmentation.
-        seed: decides a batch together with its step, whatever was drawn before.
-        device: where the batches are made.
-        stride: distance between two steps that are drawn here: the number of processes that share the steps.
+    Seed and step decide a batch, whatever was drawn before. The samples of the next steps are requested ahead, so that
+    reading overlaps with computing; a store's `SampleCache` must hold three steps' samples at least. `stride` is the
+    distance between two steps that are drawn here: the number of processes that share the steps.
     """
 
     def __init__(
@@ -130,10 +102,11 @@ class Sampler:
         Steps walk through shuffled passes over all samples, so that each pass holds every sample once.
         """
         chosen = self._choose(step, size)
-        self._prefetch(chosen)
+        for s, row in chosen:
+            self.subjects[s].prefetch(row)
         unpacked = [unpack_sample(self.subjects[s], row) for s, row in chosen]
-        for n in range(1, _PREFETCH + 1):
-            self._prefetch(self._choose(step + n * self.stride, size))
+        for s, row in self._choose(step + self.stride, size) + self._choose(step + 2 * self.stride, size):
+            self.subjects[s].prefetch(row)
         hu, parts, outside = (
             torch.from_numpy(np.stack(arrays)).to(self.device) for arrays in zip(*unpacked, strict=True)
         )
@@ -145,10 +118,6 @@ class Sampler:
             return augment_batch(hu, parts, outside, self.config, random, threads)
         finally:
             torch.set_num_threads(threads)
-
-    def _prefetch(self, chosen: list[tuple[int, int]]) -> None:
-        for s, row in chosen:
-            self.subjects[s].prefetch(row)
 
     def _choose(self, step: int, size: int) -> list[tuple[int, int]]:
         """Subject and row of each sample of a step."""
@@ -191,8 +160,7 @@ def augment_batch(
         hu: (B, 84, 84, 84) int16, HU, RAS order.
         parts: (B, 84, 84, 84) uint8, `warp.OWN` in the vertebra, `warp.OTHER` in any other, or 0.
         outside: (B, 2, 84, 84) float32, attenuation × mm outside the middle 96 mm, AP and lateral; NaN beyond the film.
-        config: ranges of the augmentation.
-        random: source of random numbers.
+        config, random: ranges of the augmentation, and the source of random numbers.
         threads: CPU threads for the 3D steps.
 
     Returns:
@@ -211,31 +179,16 @@ def augment_batch(
     attenuation = attenuation + torch.where(full & exposed, beyond, 0.0)
     # (B, 2, x or y, z): the orientation matters neither to the spread nor to the centroid.
     thickness = torch.stack([target.sum(2), target.sum(1)], dim=1) * SPACING_MM
-    images = intensity.expose_patches(
-        attenuation,
-        bone_contrast(thickness),
-        exposed | ~full,
-        random,
-        background=config.background,
-        blur=config.blur,
-        noise=config.noise,
-        contrast=config.contrast,
-        collimation=config.collimation,
-    )
+    amounts = {name: getattr(config, name) for name in ("background", "blur", "noise", "contrast", "collimation")}
+    images = intensity.expose_patches(attenuation, bone_contrast(thickness), exposed | ~full, random, **amounts)
     maps = _draw_maps(thickness, views, config, random)
     return torch.stack([images, maps], dim=2), target[:, None]
 
 
 def drop_views(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """View dropout: replaces one of the two views by zeros in some samples, so that a network works with one view.
+    """View dropout: images (B, 2, 2, 64, 64) with zeros for one view in a share of the samples, AP or lateral alike.
 
-    Args:
-        images: (B, 2, 2, 64, 64) float32; not changed.
-        share: share of the samples that lose a view, 0 to 1; AP and lateral are equally likely.
-        generator: on the CPU, seeded by the step, so that equal steps lose equal views on every device.
-
-    Returns:
-        (B, 2, 2, 64, 64) float32.
+    The generator is on the CPU, so that equal seeds drop equal views on every device.
     """
     count = len(images)
     dropped = torch.zeros(count, 2, dtype=torch.bool)
@@ -245,7 +198,7 @@ def drop_views(images: torch.Tensor, share: float, generator: torch.Generator) -
 
 
 def bone_contrast(thickness: torch.Tensor) -> torch.Tensor:
-    """The contrast of vertebrae in their pictures, (B, 2, 1, 1), from their thickness along the rays (B, 2, S, S), mm."""
+    """The contrast of vertebrae in their pictures, (B, 2, 1, 1), from their thickness along the rays (B, 2, S, S) in mm."""
     return thickness.std(dim=(-2, -1), keepdim=True) * WATER_PER_MM * 0.6
 
 
@@ -254,8 +207,8 @@ def warp_background(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Moves the attenuation outside the cube in the plane of each picture.
 
-    It lies in front of the cube and behind it, which a turned view moves in opposite directions. So it follows the motion in
-    the picture's plane alone.
+    What lies in front of the cube and behind it is moved in opposite directions by a turn, so only the motion in the plane
+    counts.
 
     Args:
         outside: (B, 2, 84, 84) float32, NaN beyond the film.

@@ -1,21 +1,20 @@
 """Calibration: the errors that a prediction states before the truth is known, fitted and tested on held-out people.
 
 Networks trained for overlap are overconfident and predict too much. `Calibration` corrects their probabilities p near the
-surface; three statements follow:
+surface. Three statements follow:
 
-- Dice: 2 sum(p in predicted) / (n + sum(p)), because of n predicted voxels sum(p) over them is expected to be bone.
+- Dice: 2 sum(p in predicted) / (n + sum(p)) for n predicted voxels.
 - ASSD: the volume expected to be wrong, sum(1 - p) inside and sum(p) outside, over the area of the surface.
 - A surface point's error: where p falls along the normal as a logistic curve, the true surface is spread about the
   curve's middle with a standard deviation of pi / sqrt(3) over the slope of its logit.
 
-In every fit a person counts as the root of their number of vertebrae, which are correlated. Intervals are conformal over
-people (Lee, Barber and Willett, arXiv 2306.06342): they cover a vertebra of a new person with the stated probability, and
-90 % needs 9 people at least. People are tested with a calibration of the others.
+A person counts as the root of their number of vertebrae, which are correlated. Intervals are conformal over people (Lee,
+Barber and Willett, arXiv 2306.06342): they cover a vertebra of a new person with a probability of 90 %, if at least 9
+people were held out. People are tested with a calibration of the others.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,7 +43,7 @@ FARTHEST_MM = 10.0
 _BINS = 120  # Of the logit on either side of 0, ten per unit.
 LOGITS = (np.arange(2 * _BINS) - _BINS + 0.5) / 10
 _SURFACE_POINTS = 500  # Per vertebra, evenly chosen.
-_SD_EDGES_MM = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, np.inf)
+_SD_EDGES_MM = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # Of the groups in the reliability diagram.
 _TABLES = ("vertebrae", "voxels", "surface")
 # Keys of older cards, and their names today.
 _OLD_KEYS = {"jitter": "tta", "dice_error": "dice_interval", "assd_mm": "assd_interval"}
@@ -55,8 +54,7 @@ _OLD_KEYS |= {"answers": "passes", "click_mm": "landmark_sd_mm", "magnification"
 class ConformalInterval:
     """Observed errors relative to stated ones: `ratio` times a `power` of them, mostly within a `factor` of that.
 
-    The power is above 1 where networks doubt hard vertebrae too little. The factor is None if too few people were held
-    out for an interval.
+    The factor is None if too few people were held out for an interval.
     """
 
     ratio: float = 1.0
@@ -73,73 +71,47 @@ class ConformalInterval:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The correction of probabilities and statements, fitted on held-out people.
+    """The correction of probabilities and statements, fitted on held-out people; `asdict` is its entry in a card."""
 
-    Attributes:
-        temperature: divides the logit; above 1 the network was overconfident.
-        bias: is then added; below 0 the network predicted too much.
-        dice_interval, assd_interval: of 1 - Dice, and of the ASSD in mm.
-        coverage: probability that the truth lies in an interval, for a vertebra of a new person.
-        people, vertebrae: numbers of those fitted on.
-        tta: the test-time augmentation of the predictions that it holds for.
-    """
-
-    temperature: float = 1.0
-    bias: float = 0.0
-    dice_interval: ConformalInterval = field(default_factory=ConformalInterval)
-    assd_interval: ConformalInterval = field(default_factory=ConformalInterval)
-    coverage: float = COVERAGE
+    temperature: float = 1.0  #: Divides the logit; above 1 the network was overconfident.
+    bias: float = 0.0  #: Is then added; below 0 the network predicted too much.
+    dice_interval: ConformalInterval = field(default_factory=ConformalInterval)  #: Of 1 - Dice.
+    assd_interval: ConformalInterval = field(default_factory=ConformalInterval)  #: Of the ASSD in mm.
+    coverage: float = COVERAGE  #: Probability that the truth lies in an interval, for a vertebra of a new person.
     people: int = 0
     vertebrae: int = 0
-    tta: TTAConfig = field(default_factory=TTAConfig)
+    tta: TTAConfig = field(default_factory=TTAConfig)  #: The test-time augmentation that it holds for.
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, from logits of any shape."""
         return np.asarray(1 / (1 + np.exp(-(logits / self.temperature + self.bias))))
 
-    def card(self) -> dict[str, Any]:
-        """As JSON, for the card of a network's weights."""
-        return asdict(self)
-
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Calibration:
-        """From JSON of `card`, of any version; other content is an InputError."""
+        """From the card of weights of any version; other content is an InputError."""
         kinds = {"dice_interval": ConformalInterval, "assd_interval": ConformalInterval, "tta": TTAConfig}
         try:
-            values = _rename(card)
-            return cls(**{name: kinds[name](**_rename(v)) if name in kinds else v for name, v in values.items()})
+            values = {_OLD_KEYS.get(key, key): value for key, value in card.items()}
+            for name in kinds.keys() & values.keys():
+                values[name] = kinds[name](**{_OLD_KEYS.get(key, key): value for key, value in values[name].items()})
+            return cls(**values)
         except (TypeError, AttributeError):
             raise InputError("These weights' card holds no calibration; fit one with `transvert calibrate`.") from None
 
 
 @dataclass(frozen=True)
 class ReliabilityHistogram:
-    """The voxels near a predicted vertebra's surface, counted by logit.
+    """The voxels near a predicted vertebra's surface, counted by logit."""
 
-    Attributes:
-        voxels: (240,) within `BAND_MM`.
-        bone: (240,) those of them that are truly bone; 0 if the truth is unknown.
-        deep: number of predicted voxels farther inside.
-        area_mm2: of the predicted surface; 0 for an empty prediction.
-    """
-
-    voxels: np.ndarray
-    bone: np.ndarray
-    deep: int
-    area_mm2: float
+    voxels: np.ndarray  #: (240,) within `BAND_MM`.
+    bone: np.ndarray  #: (240,) those of them that are truly bone.
+    deep: int  #: Predicted voxels farther inside.
+    area_mm2: float  # Of the predicted surface; 0 for an empty prediction.
 
 
 @dataclass(frozen=True)
 class HeldOutVertebra:
-    """A predicted vertebra of a person whom the network was not trained on.
-
-    Attributes:
-        person, subject, level: its names.
-        histogram: of its voxels, with the truth.
-        dice, assd_mm: observed.
-        slope, logit: (M,) of the logit per mm, and the logit, at points of the predicted surface.
-        distance_mm: (M,) from there to the true surface.
-    """
+    """A predicted vertebra of a person whom the network was not trained on, with its observed errors."""
 
     person: str
     subject: str
@@ -147,49 +119,57 @@ class HeldOutVertebra:
     histogram: ReliabilityHistogram
     dice: float
     assd_mm: float
-    slope: np.ndarray
-    logit: np.ndarray
-    distance_mm: np.ndarray
+    slope: np.ndarray  #: (M,) of the logit per mm, at points of the predicted surface.
+    logit: np.ndarray  #: (M,) there.
+    distance_mm: np.ndarray  #: (M,) from there to the true surface.
 
 
 @dataclass(frozen=True)
 class ReliabilityReport:
     """A calibration, and its errors on people whom it was not fitted on.
 
-    Attributes:
-        calibration: fitted on everyone, for new people.
-        vertebrae: one row each: person, subject, level, the observed dice and assd_mm, the stated `dice_stated`,
-            `dice_low`, `dice_high` (likewise assd_mm), and `dice_network` without calibration.
-        voxels: by tenths of stated probability, `source` "network" or "calibrated": `voxels`, means `stated`, `observed`.
-        surface: points by stated error: `points`, root mean squares `stated_mm` and `observed_mm`.
-        summary: calibration errors, rank correlations, and coverages if there are intervals.
+    A row of `vertebrae` has person, subject, level, the observed `dice`, and `dice_stated`, `dice_low` and `dice_high`
+    (likewise `assd_mm`). `voxels` are grouped by tenths of stated probability, for the `source` "network" and "calibrated":
+    their number `voxels`, means `stated` and `observed`. `surface` are points grouped by stated error: their number
+    `points`, root mean squares `stated_mm` and `observed_mm`.
     """
 
-    calibration: Calibration
+    calibration: Calibration  #: Fitted on everyone, for new people.
     vertebrae: pd.DataFrame
     voxels: pd.DataFrame
     surface: pd.DataFrame
-    summary: dict[str, float]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Counts, mean errors of what is stated, and the coverages of the intervals, if there are any."""
+        result: dict[str, float] = {"people": self.vertebrae["person"].nunique(), "vertebrae": len(self.vertebrae)}
+        for source, rows in self.voxels.groupby("source"):
+            gaps = (rows["stated"] - rows["observed"]).abs()
+            result[f"voxel_calibration_error_{source}"] = float((rows["voxels"] * gaps).sum() / rows["voxels"].sum())
+        found = self.vertebrae[np.isfinite(self.vertebrae["assd_mm_stated"])]  # Not of empty predictions.
+        for name in ("dice", "assd_mm"):
+            result[f"{name}_mean_absolute_error"] = float((found[name] - found[f"{name}_stated"]).abs().mean())
+            observed, low, high = (self.vertebrae[f"{name}{end}"] for end in ("", "_low", "_high"))
+            inside = ((observed >= low) & (observed <= high))[(low > 0) | (high < 1)]
+            if len(inside):
+                result[f"{name}_coverage"] = float(inside.mean())
+        gaps = (self.surface["stated_mm"] - self.surface["observed_mm"]).abs()
+        error = (self.surface["points"] * gaps).sum() / max(1, self.surface["points"].sum())
+        return result | {"surface_calibration_error_mm": float(error)}
 
 
 def surface_sd_mm(
     probability: np.ndarray, points: np.ndarray, affine: np.ndarray, calibration: Calibration
 ) -> np.ndarray:
-    """The expected distance, root mean square, of the true surface from points of the predicted one.
+    """The expected distance (root mean square) of the true surface from points (M, 3) RAS mm of the predicted one.
 
-    Args:
-        probability: (S, S, S) of one vertebra, not calibrated.
-        points: (M, 3) RAS mm, on or near its surface.
-        affine: (4, 4) of the probability, voxel index to RAS mm; without shear.
-        calibration: of such predictions.
-
-    Returns:
-        (M,) float32 mm, at most `FARTHEST_MM`.
+    The probability (S, S, S) is not calibrated yet; the affine (4, 4) has no shear. Returns (M,) float32 mm, at most
+    `FARTHEST_MM`.
     """
     return _slope_to_sd(*_measure_slopes(probability, points, affine), calibration)
 
 
-def reliability_histogram(probability: np.ndarray, truth: np.ndarray | None = None) -> ReliabilityHistogram:
+def reliability_histogram(probability: np.ndarray, truth: np.ndarray) -> ReliabilityHistogram:
     """Counts one vertebra: probability (S, S, S) on voxels of 1.5 mm, truth bool."""
     found = probability > 0.5
     if not found.any():
@@ -198,22 +178,20 @@ def reliability_histogram(probability: np.ndarray, truth: np.ndarray | None = No
     band = distance * SPACING_MM <= BAND_MM
     # Rounded up, so that the bins above 0 hold what is predicted.
     bins = np.clip(np.ceil(10 * _logit(probability[band])).astype(int) + _BINS - 1, 0, 2 * _BINS - 1)
-    bone = bins[truth[band]] if truth is not None else bins[:0]
     slope = ndimage.gaussian_gradient_magnitude(np.pad(found, 4).astype(np.float32), 0.7)
     return ReliabilityHistogram(
         np.bincount(bins, minlength=2 * _BINS),
-        np.bincount(bone, minlength=2 * _BINS),
+        np.bincount(bins[truth[band]], minlength=2 * _BINS),
         int((found & ~band).sum()),
         float(slope.sum()) * SPACING_MM**2,
     )
 
 
 def expected_metrics(histograms: Sequence[ReliabilityHistogram], calibration: Calibration) -> pd.DataFrame:
-    """The metrics expected of vertebrae before their truth is known.
+    """The metrics expected of vertebrae before their truth is known, one row each.
 
-    Returns:
-        One row each: `dice` and `assd_mm` with the `_low` and `_high` ends of their intervals, and what the calibrated
-        probabilities state alone, `dice_error_raw` and `assd_mm_raw`. An empty prediction has Dice 0, infinite ASSD.
+    `dice_stated` and `assd_mm_stated` have intervals from `_low` to `_high`; `dice_error` and `assd_error_mm` are what the
+    probabilities state alone. An empty prediction has Dice 0 and an infinite ASSD.
     """
     probability = calibration.apply(LOGITS)
     rows = []
@@ -223,23 +201,17 @@ def expected_metrics(histograms: Sequence[ReliabilityHistogram], calibration: Ca
         wrong = found - one.deep - inside + outside
         bone = one.deep + inside + outside
         rows.append((wrong / (found + bone), wrong * SPACING_MM**3 / one.area_mm2) if found else (1.0, np.inf))
-    dice_error, assd = np.array(rows, float).reshape(-1, 2).T
-    table = pd.DataFrame({"dice_error_raw": dice_error, "assd_mm_raw": assd})
+    dice, assd = np.array(rows, float).T
     empty = np.isinf(assd)
-    error, low, high = (np.where(empty, 1.0, np.minimum(e, 1.0)) for e in calibration.dice_interval.apply(dice_error))
-    table["dice"], table["dice_low"], table["dice_high"] = 1 - error, 1 - high, 1 - low
-    values = calibration.assd_interval.apply(assd)
-    for name, value in zip(("assd_mm", "assd_mm_low", "assd_mm_high"), values, strict=True):
-        table[name] = np.where(empty, np.inf, value)
-    return table
+    error, low, high = (np.where(empty, 1.0, np.minimum(e, 1.0)) for e in calibration.dice_interval.apply(dice))
+    table = {"dice_error": dice, "assd_error_mm": assd}
+    table |= {"dice_stated": 1 - error, "dice_low": 1 - high, "dice_high": 1 - low}
+    ends = zip(("stated", "low", "high"), calibration.assd_interval.apply(assd), strict=True)
+    return pd.DataFrame(table | {f"assd_mm_{end}": np.where(empty, np.inf, value) for end, value in ends})
 
 
-def fit_calibration(cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = None) -> Calibration:
-    """Fits a calibration for new people.
-
-    Raises:
-        InputError: no voxel near the predicted surfaces is bone, or every one is.
-    """
+def fit_calibration(cases: Sequence[HeldOutVertebra]) -> Calibration:
+    """Fits a calibration for new people; an InputError if there is no bone near the predicted surfaces, or only bone."""
     people = np.array([case.person for case in cases])
     histograms = [case.histogram for case in cases]
     # Temperature and bias: the least cross-entropy in the bands, in which each vertebra has the weight of its person.
@@ -259,47 +231,36 @@ def fit_calibration(cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = No
     best = optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-4, 4), (-10, 10)])
     plain = Calibration(temperature=float(np.exp(best.x[0])), bias=float(best.x[1]))
     stated = expected_metrics(histograms, plain)
-    found = np.isfinite(stated["assd_mm_raw"].to_numpy())  # Empty predictions need no interval.
+    found = np.isfinite(stated["assd_error_mm"].to_numpy())  # Empty predictions need no interval.
     dice, assd = (np.array([getattr(case, name) for case in cases])[found] for name in ("dice", "assd_mm"))
-    raw = stated[found]
     return replace(
         plain,
-        dice_interval=fit_interval(raw["dice_error_raw"].to_numpy(), 1 - dice, people[found]),
-        assd_interval=fit_interval(raw["assd_mm_raw"].to_numpy(), assd, people[found]),
+        dice_interval=fit_interval(stated["dice_error"].to_numpy()[found], 1 - dice, people[found]),
+        assd_interval=fit_interval(stated["assd_error_mm"].to_numpy()[found], assd, people[found]),
         people=len(set(people)),
         vertebrae=len(cases),
-        tta=tta or TTAConfig(),
     )
 
 
-def fit_interval(
-    stated: np.ndarray, observed: np.ndarray, people: np.ndarray, coverage: float = COVERAGE
-) -> ConformalInterval:
-    """Fits observed errors (N,) to stated ones (N,) of the same unit, and a conformal factor between them.
-
-    Args:
-        stated: that the probabilities state.
-        observed: against the truth, finite.
-        people: (N,) the person of each.
-        coverage: of the interval.
-    """
+def fit_interval(stated: np.ndarray, observed: np.ndarray, people: np.ndarray) -> ConformalInterval:
+    """Fits observed errors (N,) to stated ones (N,) of the same unit and people (N,), and a conformal factor between."""
     # Errors below 0.001 have no useful logarithm.
     x, y = np.log(np.maximum(stated, 1e-3)), np.log(np.maximum(observed, 1e-3))
     lines = {p: _fit_line(x[people != p], y[people != p], people[people != p]) for p in np.unique(people)}
-    # Each person's distance from the others' line, and a new person about whom nothing is known.
+    # The distances of each person from the others' line, and of a new person, about whom nothing is known.
     off = np.abs([yn - lines[p][0] - lines[p][1] * xn for xn, yn, p in zip(x, y, people, strict=True)])
     shares = _weights(people, 0) * len(lines) / (len(lines) + 1)
     order = np.argsort(off)
-    reached = np.cumsum(shares[order]) >= coverage - 1e-9
+    reached = np.cumsum(shares[order]) >= COVERAGE - 1e-9
     factor = float(np.exp(off[order][reached.argmax()])) if reached.any() else None
     height, power = _fit_line(x, y, people)
     return ConformalInterval(float(np.exp(height)), power, factor)
 
 
-def measure_vertebrae(network: nn.Module, held_out: Samples, tta: TTAConfig | None = None) -> list[HeldOutVertebra]:
+def measure_vertebrae(network: nn.Module, held_out: Samples) -> list[HeldOutVertebra]:
     """Predicts the vertebrae of a subject whose person the network was not trained on, and compares them with the truth."""
     affine = np.diag([SPACING_MM] * 3 + [1.0])
-    predicted = tta_predict(network, held_out.images(), tta)
+    predicted = tta_predict(network, held_out.images())
     cases = []
     for level, probability, truth in zip(held_out.levels, predicted, held_out.targets(), strict=True):
         observed = metrics.compare(probability > 0.5, truth, SPACING_MM)
@@ -315,60 +276,42 @@ def measure_vertebrae(network: nn.Module, held_out: Samples, tta: TTAConfig | No
     return cases
 
 
-def make_report(cases: Sequence[HeldOutVertebra], tta: TTAConfig | None = None) -> ReliabilityReport:
-    """Calibrates vertebrae of `measure_vertebrae`, and tests each person with a calibration of the others.
-
-    Raises:
-        InputError: fewer than two people.
-    """
+def make_report(cases: Sequence[HeldOutVertebra]) -> ReliabilityReport:
+    """Calibrates vertebrae of `measure_vertebrae`, and tests each person with a calibration of the others."""
     people = sorted({case.person for case in cases})
     if len(people) < 2:
         raise InputError(f"A calibration is tested on people it was not fitted on: hold out two, not {len(people)}.")
     tables, bins, points = [], [], []
+    names = ["person", "subject", "level", "dice", "assd_mm"]
     for person in people:
         own = [case for case in cases if case.person == person]
-        other = fit_calibration([case for case in cases if case.person != person], tta)
-        tables.append(_compare_vertebrae(own, other))
-        for case in own:
-            bins.append((case.histogram, other.apply(LOGITS)))
-            points.append((_slope_to_sd(case.slope, case.logit, other), case.distance_mm))
-    vertebrae = pd.concat(tables, ignore_index=True)
+        other = fit_calibration([case for case in cases if case.person != person])
+        stated = expected_metrics([case.histogram for case in own], other).drop(columns=["dice_error", "assd_error_mm"])
+        tables.append(pd.DataFrame(own)[names].join(stated))
+        bins += [(case.histogram, other.apply(LOGITS)) for case in own]
+        points += [(_slope_to_sd(case.slope, case.logit, other), case.distance_mm) for case in own]
     plain = [(histogram, Calibration().apply(LOGITS)) for histogram, _ in bins]
-    voxels = pd.concat(
-        [_group_voxels(plain).assign(source="network"), _group_voxels(bins).assign(source="calibrated")],
-        ignore_index=True,
-    )
+    voxels = [_group_voxels(plain).assign(source="network"), _group_voxels(bins).assign(source="calibrated")]
     surface = _group_points(*(np.concatenate(part) for part in zip(*points, strict=True)))
-    summary = _summarise(vertebrae, voxels, surface)
-    return ReliabilityReport(fit_calibration(cases, tta), vertebrae, voxels, surface, summary)
+    vertebrae, voxels = (pd.concat(parts, ignore_index=True) for parts in (tables, voxels))
+    return ReliabilityReport(fit_calibration(cases), vertebrae, voxels, surface)
 
 
 def write_reliability(report: ReliabilityReport, folder: Path) -> None:
     """Writes a report's tables and its calibration, for `read_reliability`."""
     for name in _TABLES:
         write_table(folder / f"{name}.csv", getattr(report, name))
-    # JSON has no NaN, which the correlation of equal values is.
-    summary = {name: value if np.isfinite(value) else None for name, value in report.summary.items()}
-    write_json(folder / "calibration.json", {"calibration": report.calibration.card(), "summary": summary})
+    write_json(folder / "calibration.json", {"calibration": asdict(report.calibration), "summary": report.summary})
 
 
 def read_reliability(folder: Path) -> ReliabilityReport:
-    """Reads what `write_reliability` wrote.
-
-    Raises:
-        InputError: one of its files is missing or damaged.
-    """
+    """Reads what `write_reliability` wrote; an InputError if a file is missing or damaged."""
     content = read_json(folder / "calibration.json", "calibration")
     try:
         tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
-        summary = {name: np.nan if value is None else value for name, value in content["summary"].items()}
-        return ReliabilityReport(Calibration.from_card(content["calibration"]), **tables, summary=summary)
+        return ReliabilityReport(Calibration.from_card(content["calibration"]), **tables)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} does not hold a report of `transvert calibrate` ({error}).") from None
-
-
-def _rename(values: dict[str, Any]) -> dict[str, Any]:
-    return {_OLD_KEYS.get(name, name): value for name, value in values.items()}
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:
@@ -382,8 +325,8 @@ def _measure_slopes(probability: np.ndarray, points: np.ndarray, affine: np.ndar
     logits = _logit(probability)
     slope = np.sqrt(sum(step**2 for step in np.gradient(logits, *np.linalg.norm(affine[:3, :3], axis=0))))
     where = Volume(logits, affine).index(points).T
-    found = [ndimage.map_coordinates(values, where, order=1, mode="nearest") for values in (slope, logits)]
-    return found[0], found[1]
+    slope, logit = (ndimage.map_coordinates(values, where, order=1, mode="nearest") for values in (slope, logits))
+    return slope, logit
 
 
 def _slope_to_sd(slope: np.ndarray, logit: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -409,17 +352,6 @@ def _weights(people: np.ndarray, power: float = 0.5) -> np.ndarray:
     return np.asarray(counts[number] ** (power - 1.0) / (counts**power).sum())
 
 
-def _compare_vertebrae(cases: list[HeldOutVertebra], calibration: Calibration) -> pd.DataFrame:
-    """`ReliabilityReport.vertebrae` of one person."""
-    histograms = [case.histogram for case in cases]
-    names = ("person", "subject", "level", "dice", "assd_mm")
-    rows = pd.DataFrame([{name: getattr(case, name) for name in names} for case in cases])
-    stated = expected_metrics(histograms, calibration)
-    stated = stated.rename(columns={"dice": "dice_stated", "assd_mm": "assd_mm_stated"}).filter(regex="stated|low|high")
-    plain = expected_metrics(histograms, Calibration())
-    return rows.join(stated).assign(dice_network=plain["dice"], assd_mm_network=plain["assd_mm"])
-
-
 def _group_voxels(bins: list[tuple[ReliabilityHistogram, np.ndarray]]) -> pd.DataFrame:
     """Voxels by tenths of stated probability."""
     count, stated, bone = np.zeros((3, 10))
@@ -433,33 +365,11 @@ def _group_voxels(bins: list[tuple[ReliabilityHistogram, np.ndarray]]) -> pd.Dat
 
 
 def _group_points(stated: np.ndarray, observed: np.ndarray) -> pd.DataFrame:
-    """Surface points by stated error."""
-    group = np.digitize(stated, _SD_EDGES_MM) - 1
+    """Surface points by stated error; groups without points have a mean of 0."""
+    group = np.digitize(stated, _SD_EDGES_MM)
     rows = []
-    for n, (low, high) in enumerate(itertools.pairwise(_SD_EDGES_MM)):
-        here = group == n
+    for here in (group == n for n in range(len(_SD_EDGES_MM) + 1)):
         count = int(here.sum())
-        means = [float(np.sqrt((values[here] ** 2).sum() / max(1, count))) for values in (stated, observed)]
-        rows.append({"from_mm": low, "to_mm": high, "points": count, "stated_mm": means[0], "observed_mm": means[1]})
+        rms = [float(np.sqrt((values[here] ** 2).sum() / max(1, count))) for values in (stated, observed)]
+        rows.append({"points": count, "stated_mm": rms[0], "observed_mm": rms[1]})
     return pd.DataFrame(rows)
-
-
-def _summarise(vertebrae: pd.DataFrame, voxels: pd.DataFrame, surface: pd.DataFrame) -> dict[str, float]:
-    summary: dict[str, float] = {"people": vertebrae["person"].nunique(), "vertebrae": len(vertebrae)}
-    for source, rows in voxels.groupby("source"):
-        gap = (rows["voxels"] * (rows["stated"] - rows["observed"]).abs()).sum() / rows["voxels"].sum()
-        summary[f"voxel_calibration_error_{source}"] = float(gap)
-    found = vertebrae[np.isfinite(vertebrae["assd_mm"]) & np.isfinite(vertebrae["assd_mm_stated"])]
-    for name in ("dice", "assd_mm"):
-        summary[f"{name}_spearman"] = float(found[name].corr(found[f"{name}_stated"], method="spearman"))
-        for suffix, column in (("", "stated"), ("_network", "network")):
-            error = (found[name] - found[f"{name}_{column}"]).abs().mean()
-            summary[f"{name}_mean_absolute_error{suffix}"] = float(error)
-        low, high = vertebrae[f"{name}_low"], vertebrae[f"{name}_high"]
-        inside = ((vertebrae[name] >= low) & (vertebrae[name] <= high))[(low > 0) | (high < 1)]
-        if len(inside):
-            summary[f"{name}_coverage"] = float(inside.mean())
-            summary[f"{name}_coverage_of_people"] = float(inside.groupby(vertebrae["person"]).mean().mean())
-    gap = (surface["points"] * (surface["stated_mm"] - surface["observed_mm"]).abs()).sum() / surface["points"].sum()
-    summary["surface_calibration_error_mm"] = float(gap)
-    return summary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,11 @@ COLUMNS = ("subject", "level", *metrics.METRICS, "source")
 """Columns of a table of metrics; `source` is "ct" or "phantom"."""
 
 
-def score_samples(subject: Samples, predictions: np.ndarray, *, threshold: float = 0.5) -> pd.DataFrame:
-    """The metrics of predicted vertebrae: one row each, with the columns `COLUMNS`.
-
-    Args:
-        subject: the truth.
-        predictions: (N, 64, 64, 64), probabilities or bool.
-        threshold: above which a voxel is bone.
-    """
+def score_samples(subject: Samples, predictions: np.ndarray) -> pd.DataFrame:
+    """The metrics of predictions (N, 64, 64, 64), probabilities or bool: one row each, with the columns `COLUMNS`."""
     rows = []
     for level, truth, prediction in zip(subject.levels, subject.targets(), predictions, strict=True):
-        found = metrics.compare(prediction > threshold, truth, SPACING_MM)
+        found = metrics.compare(prediction > 0.5, truth, SPACING_MM)
         rows.append({"subject": subject.subject, "level": levels.name(level), **found, "source": subject.source})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -81,23 +75,14 @@ def evaluate_subjects(
     network: nn.Module,
     out: Path,
     *,
-    log: Callable[[str], None] = print,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Evaluates every whole vertebra of every subject, and writes `metrics.csv` and `skipped.txt`.
 
-    Args:
-        subjects: as `data.subjects.find_subjects` finds them.
-        network: trained.
-        out: the folder to write into.
-        log: called with a sentence for each vertebra or subject that was skipped.
-        progress: whether to show a progress bar.
+    A vertebra or subject that is skipped is printed too. If no subject could be evaluated, that is an InputError.
 
     Returns:
         The table of metrics, with the columns `COLUMNS`.
-
-    Raises:
-        InputError: no subject could be evaluated; nothing is written then.
     """
     tables, notes = [], []
     for subject in progress_bar(list(subjects), "subjects", quiet=not progress):
@@ -109,7 +94,7 @@ def evaluate_subjects(
         except InputError as error:
             found = [f"{subject.name}: {error}"]
         for note in found:
-            log(note)
+            print(note)
         notes += found
     if not tables:
         raise InputError("No subject could be evaluated. " + " ".join(notes))

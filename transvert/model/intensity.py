@@ -68,12 +68,7 @@ def add_noise(attenuation: torch.Tensor, level: torch.Tensor, random: Random) ->
     """Adds the noise of counted photons to attenuation integrals.
 
     N photons on average vary by sqrt(N), so their logarithm varies by 1 / sqrt(N). Behind one more unit of attenuation
-    1/e of them arrive, so the noise grows by sqrt(e).
-
-    Args:
-        attenuation: (B, 2, S, S) float32.
-        level: (B, 2, 1, 1) float32, the noise's standard deviation at the mean attenuation of the patch.
-        random: source of random numbers.
+    1/e of them arrive, so the noise grows by sqrt(e). `level` (B, 2, 1, 1) is its standard deviation at the patch's mean.
     """
     behind = (attenuation - attenuation.mean((-2, -1), keepdim=True)) / 2
     # Limited, because a random background can be far thicker than a body.
@@ -83,8 +78,8 @@ def add_noise(attenuation: torch.Tensor, level: torch.Tensor, random: Random) ->
 def draw_background(batch: int, size: int, random: Random) -> torch.Tensor:
     """Draws structures behind a vertebra, (batch, 2, size, size) in units of its contrast.
 
-    They are smooth fields, a column with soft edges (as the mediastinum between the lungs), edges (as a diaphragm's) and
-    bands (as ribs), up to many times stronger than bone. Each is present with a probability of 0.8.
+    They are smooth fields, a column with soft edges (the mediastinum), edges (a diaphragm) and bands (ribs), up to many
+    times stronger than bone. Each is present with a probability of 0.8.
     """
     shape = (batch, 2, 1, 1)
 
@@ -100,8 +95,7 @@ def draw_background(batch: int, size: int, random: Random) -> torch.Tensor:
         total = total + amplitude(low, high) * smooth
     unit = torch.linspace(-1, 1, size, device=random.device)
     y, x = unit[:, None], unit[None, :]
-    kinds = (("column", 0.5, 15.0), ("edge", 0.5, 8.0), ("edge", 0.3, 3.0), *[("band", 0.2, 2.0)] * 5)
-    for kind, low, high in kinds:
+    for kind, low, high in (("column", 0.5, 15.0), ("edge", 0.5, 8.0), ("edge", 0.3, 3.0), *[("band", 0.2, 2.0)] * 5):
         # A column stands nearly upright, as the spine does; the others have any direction.
         reach = 0.35 if kind == "column" else np.pi
         angle = random.uniform(-reach, reach, *shape) + (np.pi / 2 if kind == "column" else 0.0)
@@ -116,8 +110,7 @@ def draw_background(batch: int, size: int, random: Random) -> torch.Tensor:
         elif kind == "edge":
             profile = torch.sigmoid(distance / softness)
         else:
-            half = random.uniform(0.25, 0.8, *shape)
-            profile = torch.sigmoid((half - distance.abs()) / softness)
+            profile = torch.sigmoid((random.uniform(0.25, 0.8, *shape) - distance.abs()) / softness)
         total = total + amplitude(low, high) * profile
     return total
 

@@ -17,19 +17,14 @@ An empty prediction counts as a failure and not as a gap: its Dice and NSD are 0
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from transvert import levels
 from transvert.io import InputError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 NSD_TOLERANCE_MM = 1.5
-OVERLAPS = ("dice", "nsd_1p5mm")
-DISTANCES_MM = ("hd95_mm", "assd_mm")
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd_1p5mm")
 REGIONS = {"C": "cervical", "T": "thoracic", "L": "lumbar"}
 
@@ -48,7 +43,7 @@ def compare(
         `METRICS` and their values; dice 0, nsd 0 and infinite distances where the prediction is empty.
 
     Raises:
-        InputError: the shapes differ, a mask is not boolean, the spacing is not positive, or the truth is empty.
+        InputError: other shapes or types, a spacing that is not positive, or an empty truth.
     """
     spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3)
     if prediction.shape != truth.shape or truth.ndim != 3:
@@ -64,7 +59,7 @@ def compare(
     if not truth.any():
         raise InputError("The true mask is empty, so there is nothing to compare with: leave this vertebra out.")
     if not prediction.any():
-        return {"dice": 0.0, "hd95_mm": np.inf, "assd_mm": np.inf, "nsd_1p5mm": 0.0}
+        return dict(zip(METRICS, (0.0, np.inf, np.inf, 0.0), strict=True))
 
     import torch
     from monai.metrics import (
@@ -93,18 +88,16 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """A table by region (cervical, thoracic, lumbar; those that occur) and over all vertebrae.
 
     Args:
-        frame: a row a vertebra, with `level` (its name) and the columns of `METRICS`.
+        frame: one row per vertebra, with `level` (its name) and the columns of `METRICS`.
 
     Returns:
-        A row a region and a last row "all": `region`, `count` (vertebrae), `empty` (predictions that were empty), and
-        for each metric its `_mean` and `_median`. Dice and NSD count an empty prediction as 0; the distances are over
-        the other predictions alone, since theirs is infinite: read them beside `empty`. NaN where none is left.
+        One row per region and a last row "all": `region`, `count` (vertebrae), `empty` (empty predictions), and for each
+        metric its `_mean` and `_median`. Dice and NSD count an empty prediction as 0; the distances leave it out: read
+        them beside `empty`. NaN where none is left.
 
     Raises:
         InputError: a column is missing, there is no row, or a value is NaN.
     """
-    import pandas as pd
-
     missing = [column for column in ("level", *METRICS) if column not in frame.columns]
     if missing:
         raise InputError(f"The table of metrics lacks the column {', '.join(missing)}.")

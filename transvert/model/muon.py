@@ -1,8 +1,8 @@
 """Optimisers: Muon, with AdamW for what is not a matrix.
 
-AdamW scales each weight by itself. Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) takes a layer's
-averaged gradient as one matrix and sets all of its singular values to about one, so that rare directions are learned as
-fast as common ones. On this task 300 such steps learn what 1,200 of AdamW do, for a tenth more time per step.
+Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) takes a layer's averaged gradient as one matrix and
+sets all of its singular values to about one, so that rare directions are learned as fast as common ones. On this task 300
+such steps learn what 1,200 of AdamW do, for a tenth more time per step.
 
 `torch.optim.Muon` takes matrices alone; this one takes convolutions and orthogonalises all layers of a shape together.
 """
@@ -19,23 +19,14 @@ from transvert.io import InputError
 
 OPTIMISERS = ("muon", "adamw")
 """This companion's choice, and the common one."""
-
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: five rounds take all singular values to 0.7 to 1.2.
-_ROUNDS = 5
+_MOMENTUM = 0.95
 
 
 class Muon(torch.optim.AdamW):
     """Muon for weight matrices and convolutions; AdamW for biases, gains and normalisation.
 
     A matrix's step is scaled to the usual size of AdamW's (Liu et al., 2025, arXiv 2502.16982), so that both share one
-    learning rate and one weight decay.
-
-    Args:
-        parameters: of the network.
-        learning_rate: as AdamW's.
-        weight_decay: decoupled, as AdamW's.
-        momentum: Nesterov momentum of the averaged gradient.
-        dtype: of the orthogonalisation; bfloat16 suffices.
+    learning rate and one decoupled weight decay. `dtype` is that of the orthogonalisation; bfloat16 suffices.
     """
 
     def __init__(
@@ -43,7 +34,6 @@ class Muon(torch.optim.AdamW):
         parameters: Iterable[Tensor],
         learning_rate: float,
         weight_decay: float,
-        momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
     ):
         matrices: list[Tensor] = []
@@ -51,7 +41,7 @@ class Muon(torch.optim.AdamW):
         for parameter in parameters:
             (matrices if min(_rows(parameter).shape) > 1 else others).append(parameter)
         super().__init__([{"params": matrices}, {"params": others}], learning_rate, weight_decay=weight_decay)
-        self.momentum, self.dtype = momentum, dtype
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -68,14 +58,15 @@ class Muon(torch.optim.AdamW):
             if not state:
                 state |= {"step": torch.zeros(()), "average": torch.zeros_like(parameter)}
             state["step"] += 1
-            state["average"].lerp_(gradient, 1 - self.momentum)
-            rows = _rows(gradient.lerp(state["average"], self.momentum))
+            state["average"].lerp_(gradient, 1 - _MOMENTUM)
+            rows = _rows(gradient.lerp(state["average"], _MOMENTUM))  # Nesterov's.
             same_shape.setdefault(rows.shape, []).append((parameter, rows))
         for shape, pairs in same_shape.items():
             steps = orthogonalise(torch.stack([rows for _, rows in pairs]).to(self.dtype)).float()
             for (parameter, _), step in zip(pairs, steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(_like(step, parameter), alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
+                step = step.reshape(parameter.movedim(1, -1).shape).movedim(-1, 1)  # Undoes `_rows`.
+                parameter.sub_(step, alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
         return result
 
 
@@ -83,28 +74,24 @@ def build_optimiser(
     name: str,
     parameters: Iterable[Tensor],
     learning_rate: float,
-    weight_decay: float = 0.02,
-    dtype: torch.dtype = torch.float32,
+    weight_decay: float,
+    dtype: torch.dtype,
 ) -> torch.optim.Optimizer:
-    """Builds an optimiser by its name in `OPTIMISERS`; the other arguments are those of `Muon`.
-
-    Raises:
-        InputError: no such optimiser.
-    """
+    """Builds an optimiser by its name in `OPTIMISERS`, else an InputError; the other arguments are those of `Muon`."""
     if name not in OPTIMISERS:
         raise InputError(f"'{name}' is not an optimiser; use {' or '.join(OPTIMISERS)}.")
     if name == "muon":
-        return Muon(parameters, learning_rate, weight_decay, dtype=dtype)
+        return Muon(parameters, learning_rate, weight_decay, dtype)
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Orthogonalises matrices (B, M, N) roughly: singular values near 1, by Newton-Schulz iteration."""
-    a, b, c = _COEFFICIENTS
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's: five rounds take all singular values to 0.7 to 1.2.
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(_ROUNDS):
+    for _ in range(5):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return x.mT if tall else x
@@ -113,8 +100,3 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 def _rows(weight: Tensor) -> Tensor:
     """A weight as (outputs, all else); no copy of a convolution that is stored channels last."""
     return weight.movedim(1, -1).flatten(1) if weight.dim() > 1 else weight[None]
-
-
-def _like(rows: Tensor, weight: Tensor) -> Tensor:
-    """Undoes `_rows`."""
-    return rows.reshape(weight.movedim(1, -1).shape).movedim(-1, 1)

@@ -59,7 +59,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map (B, C, H, W), added with a learned gain that starts at zero."""
+    """Self-attention over the pixels of a feature map (B, C, H, W), added with a learned gain that starts at 0."""
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
@@ -91,13 +91,9 @@ class CrossViewAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features of a picture at 64², 32² and so on, one scale per entry of `widths`.
+    """Features of a picture at 64², 32² and so on: `widths` channels and `depths` residual blocks at each scale.
 
-    Args:
-        widths: channels at each scale.
-        depths: residual blocks at each scale.
-        kernel: size of the first convolution.
-        attention: whether the coarsest scale has self-attention.
+    `kernel` is the size of the first convolution. With `attention` the coarsest scale ends in self-attention.
     """
 
     def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], *, kernel: int = 7, attention: bool = False):
@@ -119,10 +115,7 @@ class Encoder(nn.Module):
 
 
 class SubpixelUpsample(nn.Module):
-    """Doubles every axis: the channels of a pixel or voxel become those of its 2² or 2³ parts.
-
-    It equals a transposed convolution of kernel and stride 2, computed as one matrix product.
-    """
+    """Doubles every axis: a transposed convolution of kernel and stride 2 in 2D or 3D, as one matrix product."""
 
     def __init__(self, inputs: int, outputs: int, dims: int, bias: bool = False):
         super().__init__()
@@ -138,13 +131,9 @@ class SubpixelUpsample(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the coarsest scale to the finest: each scale is added to the upsampled coarser one.
+    """From the coarsest scale to the finest: each is added to the upsampled coarser one (`widths`: finest first).
 
     Added and not concatenated, so that each scale needs the convolutions of one residual block alone.
-
-    Args:
-        widths: channels at each scale, finest first.
-        dims: 2 or 3.
     """
 
     def __init__(self, widths: tuple[int, ...], dims: int):
@@ -163,17 +152,16 @@ class Decoder(nn.Module):
 class AxisExpansion(nn.Module):
     """Expands a picture's features along the axis that its view does not show, doubling the length each time.
 
-    Each step is an anisotropic transposed convolution of stride 2 in sub-pixel form: a convolution makes twice the
-    channels, which become twice the length. (PyTorch's own sometimes returns NaN gradients in bfloat16 on a CPU.)
+    Each step is an anisotropic transposed convolution of stride 2 in sub-pixel form. (PyTorch's own sometimes returns NaN
+    gradients in bfloat16 on a CPU.)
     """
 
     def __init__(self, channels: int, axis: int, doublings: int):
         super().__init__()
         self.axis = axis
-        self.widen = nn.ModuleList(
-            nn.Conv3d(channels, 2 * channels, 3, padding=1, bias=False) for _ in range(doublings)
-        )
-        self.act = nn.ModuleList(norm_act(channels, 3) for _ in range(doublings))
+        steps = range(doublings)
+        self.widen = nn.ModuleList(nn.Conv3d(channels, 2 * channels, 3, padding=1, bias=False) for _ in steps)
+        self.act = nn.ModuleList(norm_act(channels, 3) for _ in steps)
 
     def forward(self, x: Tensor) -> Tensor:
         along = 2 + self.axis
@@ -229,10 +217,7 @@ def drop_maps(picture: Tensor, maps: bool) -> Tensor:
 class TransVert(nn.Module):
     """The paper's form: an encoder per view, anisotropic expansion to 3D, fusion, a 3D decoder.
 
-    Args:
-        width: channels at 16² and 16³.
-        attention: whether the encoders end in self-attention.
-        maps: whether the network receives the centroid maps; False blanks them (an ablation).
+    `width` is the number of channels at 16² and 16³. Without `maps` the centroid maps are blank (an ablation).
     """
 
     def __init__(self, width: int = 64, attention: bool = True, maps: bool = True):
@@ -244,11 +229,8 @@ class TransVert(nn.Module):
         self.grow = nn.ModuleList(AxisExpansion(width, axis, doublings=4) for axis in (1, 2))
         self.fuse = conv(2 * width, width, 3)
         self.decode = nn.Sequential(
-            Residual(width, 3),
-            Residual(width, 3),
-            SubpixelUpsample(width, width // 2, 3),
-            norm_act(width // 2, 3),
-            Residual(width // 2, 3),
+            *(Residual(width, 3), Residual(width, 3), SubpixelUpsample(width, width // 2, 3)),
+            *(norm_act(width // 2, 3), Residual(width // 2, 3)),
         )
         self.head = Head(width // 2, widths[0])
 
@@ -264,12 +246,8 @@ class TransVertHull(nn.Module):
     """This companion's own network: most of the work in 2D, where it is cheap, and a fusion in 3D at every scale.
 
     A U-shaped 2D network per view, with attention across both views at the coarsest scale, finds the vertebra. Its
-    features are lifted to 3D and added at 32³, 16³ and 8³. 64³ is left to the head.
-
-    Args:
-        width: channels at 8² and 8³.
-        attention: whether there is attention over both views' pixels at 8².
-        maps: whether the network receives the centroid maps; False blanks them.
+    features are lifted to 3D and added at 32³, 16³ and 8³. 64³ is left to the head. `width` is the number of channels at
+    8² and 8³.
     """
 
     def __init__(self, width: int = 128, attention: bool = True, maps: bool = True):
@@ -310,12 +288,9 @@ class Discriminator(nn.Module):
     def __init__(self, width: int = 16):
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 1
-        for step in range(4):
-            outputs = width * 2**step
-            layers += [nn.Conv3d(channels, outputs, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-            channels = outputs
-        self.layers = nn.Sequential(*layers, nn.Conv3d(channels, 1, 1))
+        for inputs, outputs in pairwise((1, width, 2 * width, 4 * width, 8 * width)):
+            layers += [nn.Conv3d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv3d(8 * width, 1, 1))
 
     def forward(self, volume: Tensor) -> Tensor:
         return self.layers(volume)
@@ -326,11 +301,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"transvert": TransVert, "transvert_hull"
 
 
 def build_network(name: str, **options: Any) -> nn.Module:
-    """Builds an untrained network by its name in `NETWORKS`, its weights with the channels last.
-
-    Raises:
-        InputError: no such network, or an option that it does not have.
-    """
+    """Builds an untrained network by its name in `NETWORKS`, with the channels last; an InputError if it can't."""
     if name not in NETWORKS:
         raise InputError(f"'{name}' is not a network; use one of {', '.join(NETWORKS)}.")
     try:
@@ -347,15 +318,9 @@ def build_network(name: str, **options: Any) -> nn.Module:
 def save_weights(
     path: str | Path, network: nn.Module, name: str, options: dict[str, Any], *, half: bool = False, **card: Any
 ) -> Path:
-    """Writes a network of `NETWORKS` as safetensors, whose metadata say how to build it.
+    """Writes a network as safetensors, whose metadata say how to build it: its name in `NETWORKS` and its options.
 
-    Args:
-        path: the file.
-        network: the network.
-        name: its key in `NETWORKS`.
-        options: those that it was built with.
-        half: whether to store float16, half the size.
-        **card: what else the file says about the weights, as JSON.
+    With `half` the weights are float16, half the size. The card is what else the file says about them, as JSON.
     """
     dtype = torch.float16 if half else torch.float32
     tensors = {
@@ -393,11 +358,7 @@ def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]
 
 
 def add_to_card(path: str | Path, **more: Any) -> None:
-    """Adds entries to the card of a weights file; the weights stay equal to the bit.
-
-    Raises:
-        InputError: as `load_weights`.
-    """
+    """Adds entries to the card of a weights file; the weights stay equal to the bit."""
     load_weights(path)
     metadata, tensors = _read_weights(Path(path))
     card = json.dumps(json.loads(metadata["card"]) | more)
@@ -406,7 +367,6 @@ def add_to_card(path: str | Path, **more: Any) -> None:
 
 
 def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Reads the metadata and the tensors of a weights file."""
     if not path.is_file():
         raise InputError(f"The weights {path} do not exist; train some with notebook 02 or `transvert train`.")
     try:

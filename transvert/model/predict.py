@@ -45,20 +45,12 @@ def predict(network: nn.Module, images: np.ndarray, *, batch: int = 4, mirror: b
 
 @dataclass(frozen=True)
 class TTAConfig:
-    """Test-time augmentation. All standard deviations at 0 repeat one prediction, mirrored every other time.
+    """Test-time augmentation. All standard deviations at 0 repeat one prediction, mirrored every other time."""
 
-    Attributes:
-        passes: forward passes per vertebra. Odd numbers begin with the inputs as they are.
-        landmark_sd_mm: standard deviation of each view's landmark along rows and columns, in the patient.
-        scale_sd: of the logarithm of each radiograph's scale.
-        noise_sd: of white noise on the standardised patches.
-        seed: of all of them.
-    """
-
-    passes: int = 8
-    landmark_sd_mm: float = 1.0
-    scale_sd: float = 0.02
-    noise_sd: float = 0.05
+    passes: int = 8  #: Forward passes per vertebra. Odd numbers begin with the inputs as they are.
+    landmark_sd_mm: float = 1.0  #: Of each view's landmark along rows and columns, in the patient.
+    scale_sd: float = 0.02  #: Of the logarithm of each radiograph's scale.
+    noise_sd: float = 0.05  #: Of white noise on the standardised patches.
     seed: int = 0
 
 
@@ -66,19 +58,9 @@ class TTAConfig:
 def tta_predict(
     network: nn.Module, images: np.ndarray, config: TTAConfig | None = None, *, batch: int = 4
 ) -> np.ndarray:
-    """Predicts the mean probability over test-time augmentation, not calibrated.
+    """Predicts the mean probability over test-time augmentation, as `predict`; not calibrated.
 
-    Args:
-        network: as in `predict`.
-        images: (N, 2, 2, 64, 64) float32.
-        config: equal for every vertebra, so that a prediction does not depend on the other vertebrae.
-        batch: vertebrae at a time.
-
-    Returns:
-        (N, 64, 64, 64) float32, RAS order.
-
-    Raises:
-        InputError: no pass.
+    The changes are equal for every vertebra, so that a prediction does not depend on the other vertebrae.
     """
     config = config or TTAConfig()
     if config.passes < 1:
@@ -100,24 +82,17 @@ def tta_predict(
 def landmark_offset_mm(errors_mm: Tensor) -> Tensor:
     """Where landmark errors place a vertebra relative to its true place, (3,) mm to the right, the front and the head.
 
-    The AP landmark decides left and right, the lateral one front and back, the mean of both up and down.
-
-    Args:
-        errors_mm: (2, 2) row and column error of the AP and the lateral landmark, mm in the patient.
+    The AP landmark decides left and right, the lateral one front and back, the mean of both up and down. `errors_mm` (2, 2)
+    are the row and column error of the AP and the lateral landmark, mm in the patient.
     """
     return -torch.stack([*errors_mm[:, 1], errors_mm[:, 0].mean()])  # Columns and rows run against x, y and z.
 
 
 def apply_landmark_errors(images: Tensor, errors_mm: Tensor, scales: Tensor) -> Tensor:
-    """Recrops patches around landmarks with errors, from radiographs of another scale.
+    """Recrops images (B, 2, 2, 64, 64) around landmarks with errors, from radiographs of other scales (2,).
 
     Both patches are cropped at the place of `landmark_offset_mm`. A view's map shows what its own landmark differs in
     height from there.
-
-    Args:
-        images: (B, 2, 2, 64, 64) as `patches.network_input` makes them around the centroid.
-        errors_mm: (2, 2) as in `landmark_offset_mm`.
-        scales: (2,) of each radiograph.
     """
     row = errors_mm[:, 0].mean()
     patch = torch.stack([row.expand(2), errors_mm[:, 1]], dim=1)
@@ -139,13 +114,11 @@ def _mirror(images: Tensor) -> Tensor:
 
 
 def _draw_changes(config: TTAConfig) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Landmark errors (2, 2) mm, scales (2,) and noise (2, 64, 64) of each pass.
-
-    Errors and scales come in opposite pairs with exactly the stated standard deviation, so that their mean is unchanged.
-    """
+    """Landmark errors (2, 2) mm, scales (2,) and noise (2, 64, 64) of each pass."""
     random = np.random.default_rng(config.seed)
     drawn = random.standard_normal((max(1, config.passes // 2), 6))
     drawn /= np.sqrt((drawn**2).mean(axis=0))
+    # Opposite pairs with exactly the stated standard deviation, so that the mean is unchanged.
     steps = np.concatenate([np.zeros((config.passes % 2, 6)), np.stack([drawn, -drawn], 1).reshape(-1, 6)])
     noise = config.noise_sd * random.standard_normal((config.passes, 2, SIZE, SIZE))
     noise[: config.passes % 2] = 0
@@ -166,9 +139,7 @@ def _predict_changed(
     film = images[:, :, 0] != 0  # No noise beyond the film, or where a view is missing.
     images = apply_landmark_errors(images, errors_mm, scales)
     images = torch.stack([images[:, :, 0] + noise.to(images) * film, images[:, :, 1]], dim=2)
-    logits = network(_mirror(images) if mirrored else images).float()[:, 0]
-    if mirrored:
-        logits = logits.flip(1)
+    logits = network(_mirror(images)).float()[:, 0].flip(1) if mirrored else network(images).float()[:, 0]
     return _shift(logits, landmark_offset_mm(errors_mm).tolist()).sigmoid()
 
 

@@ -2,27 +2,21 @@
 
     transvert train STORE --out runs/mine
 
-Four GPUs of one machine, one process each:
+On the four GPUs of one machine, one process each (several machines: docs/many-cts-and-gpus.md):
 
     torchrun --standalone --nproc-per-node 4 -m transvert.cli train STORE --out runs/mine
 
-Two machines of eight GPUs that share STORE and runs/mine. Run this on both; HOST is one of them, and both use one id:
+Each process draws its own batches, and a step uses the mean gradient of all. Seed and number decide a batch on any device:
+N processes that accumulate M batches draw the same as one that accumulates N x M.
 
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id mine \
-        -m transvert.cli train STORE --out runs/mine
-
-Each process draws its own batches, and a step uses the mean gradient of all. Batches are numbered, and seed and number
-decide a batch on any device. N processes that accumulate M batches draw the same as one that accumulates N x M.
-
-A training may be interrupted at any time and resumes from its last epoch. On a CPU it ends with the weights of an
-uninterrupted one to the bit; the sums of a GPU have no fixed order. If one process dies, all end: run the command again.
+A training may be interrupted at any time and resumes from its last epoch; on a CPU it ends with the weights of an
+uninterrupted one to the bit. If one process dies, all end: run the command again.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
 import inspect
 import math
 import os
@@ -38,75 +32,50 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, distributed, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from transvert import levels, runs
 from transvert.data import store
 from transvert.data.samples import Samples, StoredSamples
-from transvert.data.splits import iterate_folds, load_samples, stream_samples, train_and_watched
+from transvert.data.splits import iterate_folds, load_samples, stream_samples
 from transvert.io import InputError, atomic_path
 from transvert.model import networks
 from transvert.model.augment import AugmentConfig, Sampler, drop_views
 from transvert.model.evaluate import COLUMNS, score_store
-from transvert.model.losses import adversarial_losses, segmentation_loss
 from transvert.model.muon import build_optimiser
 from transvert.model.predict import predict
 from transvert.progress import progress_bar
 
 EMA_DECAY = 0.995
 """Decay of the moving average of the weights, which is what is validated and saved."""
+LOSSES = ("dice_ce", "dice")
+"""Soft Dice plus cross-entropy; soft Dice alone, which the public port is trained with."""
 _FORMAT = "transvert-checkpoint/2"
 Curve = list[dict[str, float]]
-Log = Callable[[str], None]
-
-
-class Diverged(InputError, FloatingPointError):
-    """The loss or its gradient is not finite."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. The defaults are this companion's choice; the paper's are not public.
+    """How a network is trained. The defaults are this companion's choice; the paper's are not public."""
 
-    Attributes:
-        network: a key of `networks.NETWORKS`, built with `options`.
-        options: of the network.
-        steps: optimiser steps.
-        epoch_steps: steps between two checkpoints, each with a point of the curve.
-        batch: samples per batch.
-        accumulate: gradient accumulation, batches per step and process (2 on one process match 1 on two).
-        optimiser: "muon" or "adamw".
-        learning_rate: its maximum, see `schedule_learning_rate`; 0.002 is good for adamw.
-        weight_decay: decoupled, as AdamW's.
-        loss: one of `losses.LOSSES`.
-        adversarial_weight: weight of the least-squares adversarial term; 0 trains without a discriminator.
-        view_dropout: share of the samples that lose a view, so that the network works with one view.
-        patience: early stopping after so many epochs without a better validation Dice, with the best epoch's weights;
-            0 trains all steps and keeps the last weights. Never validate on the test data.
-        precision: "32", "bf16", or "auto" for bf16 where the processor is fast with it.
-        device: "auto", "cpu" or "cuda".
-        augmentation: its ranges.
-        seed: of the weights and of every batch.
-    """
-
-    network: str = "transvert_hull"
+    network: str = "transvert_hull"  #: A key of `networks.NETWORKS`, built with `options`.
     options: dict[str, Any] = field(default_factory=dict)
-    steps: int = 600
-    epoch_steps: int = 50
-    batch: int = 6
-    accumulate: int = 1
-    optimiser: str = "muon"
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.02
-    loss: str = "dice_ce"
-    adversarial_weight: float = 0.0
-    view_dropout: float = 0.0
-    patience: int = 0
-    precision: str = "auto"
-    device: str = "auto"
+    steps: int = 600  #: Optimiser steps.
+    epoch_steps: int = 50  #: Steps between two checkpoints, each with a point of the curve.
+    batch: int = 6  #: Samples per batch.
+    accumulate: int = 1  #: Gradient accumulation, batches per step and process (2 on one process match 1 on two).
+    optimiser: str = "muon"  #: One of `muon.OPTIMISERS`.
+    learning_rate: float = 4e-3  #: Its maximum, see `schedule_learning_rate`; 0.002 is good for adamw.
+    weight_decay: float = 0.02  #: Decoupled, as AdamW's.
+    loss: str = "dice_ce"  #: One of `LOSSES`.
+    adversarial_weight: float = 0.0  #: Of the least-squares adversarial term; 0 trains without a discriminator.
+    view_dropout: float = 0.0  #: Share of the samples that lose a view, so that the network works with one view.
+    precision: str = "auto"  #: "32", "bf16", or "auto" for bf16 where the processor is fast with it.
+    device: str = "auto"  #: "auto", "cpu" or "cuda".
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
-    seed: int = 0
+    seed: int = 0  #: Of the weights and of every batch.
 
 
 def train_network(
@@ -119,13 +88,11 @@ def train_network(
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Trains a network and writes `checkpoint.pt`, `curve.csv` and `weights.safetensors`.
-
-    Each epoch writes a checkpoint, so that Ctrl-C or Jupyter's stop button loses the running epoch alone.
+    """Trains a network and writes `checkpoint.pt` and `curve.csv` after each epoch, `weights.safetensors` at the end.
 
     Args:
         subjects: the training data; `StoredSamples` stay in their store until a step needs them.
-        validation: the data of the validation Dice, in memory; never trained on.
+        validation: the data of the validation Dice, never trained on and never the test data.
         recipe: how to train.
         folder: where to write.
         resume: whether to continue a checkpoint found in the folder.
@@ -136,33 +103,22 @@ def train_network(
         The curve: one row per epoch with step, loss, dice (training), dice_validation, learning_rate and seconds.
 
     Raises:
-        InputError: nothing to train on, a checkpoint of another recipe or data, or no room to write.
-        Diverged: the loss or its gradient is not finite.
+        InputError: nothing to train on, another recipe's checkpoint, no room to write, or a loss that is not finite.
     """
     if not sum(map(len, subjects)):
         raise InputError("There is no sample to train on.")
-    if recipe.patience and not sum(map(len, validation)):
-        raise InputError("Early stopping needs validation samples: add some or set patience=0.")
     folder = Path(folder)
     device, bf16, rank, processes = start_processes(recipe.device, recipe.precision)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
 
     torch.manual_seed(recipe.seed)
     network = networks.build_network(recipe.network, **recipe.options).to(device)
-    optimiser = build_optimiser(
-        recipe.optimiser,
-        network.parameters(),
-        recipe.learning_rate,
-        recipe.weight_decay,
-        torch.bfloat16 if bf16 else torch.float32,
-    )
+    chosen = recipe.learning_rate, recipe.weight_decay, torch.bfloat16 if bf16 else torch.float32
+    optimiser = build_optimiser(recipe.optimiser, network.parameters(), *chosen)
     ema_model = AveragedModel(network, avg_fn=average_weights, use_buffers=True)
     ema_model.n_averaged += 1  # The untrained weights are the first ones averaged.
     model = distribute(network, device)
     state: dict[str, Any] = {"network": network, "optimiser": optimiser, "ema_model": ema_model}
-    best = ema_model.module
-    if recipe.patience:
-        best = state["best"] = copy.deepcopy(best)
     discriminator = None
     if recipe.adversarial_weight:
         state["discriminator"] = networks.Discriminator().to(device)
@@ -180,8 +136,6 @@ def train_network(
     momenta = {layer: layer.momentum or 0.0 for layer in _batch_norms(network)}
     spent, began = curve[-1]["seconds"] if curve else 0.0, time.perf_counter()
     while start < recipe.steps:
-        if recipe.patience and curve and _epochs_since_best(curve) >= recipe.patience:
-            break
         end = min(start + recipe.epoch_steps, recipe.steps)
         title = f"epoch {start // recipe.epoch_steps + 1} of {math.ceil(recipe.steps / recipe.epoch_steps)}"
         scores = []
@@ -191,7 +145,11 @@ def train_network(
                 group["lr"] = schedule_learning_rate(step, recipe)
             for turn in range(recipe.accumulate):
                 number = (step * recipe.accumulate + turn) * processes + rank
-                images, targets = draw_batch(sampler, number, recipe)
+                images, targets = sampler.draw(number, recipe.batch)
+                # The number also decides view dropout and the network's own dropout.
+                torch.manual_seed(int(np.random.default_rng([recipe.seed, 2, number]).integers(2**62)))
+                if recipe.view_dropout:
+                    images = drop_views(images, recipe.view_dropout, torch.default_generator)
                 _pace_statistics(momenta, turn, recipe.accumulate)
                 with autocast():
                     logits = model(images).float()
@@ -214,44 +172,24 @@ def train_network(
             average_processes(layer.running_mean)
             average_processes(layer.running_var)
         start = step + 1
-        curve.append(
-            {
-                "step": start,
-                "loss": mean_loss,
-                "dice": mean_dice,
-                "dice_validation": measure_dice(ema_model.module, validation, rank, processes),
-                "learning_rate": schedule_learning_rate(step, recipe),
-                "seconds": spent + time.perf_counter() - began,
-            }
-        )
-        if recipe.patience and _epochs_since_best(curve) == 0:
-            best.load_state_dict(ema_model.module.state_dict())
+        dice_validation = measure_dice(ema_model.module, validation, rank, processes)
+        row = {"step": start, "loss": mean_loss, "dice": mean_dice, "dice_validation": dice_validation}
+        row |= {"learning_rate": schedule_learning_rate(step, recipe), "seconds": spent + time.perf_counter() - began}
+        curve.append(row)
         if rank == 0:
             save_checkpoint(folder, state, start, curve, identity)
             if on_epoch is not None:
                 on_epoch(pd.DataFrame(curve))
     if rank == 0:
         shown = {int(level) for s in subjects for level in s.levels}
-        card = data | {
-            "levels": [levels.name(level) for level in levels.in_order(shown)],
-            "recipe": asdict(recipe),
-            "curve": [{key: round(value, 6) for key, value in row.items() if not math.isnan(value)} for row in curve],
-        }
+        card = data | {"levels": [levels.name(n) for n in levels.in_order(shown)], "recipe": asdict(recipe)}
+        card["curve"] = [{key: round(v, 6) for key, v in row.items() if not math.isnan(v)} for row in curve]
         path = folder / "weights.safetensors"
         with explain_write_errors(path):
-            networks.save_weights(path, best, recipe.network, recipe.options, **card)
+            networks.save_weights(path, ema_model.module, recipe.network, recipe.options, **card)
     if processes > 1:
         distributed.barrier()
     return pd.DataFrame(curve)
-
-
-def draw_batch(sampler: Sampler, number: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Draws images and targets of a batch. Its number also decides view dropout and the network's own dropout."""
-    images, targets = sampler.draw(number, recipe.batch)
-    torch.manual_seed(int(np.random.default_rng([recipe.seed, 2, number]).integers(2**62)))
-    if recipe.view_dropout:
-        images = drop_views(images, recipe.view_dropout, torch.default_generator)
-    return images, targets
 
 
 def schedule_learning_rate(step: int, recipe: Recipe) -> float:
@@ -263,14 +201,51 @@ def schedule_learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
 
 
-def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-    """Moving average of a parameter or buffer for `AveragedModel`, shorter in the first steps to forget the start.
+def segmentation_loss(logits: Tensor, targets: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
+    """The loss of a batch, with gradients, and its mean soft Dice, without.
 
-    `count`, the number of weights averaged before, stays a tensor, so that nothing waits for a GPU.
+    Args:
+        logits: (B, 1, X, Y, Z) float32.
+        targets: (B, 1, X, Y, Z) float32, 0 and 1.
+        kind: one of `LOSSES`; another is an InputError.
     """
+    if kind not in LOSSES:
+        raise InputError(f"'{kind}' is not a loss; use {' or '.join(LOSSES)}.")
+    probability = logits.sigmoid()
+    overlap = (probability * targets).sum((1, 2, 3, 4))
+    total = (probability + targets).sum((1, 2, 3, 4))
+    dice = ((2 * overlap + 1) / (total + 1)).mean()
+    loss = 1 - dice
+    if kind == "dice_ce":
+        loss = loss + functional.binary_cross_entropy_with_logits(logits, targets)
+    return loss, dice.detach()
+
+
+def adversarial_losses(discriminator: nn.Module, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares losses of a discriminator and of the network (Mao et al., 2017, arXiv 1611.04076).
+
+    The discriminator, which may be distributed, learns to score real vertebrae as 1 and predictions as 0, the network to be
+    scored as 1. The gradient of each loss reaches its own weights alone.
+    """
+    predicted = logits.sigmoid()
+    real, fake = discriminator(torch.cat([targets, predicted.detach()])).float().chunk(2)
+    module = getattr(discriminator, "module", discriminator)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    score = torch.func.functional_call(module, weights, predicted).float()
+    return (((real - 1) ** 2).mean() + (fake**2).mean()) / 2, ((score - 1) ** 2).mean() / 2
+
+
+def _pace_statistics(momenta: dict[Any, float], turn: int, turns: int) -> None:
+    """Moves running statistics once per step, towards the mean of its batches, as if each had its own process."""
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum / (turns - (turns - 1 - turn) * momentum)
+
+
+def average_weights(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """Moving average of a parameter or buffer for `AveragedModel`, shorter in the first steps to forget the start."""
     if not averaged.is_floating_point():
         return current
-    count = torch.as_tensor(count).double()
+    count = torch.as_tensor(count).double()  # A tensor, so that nothing waits for a GPU.
     decay = (count / (count + 9)).clamp(max=EMA_DECAY)
     return torch.lerp(averaged, current, (1 - decay).to(averaged.dtype))
 
@@ -289,7 +264,7 @@ def measure_dice(network: nn.Module, validation: list[Samples], rank: int = 0, p
 
 
 def _step(optimiser: torch.optim.Optimizer, limit: float) -> Tensor:
-    """Makes a step with the gradient clipped to a norm of `limit`. Returns its norm before."""
+    """Makes a step with the gradient clipped to a norm of `limit`; returns its norm before."""
     norm = nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], limit)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
@@ -302,34 +277,16 @@ def _mean_scores(scores: list[Tensor], start: int, recipe: Recipe) -> tuple[floa
     bad = ~np.isfinite(rows).all(1)
     if bad.any():
         step = start + int(bad.argmax()) // recipe.accumulate
-        raise Diverged(f"The loss or its gradient is not finite at step {step}; train with a lower learning rate.")
+        raise InputError(f"The loss or its gradient is not finite at step {step}; train with a lower learning rate.")
     return float(rows[:, 0].mean()), float(rows[:, 1].mean())
-
-
-def _epochs_since_best(curve: Curve) -> int:
-    scores = [-np.inf if np.isnan(row["dice_validation"]) else row["dice_validation"] for row in curve]
-    return len(scores) - 1 - int(np.argmax(scores))
 
 
 def _batch_norms(network: nn.Module) -> list[Any]:
     return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d)]
 
 
-def _pace_statistics(momenta: dict[Any, float], turn: int, turns: int) -> None:
-    """Moves running statistics once per step, towards the mean of its batches, as if each had its own process."""
-    for layer, momentum in momenta.items():
-        layer.momentum = momentum / (turns - (turns - 1 - turn) * momentum)
-
-
 def start_processes(device: str, precision: str) -> tuple[torch.device, bool, int, int]:
-    """Joins the processes that torchrun started, if any, for a `Recipe`'s device and precision.
-
-    Returns:
-        The device, whether to compute in bfloat16, this process's number, and the number of processes.
-
-    Raises:
-        InputError: an unknown or absent device, an unknown precision, or more processes than GPUs.
-    """
+    """Joins torchrun's processes, if any; returns device, whether in bfloat16, own number and number of processes."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"'{device}' is not a device; use auto, cpu or cuda.")
     if precision not in ("auto", "32", "bf16"):
@@ -347,16 +304,12 @@ def start_processes(device: str, precision: str) -> tuple[torch.device, bool, in
     if processes > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if used.type == "cuda" else "gloo")
         atexit.register(distributed.destroy_process_group)
-    bf16 = precision == "bf16" or (precision == "auto" and _is_fast_in_bf16())
-    return used, bf16, rank, processes
-
-
-def _is_fast_in_bf16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
     # PyTorch has no public test of a CPU; the private ones are absent in builds for other processors.
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported()
+    return used, precision == "bf16" or (precision == "auto" and fast), rank, processes
 
 
 def distribute(network: nn.Module, device: torch.device) -> nn.Module:
@@ -378,25 +331,23 @@ def average_processes(values: Tensor) -> Tensor:
 
 
 def load_checkpoint(folder: Path, state: dict[str, Any], identity: dict[str, Any], resume: bool) -> tuple[int, Curve]:
-    """Loads a checkpoint into networks and optimisers by name. Returns the steps done and the rows of the curve.
+    """Loads a checkpoint of equal `identity` into networks and optimisers by name; returns the steps done and the curve.
 
-    It must be of a training of equal `identity`, plain values. What a killed training was writing is removed.
-
-    Raises:
-        InputError: a file that is not a checkpoint or belongs to another training, or weights of another package.
+    What a killed training was writing is removed.
     """
     if os.environ.get("RANK", "0") == "0":
         for ending in (".pt", ".csv", ".safetensors"):
             for leftover in folder.glob(f".writing-*{ending}"):
                 leftover.unlink(missing_ok=True)
     path, weights = folder / "checkpoint.pt", folder / "weights.safetensors"
-    if weights.exists():
-        try:
+    try:
+        if weights.exists():
             networks.load_weights(weights)
-        except InputError as error:
-            raise InputError(f"Training would replace {weights}, so move it away: {error}") from None
+    except InputError as error:
+        raise InputError(f"Training would replace {weights}, so move it away: {error}") from None
     if not (resume and path.exists()):
         return 0, []
+    over = "start over with resume off (--fresh)"
     try:
         # weights_only: tensors and plain values, never pickled code.
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -410,21 +361,13 @@ def load_checkpoint(folder: Path, state: dict[str, Any], identity: dict[str, Any
             return saved["step"], saved["curve"]
     except Exception as error:  # noqa: BLE001 a foreign file may raise anything
         raise InputError(
-            f"{path} is not a checkpoint of this version of the package ({type(error).__name__}); move it away, or start "
-            "over with resume off (--fresh)."
+            f"{path} is not a checkpoint of this version of the package ({type(error).__name__}); move it away, or {over}."
         ) from None
-    raise InputError(
-        f"{path} was made with another {', '.join(other)}; use another run or folder, or start over with resume off "
-        "(--fresh)."
-    )
+    raise InputError(f"{path} was made with another {', '.join(other)}; use another run or folder, or {over}.")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], step: int, curve: Curve, identity: dict[str, Any]) -> None:
-    """Writes `curve.csv` and `checkpoint.pt`, or leaves the former ones.
-
-    Raises:
-        InputError: they can't be written.
-    """
+    """Writes `curve.csv` and `checkpoint.pt`, or leaves the former ones."""
     # The curve first: a training killed in between repeats its last epoch, and with it this row.
     path = folder / "curve.csv"
     with explain_write_errors(path), atomic_path(path) as temporary:
@@ -449,18 +392,11 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def train_folds(
-    place: str | Path, name: str, recipe: Recipe, folder: Path, *, resume: bool = True, log: Log = print
-) -> pd.DataFrame:
-    """Trains on a store, once per fold of a split, and evaluates the held-out subjects.
+def train_folds(place: str | Path, name: str, recipe: Recipe, folder: Path, *, resume: bool = True) -> pd.DataFrame:
+    """Trains on a store, once per fold of a split of `splits.iterate_folds`, and evaluates the held-out subjects.
 
-    Args:
-        place: the store; its samples stay there until a step needs them.
-        name: of the split, as in `splits.iterate_folds`.
-        recipe: of every training.
-        folder: for the files of `train_network`, in a folder per fold if there are several; and for `metrics.csv`.
-        resume: as in `train_network`; a finished fold is not trained again.
-        log: called with a line per epoch.
+    Writes the files of `train_network`, in a folder per fold if there are several, and `metrics.csv`. A finished fold is
+    not trained again.
 
     Returns:
         The metrics of all folds, as `evaluate.score_store` returns them; empty if no subject is held out.
@@ -472,10 +408,10 @@ def train_folds(
         def report(curve: pd.DataFrame, title: str = f"{fold}: " if fold else "") -> None:
             last = curve.iloc[-1]
             figures = f"loss {last.loss:.3f}, Dice {last.dice:.3f}, validation Dice {last.dice_validation:.3f}"
-            log(f"{title}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
+            print(f"{title}step {last.step:.0f}: {figures}, {last.seconds:.0f} s")
 
-        learned, watched = train_and_watched(rows, recipe.patience)
-        parts = stream_samples(place, learned), load_samples(place, watched)
+        learned = rows["split"] == "train"
+        parts = stream_samples(place, rows[learned]), load_samples(place, rows[~learned])
         train_network(*parts, recipe, own, resume=resume, on_epoch=report)
         if os.environ.get("RANK", "0") == "0":
             network, _ = networks.load_network(own / "weights.safetensors")

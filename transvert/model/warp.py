@@ -28,8 +28,8 @@ def elastic_deform(
     Args:
         hu: (B, W, W, W) int16, HU.
         parts: (B, W, W, W) uint8, `OWN`, `OTHER` or 0.
-        points: (B, 3, C, C, C) float32, the position of a coarse grid of the new cube in the old one: x, y and z in
-            voxels from its middle. Corner points are the centres of the corner voxels; in between it is linear.
+        points: (B, 3, C, C, C) float32, the position of a coarse grid of the new cube in the old one, linear in between.
+            Corner points are the centres of the corner voxels.
         size: voxels along each side of the new cube.
         threads: CPU threads.
 
@@ -78,8 +78,7 @@ def projection_matrices(views: torch.Tensor) -> torch.Tensor:
 def trace_rays(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Traces rays through a cube: that of picture point p, in (beside, up), is at plane @ p + slope * d at the depth d.
 
-    Returns:
-        plane (B, 2, 2, 2), slope (B, 2, 2), and the length of a ray in a slice (B, 2), in voxels.
+    Returns plane (B, 2, 2, 2), slope (B, 2, 2), and the length of a ray in a slice (B, 2), in voxels.
     """
     matrices = projection_matrices(views)
     plane = torch.linalg.inv(matrices[..., [0, 2]])
