@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from transvert import levels
 from transvert.data import manifest
 from transvert.io import InputError, check_name, share_folder
 
@@ -206,12 +205,6 @@ def test_committed_manifests_are_valid_and_described(name: str) -> None:
     commit = re.compile(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/")
     assert all(commit.match(file.url) for file in found.files if "github" in file.url), "an address must not change"
     assert all(file.frame and file.unit for file in found.files if file.role in ("surface", "landmarks", "centroids"))
-
-
-def test_the_generic_skeleton_shows_every_vertebra_once() -> None:
-    files = [file for file in manifest.load_manifest("generic_skeleton").files if file.role == "surface"]
-    shown = [levels.name(level) for file in files for level in file.levels]
-    assert shown == [*(f"C{i}" for i in range(1, 8)), *(f"T{i}" for i in range(1, 13)), *(f"L{i}" for i in range(1, 6))]
 
 
 def test_the_demo_split_names_each_complete_vertebra_of_the_embedded_set_once() -> None:

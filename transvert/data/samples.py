@@ -24,50 +24,31 @@ from transvert.imaging import masks
 from transvert.imaging.volume import Volume, cube_affine, cut_cube
 from transvert.io import InputError
 
-WIDE = 84
-"""Voxels along each side of the wide cube, and pixels along each side of the wide patch."""
+WIDE = 84  #: Voxels along each side of the wide cube, and pixels along each side of the wide patch.
 RIM = (WIDE - SIZE) // 2
 MIDDLE = slice(RIM, RIM + SIZE)
-DRR_PIXEL_MM = 0.75
-"""Pixel size in the body of the full DRRs that patches are cut from."""
-FIELDS_OF_VIEW = ("full", "crop")
-"""What a vertebra's radiographs show: the whole CT, or its own cube of 96 mm alone."""
+DRR_PIXEL_MM = 0.75  #: Pixel size in the body of the full DRRs that patches are cut from.
+FIELDS_OF_VIEW = ("full", "crop")  #: What a vertebra's radiographs show: the whole CT, or its own cube of 96 mm alone.
 _ARRAYS = ("hu", "labels", "pictures")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one subject.
-
-    Attributes:
-        subject: its name.
-        source: "ct" or "phantom", where the radiographs come from.
-        projection: "parallel" or "cone".
-        levels: (N,) uint8, VerSe numbers.
-        centroids: (N, 3) float32, RAS mm, the centre of mass of each vertebra.
-        hu: (N, 84, 84, 84) int16, HU, RAS order.
-        labels: (N, 84, 84, 84) uint8, VerSe numbers, RAS order.
-        pictures: (N, 2, 84, 84) float32, attenuation × mm, AP and lateral; NaN beyond the picture.
-        notes: one sentence for each vertebra that was cleaned or skipped.
-        field_of_view: one of `FIELDS_OF_VIEW`.
-        person: the name that all scans of one person share; "" if it is the subject's name.
-        official_split: the data set's own split, such as "training", or "".
-        counts: number of vertebrae of the mask by kind, as `clean_mask` counts them.
-    """
+    """The samples of one subject. Arrays of voxels are in RAS order, [n, x, y, z]."""
 
     subject: str
-    source: str
-    projection: str
-    levels: np.ndarray
-    centroids: np.ndarray
-    hu: np.ndarray
-    labels: np.ndarray
-    pictures: np.ndarray
-    notes: list[str] = field(default_factory=list)
-    field_of_view: str = "full"
-    person: str = ""
-    official_split: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
+    source: str  #: "ct" or "phantom", where the radiographs come from.
+    projection: str  #: "parallel" or "cone".
+    levels: np.ndarray  #: (N,) uint8, VerSe numbers.
+    centroids: np.ndarray  #: (N, 3) float32, RAS mm, the centre of mass of each vertebra.
+    hu: np.ndarray  #: (N, 84, 84, 84) int16, HU.
+    labels: np.ndarray  #: (N, 84, 84, 84) uint8, VerSe numbers.
+    pictures: np.ndarray  #: (N, 2, 84, 84) float32, attenuation × mm, AP and lateral; NaN beyond the picture.
+    notes: list[str] = field(default_factory=list)  #: One sentence for each vertebra that was cleaned or skipped.
+    field_of_view: str = "full"  #: One of `FIELDS_OF_VIEW`.
+    person: str = ""  #: The name that all scans of one person share; "" if it is the subject's name.
+    official_split: str = ""  #: The data set's own split, such as "training".
+    counts: dict[str, int] = field(default_factory=dict)  #: Vertebrae of the mask by kind, as `clean_mask` counts them.
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -154,7 +135,9 @@ def cut_samples(
 
 def _cut_labels(mask: Volume, found: dict[int, masks.Part], centres: list[np.ndarray]) -> np.ndarray:
     """(N, 84, 84, 84) uint8, the mask's labels around each centre, with cleaned vertebrae in place of its own."""
-    labels = Volume(np.where(np.isin(mask.data, list(found)), np.uint8(0), mask.data), mask.affine)
+    kept = np.arange(256, dtype=np.uint8)
+    kept[list(found)] = 0
+    labels = Volume(kept[mask.data], mask.affine)
     for level, (part, box) in found.items():
         labels.data[box][part] = level
     return np.array([cut_cube(labels, centre, WIDE, SPACING_MM, order=0, fill=0).data for centre in centres])

@@ -24,8 +24,8 @@ def split_index(index: pd.DataFrame, name: str) -> pd.DataFrame:
             no one. Any other name is a CSV of `data_manifests/splits` with columns subject, level and split.
 
     Returns:
-        The index with a column `split`: "train", "held_out_vertebra" or "held_out_subject". Samples that a CSV does not
-        name are left out.
+        The index with a column `split`: "train", "held_out_vertebra" or "held_out_subject", without samples that a CSV
+        does not name.
 
     Raises:
         InputError: no such split or subject, nothing to train on, or a held-out person who is also trained on.
@@ -104,17 +104,6 @@ def iterate_folds(index: pd.DataFrame, name: str) -> Iterator[tuple[str, pd.Data
         parts = {"": name}
     for fold, part in parts.items():
         yield fold, split_index(index, part)
-
-
-def train_and_watched(rows: pd.DataFrame, patience: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Divides the rows of `split_index` into training and validation.
-
-    Validation uses the held-out people. With early stopping (patience above 0) it uses every fifth training person
-    instead, so that the test data influences no choice.
-    """
-    if patience:
-        rows = split_index(rows[rows["split"] == "train"], "subjects")
-    return rows[rows["split"] == "train"], rows[rows["split"] != "train"]
 
 
 def stream_samples(place: str | Path, rows: pd.DataFrame, *, keep: int = 1000) -> list[StoredSamples]:

@@ -58,11 +58,7 @@ def write_files(store: str | Path, contents: dict[str, bytes]) -> None:
 def write_group(store: str | Path, name: str, rows: pd.DataFrame, arrays: dict[str, np.ndarray]) -> None:
     """Writes a subject's group, whole or not at all, in place of all earlier groups of the same subject.
 
-    Args:
-        store: the store.
-        name: from `group_name`.
-        rows: the index's entry for each sample: text and numbers, with a column `subject`.
-        arrays: (N, ...) per name. No value may be that of `_mark_of_loss`.
+    Each sample has a row of text and numbers for the index, with a column `subject`, and an entry (N, ...) in each array.
     """
     write_files(store, {f"{name}/{key}": content for key, content in _encode(arrays).items()})
     files, _, _ = _locate(store)
@@ -76,11 +72,7 @@ def write_group(store: str | Path, name: str, rows: pd.DataFrame, arrays: dict[s
 
 
 def read_rows(store: str | Path, name: str, rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Reads samples of a group: each array of `write_group` as (rows, ...).
-
-    Raises:
-        InputError: the group is damaged or gone.
-    """
+    """Reads samples of a group, each array as (rows, ...); raises InputError if the group is damaged or gone."""
     try:
         found = {}
         for key, array in _open_arrays(str(store), name).items():
@@ -93,11 +85,7 @@ def read_rows(store: str | Path, name: str, rows: Sequence[int]) -> dict[str, np
 
 
 def read_index(store: str | Path) -> pd.DataFrame:
-    """The index of a store: one row per sample with its `group` and `row` there, by subject and then by row.
-
-    Raises:
-        InputError: there is no store, or a group is damaged.
-    """
+    """The index of a store: one row per sample with its `group` and `row` there, by subject and then by row."""
     found = _as_table(_read_attributes(store))
     if found.empty:
         raise InputError(f"There is no sample store at {store}; run notebook 01 or `transvert synthesize` first.")
@@ -156,10 +144,7 @@ def _list_groups(store: str | Path) -> dict[str, str]:
     """Name and path of every group of a store, complete or not."""
     files, folder, _ = _locate(store)
     files.invalidate_cache()
-    try:
-        entries = files.ls(folder, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    entries = files.ls(folder, detail=True) if files.isdir(folder) else []
     paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
     return {path.rpartition("/")[2]: path for path in paths}
 
@@ -209,10 +194,8 @@ def _open_arrays(store: str, name: str) -> dict[str, Any]:
 
 
 def _damage(name: str, error: Exception) -> InputError:
-    return InputError(
-        f"The samples {name} can't be read ({' '.join(str(error).split())}); if they are damaged, delete this folder of "
-        "the store and run `transvert synthesize` again."
-    )
+    reason = " ".join(str(error).split())
+    return InputError(f"The samples {name} can't be read ({reason}); delete this folder of the store to make it again.")
 
 
 def _read_attributes(store: str | Path) -> dict[str, Any]:

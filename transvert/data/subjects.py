@@ -36,10 +36,8 @@ _TOTALSEGMENTATOR = (
     Pattern(role="ct", path="**/{subject}/ct.nii.gz"),
     Pattern(role="mask", path="**/{subject}/segmentations/vertebrae_{level}.nii.gz"),
     Pattern(role="mask", path="**/{subject}/vertebrae_{level}.nii.gz"),
-    *(
-        Pattern(role="mask", path=f"**/{{subject}}/{name}.nii.gz", convention="totalsegmentator")
-        for name in ("segmentations", "segmentation", "seg", "total", "vertebrae")
-    ),
+    Pattern(role="mask", path="**/{subject}/segmentations.nii.gz", convention="totalsegmentator"),
+    Pattern(role="mask", path="**/{subject}/vertebrae.nii.gz", convention="totalsegmentator"),
 )
 
 
@@ -114,8 +112,7 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
         material depends on the seed and the subject's name.
 
     Raises:
-        InputError: the subject has a problem, or neither mask nor surfaces; a file can't be used; CT and mask lie on
-            different grids; a surface states no frame or unit.
+        InputError: the subject has a problem, or neither mask nor surfaces; a file can't be used; grids differ.
     """
     if subject.problem:
         raise InputError(subject.problem)
@@ -136,10 +133,9 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
 
 
 def read_subject_mask(subject: Subject) -> Volume:
-    """Reads a subject's mask as its manifest describes it, uint8, VerSe levels.
+    """Reads a subject's mask, uint8, VerSe levels, without the labels that its manifest lists under `without`.
 
-    Labels that the manifest lists under `without` are removed. A mask that is `cropped` to its labels gets a margin of
-    one voxel, so that no vertebra counts as truncated by the border.
+    A mask that is `cropped` to its labels gets a margin of one voxel, so that its border truncates no vertebra.
     """
     assert subject.mask is not None
     mask = volume.read_mask(subject.mask, subject.convention)
@@ -161,8 +157,7 @@ def read_surfaces(subject: Subject) -> dict[int, trimesh.Trimesh]:
     Levels that share a file are its largest pieces (`mesh.largest_pieces`), from the head down along the stated frame.
 
     Raises:
-        InputError: a file without frame or unit; an unreadable surface; pieces that do not stand one above the other; a
-            vertebra of an impossible size; vertebrae that are not in the order of their levels.
+        InputError: a surface without frame or unit, or that contradicts them by its size or by the order of its levels.
     """
     placed: dict[int, trimesh.Trimesh] = {}
     for path in dict.fromkeys(subject.surfaces.values()):
@@ -178,9 +173,7 @@ def read_surfaces(subject: Subject) -> dict[int, trimesh.Trimesh]:
         pieces = [mesh.surface_to_ras(piece, file.unit, file.frame) for piece in pieces]
         pieces.sort(key=lambda piece: -piece.center_mass[2])
         if len(shown) > 1 and -np.diff([piece.center_mass[2] for piece in pieces]).max() < _LEAST_PITCH_MM:
-            raise InputError(
-                f"The {len(shown)} vertebrae of {path.name} don't stand one above the other; correct its frame."
-            )
+            raise InputError(f"The vertebrae of {path.name} don't stand one above the other; correct its frame.")
         placed |= dict(zip(shown, pieces, strict=True))
     _check_surfaces(subject, placed)
     return {level: placed[level] for level in subject.surfaces}
@@ -193,13 +186,9 @@ def _check_surfaces(subject: Subject, placed: dict[int, trimesh.Trimesh]) -> Non
         length = float(placed[level].extents.max())
         if not _LENGTH_MM[0] <= length <= _LENGTH_MM[1]:
             name = subject.surfaces[level].name
-            raise InputError(
-                f"{name} is {length:.3g} mm long, which is no {levels.name(level)}; correct unit or level."
-            )
+            raise InputError(f"{name} is {length:.3g} mm long, which is no {levels.name(level)}; correct its unit.")
     if (np.diff([placed[level].center_mass[2] for level in vertebrae]) >= 0).any():
-        raise InputError(
-            f"The surfaces of {subject.name} stand in another order than their levels; correct the frames."
-        )
+        raise InputError(f"The surfaces of {subject.name} don't stand in the order of their levels; correct frames.")
 
 
 def _read_surface(subject: Subject, path: Path) -> trimesh.Trimesh:

@@ -34,22 +34,17 @@ from transvert.progress import progress_bar
 
 FAILURES = "failures.csv"
 """The store's table of the last run's subjects that could not be made into samples, with the reasons."""
-Jobs = Iterable[tuple[Subject, str]]
-"""Subjects with their digests."""
-Results = Iterator[tuple[str, BaseException | None]]
-"""The name of each finished subject, and why it failed."""
-FEW = 3
-"""Up to this many subjects are made in this process: starting workers takes longer than they save."""
-WORKER_MEMORY = "4 GB"
-"""Limit of a process; a subject that exceeds it fails."""
+Jobs = Iterable[tuple[Subject, str]]  #: Subjects with their digests.
+Results = Iterator[tuple[str, BaseException | None]]  #: The name of each finished subject, and why it failed.
+FEW = 3  #: Up to this many subjects are made in this process: starting workers takes longer than they save.
+WORKER_MEMORY = "4 GB"  #: Limit of a process; a subject that exceeds it fails.
 WORKER_ENVIRONMENT = {
     **dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     # Keep freed memory for the next array: returning it each time, Dask's default, costs a phantom a third of its time.
     "MALLOC_MMAP_THRESHOLD_": str(2**26),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
-_VERSION = 4
-"""Part of a group's digest. Raise it when the same files and settings give other samples."""
+_VERSION = 4  #: Part of a group's digest. Raise it when the same files and settings give other samples.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
