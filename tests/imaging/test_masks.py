@@ -17,6 +17,7 @@ L1, L2, L3, L4 = 20, 21, 22, 23
 AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
 AFFINE[:3, 3] = (-40.0, -70.0, 150.0)
 SHAPE = (110, 80, 220)
+DEPTHS = axes_mm(AFFINE, SHAPE)[1] + 30.0  # (1, Y, 1) mm in front of the middles.
 
 
 @pytest.fixture
@@ -31,16 +32,6 @@ def column() -> Volume:
 def vertebra(step: int) -> np.ndarray:
     """The voxels of L1 (0), L2 (1), ..., bool."""
     return inside_vertebra(*axes_mm(AFFINE, SHAPE), (12.0, -30.0, 344.0 - 34.0 * step))
-
-
-def heights() -> np.ndarray:
-    """(1, 1, Z) mm above the middle of L1."""
-    return axes_mm(AFFINE, SHAPE)[2] - 344.0
-
-
-def depths() -> np.ndarray:
-    """(1, Y, 1) mm in front of the middles."""
-    return axes_mm(AFFINE, SHAPE)[1] + 30.0
 
 
 def voxels(made: masks.CleanedMask, level: int) -> np.ndarray:
@@ -61,19 +52,13 @@ def test_whole_vertebrae_are_found_head_to_tail_as_they_are(column: Volume, pati
         assert_allclose(masks.centroid(patient.mask, *part), patient.centroids[level], atol=1e-9)
 
 
-def test_the_thirteenth_thoracic_vertebra_stands_in_its_place() -> None:
+@pytest.mark.parametrize("order", [(19, 28, 20, 21, 26), (26,), ()])
+def test_t13_stands_in_its_place_and_the_sacrum_and_an_empty_mask_are_no_vertebrae(order: tuple[int, ...]) -> None:
     mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
-    for step, level in enumerate((19, 28, 20, 21)):
+    for step, level in enumerate(order):
         mask.data[vertebra(step)] = level
     made = masks.clean_mask(mask)
-    assert list(made.parts) == [19, 28, 20, 21] and not made.notes
-
-
-def test_the_sacrum_and_an_empty_mask_are_no_vertebrae() -> None:
-    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
-    assert not masks.clean_mask(mask).parts and not masks.clean_mask(mask).notes
-    mask.data[vertebra(2)] = 26
-    assert not masks.clean_mask(mask).parts
+    assert list(made.parts) == [n for n in order if n != 26] and not made.notes
 
 
 def test_fragments_are_dropped(column: Volume) -> None:
@@ -86,7 +71,7 @@ def test_fragments_are_dropped(column: Volume) -> None:
 
 
 def test_a_piece_beside_its_own_vertebra_is_joined(column: Volume) -> None:
-    thin = vertebra(1) & (depths() > -4) & (depths() < -1)  # two voxels of the pedicles are lost
+    thin = vertebra(1) & (DEPTHS > -4) & (DEPTHS < -1)  # two voxels of the pedicles are lost
     column.data[thin] = 0
     made = masks.clean_mask(column)
     assert_array_equal(voxels(made, L2), vertebra(1) & ~thin)
@@ -95,7 +80,7 @@ def test_a_piece_beside_its_own_vertebra_is_joined(column: Volume) -> None:
 
 
 def test_a_piece_under_the_next_level_s_number_is_moved(column: Volume) -> None:
-    arch = vertebra(1) & (depths() < -8)
+    arch = vertebra(1) & (DEPTHS < -8)
     column.data[arch] = L3
     made = masks.clean_mask(column)
     for step, level in enumerate(range(20, 25)):
@@ -112,24 +97,24 @@ def test_two_vertebrae_with_one_number_are_skipped(column: Volume, bridge: bool)
     made = masks.clean_mask(column)
     assert list(made.parts) == [L1, L4, 24]
     assert made.counts == {"whole": 3, "missing": 1, "merged": 1}
-    assert made.notes == [
-        "L3: no voxel has its number.",
-        "L2: two or more vertebrae with one number, skipped.",
-    ]
+    assert made.notes == ["L3: no voxel has its number.", "L2: two or more vertebrae with one number, skipped."]
 
 
-def test_a_mask_of_merged_vertebrae_alone_is_recognised_by_its_height() -> None:
+def test_merged_vertebrae_alone_are_recognised_by_their_height_and_a_small_piece_by_its_size() -> None:
     mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
     mask.data[vertebra(1) | vertebra(2) | vertebra(3)] = L2
     mask.data[50:54, 52:56, 92:160] = L2
     assert masks.clean_mask(mask).counts == {"merged": 1}
+    x, y, z = axes_mm(AFFINE, SHAPE)
+    mask.data[:] = L2 * ((x - 10) ** 2 + (y + 30) ** 2 + (z - 300) ** 2 < 6**2)
+    assert masks.clean_mask(mask).counts == {"small": 1}
 
 
 @pytest.mark.parametrize("part", ["upper half", "left half", "front"])
 def test_one_vertebra_with_two_numbers_is_skipped(part: str) -> None:
     mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
     x = axes_mm(AFFINE, SHAPE)[0] - 12
-    first = {"upper half": heights() > -34, "left half": x < 0, "front": depths() > 5}[part]
+    first = {"upper half": axes_mm(AFFINE, SHAPE)[2] > 310, "left half": x < 0, "front": DEPTHS > 5}[part]
     for step, level in ((0, 19), (1, L1), (1, L2), (2, L3), (3, L4)):
         mask.data[vertebra(step)] = level
     mask.data[vertebra(1) & first] = L1
@@ -157,32 +142,25 @@ def test_vertebrae_at_the_border_are_skipped(column: Volume, side: str) -> None:
 def test_a_vertebra_truncated_before_padding_is_skipped(column: Volume) -> None:
     column.data[:, :, 196:] = 0  # two thirds of L1 are left
     made = masks.clean_mask(column)
-    assert made.notes == ["L1: it ends in a flat face, as if truncated, skipped."] and made.counts == {
-        "whole": 4,
-        "truncated": 1,
-    }
+    assert made.notes == ["L1: it ends in a flat face, as if truncated, skipped."]
+    assert made.counts == {"whole": 4, "truncated": 1}
 
 
 def test_a_vertebra_without_its_body_is_skipped(column: Volume) -> None:
     x = axes_mm(AFFINE, SHAPE)[0] - 12
-    column.data[vertebra(2) & ((x / 21) ** 2 + ((depths() - 14) / 16) ** 2 <= 1)] = 0
+    column.data[vertebra(2) & ((x / 21) ** 2 + ((DEPTHS - 14) / 16) ** 2 <= 1)] = 0
     made = masks.clean_mask(column)
     assert list(made.parts) == [L1, L2, L4, 24] and made.counts == {"whole": 4, "small": 1}
     assert made.notes[0].startswith("L3: only ") and made.notes[0].endswith("a part of it is missing, skipped.")
 
 
-def test_a_small_piece_alone_is_not_a_vertebra() -> None:
-    mask = Volume(np.zeros(SHAPE, np.uint8), AFFINE)
-    x, y, z = axes_mm(AFFINE, SHAPE)
-    mask.data[(x - 10) ** 2 + (y + 30) ** 2 + (z - 300) ** 2 < 6**2] = L1
-    assert masks.clean_mask(mask).counts == {"small": 1}
-
-
-def test_missing_levels_between_others_are_noted(column: Volume) -> None:
-    column.data[(column.data == L2) | (column.data == L3)] = 0
+def test_a_fragment_beside_a_piece_that_is_moved_beyond_its_label_is_dropped(column: Volume) -> None:
+    arch = vertebra(1) & (DEPTHS < -8)  # It extends the block of L2, which has a loose piece of its own.
+    column.data[arch] = L1
+    column.data[100:108, 52:60, 130:142] = L2
     made = masks.clean_mask(column)
-    assert made.counts == {"whole": 3, "missing": 2}
-    assert made.notes == [f"{name}: no voxel has its number." for name in ("L2", "L3")]
+    assert_array_equal(voxels(made, L2), vertebra(1))
+    assert made.counts == {"whole": 5, "moved": 1, "fragment": 1}
 
 
 def test_voxels_count_by_their_size(patient: Patient) -> None:
