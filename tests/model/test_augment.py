@@ -294,19 +294,6 @@ def test_the_landmark_follows_its_view(box_samples: Samples) -> None:
     assert_allclose(lateral, centroid_map(-1.05 * np.array([z * cosine - x * sine, y])), atol=1e-4)
 
 
-def test_views_are_drawn_each_by_itself_within_their_ranges() -> None:
-    config = replace(STILL, view_deg=5.0, magnification=0.05)
-    drawn = _draw_views(2000, config, Random(0)).numpy()
-    angles, sizes = np.rad2deg(drawn[..., :2]), drawn[..., 2]
-    for values, middle, reach in ((angles, 0, 5), (sizes, 1, 0.05)):
-        assert np.abs(values - middle).max() <= reach + 1e-5
-        assert_allclose(values.std(0), reach / np.sqrt(3), rtol=0.05)
-    columns = np.concatenate([angles.reshape(2000, 4), sizes], 1)
-    assert np.abs(np.corrcoef(columns.T) - np.eye(6)).max() < 0.1
-    still = _draw_views(5, STILL, Random(0))
-    assert torch.equal(still, torch.tensor([0.0, 0.0, 1.0]).expand(5, 2, 3))
-
-
 # Films
 
 
@@ -395,18 +382,6 @@ def test_the_samples_of_the_next_steps_are_requested_ahead(
     sampler.draw(4, 1)
     sampler.draw(7, 1)
     assert len(ahead) == 3 and ahead == read
-
-
-def test_a_cache_of_three_steps_reads_each_sample_once(
-    stored: Callable[[int], list[StoredSamples]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[int] = []
-    read_rows = store.read_rows
-    monkeypatch.setattr(store, "read_rows", lambda *given: (reads.append(1), read_rows(*given))[1])
-    sampler = Sampler(stored(3), STILL, 0)
-    for step in range(8):
-        sampler.draw(step, 1)
-    assert len(reads) <= 8 + 2
 
 
 # View dropout

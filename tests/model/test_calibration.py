@@ -116,13 +116,6 @@ def test_a_histogram_counts_the_band_once_and_knows_the_area() -> None:
         )
 
 
-def test_temperature_lowers_the_dice_and_a_bias_moves_the_surface() -> None:
-    sure, warm = expect(ball()), expect(ball(), Calibration(temperature=2.0))
-    assert warm["dice_stated"] < sure["dice_stated"] and warm["assd_mm_stated"] > 1.8 * sure["assd_mm_stated"]
-    shifted = Calibration(bias=-1.0).apply(_logit(ball()))
-    assert_allclose(shifted, 1 / (1 + np.exp(FROM_MIDDLE_MM - 19.0)), atol=1e-3)
-
-
 def test_an_empty_prediction_is_certainly_nothing() -> None:
     calibration = Calibration(dice_interval=ConformalInterval(1.2, 1.0, 1.5), assd_interval=ConformalInterval(1.1))
     empty = np.full((SIZE,) * 3, 0.2, np.float32)

@@ -161,25 +161,6 @@ def test_expansion_and_lift_add_the_axis_that_a_view_does_not_show(axis: int, vi
         assert len(unseen) == 16
 
 
-def test_attention_starts_as_the_identity_and_reaches_every_pixel() -> None:
-    attention = networks.Attention(8)
-    x = torch.randn(1, 8, 6, 6, requires_grad=True)
-    torch.testing.assert_close(attention(x), x)
-    nn.init.ones_(attention.gain)
-    attention(x)[0, :, 0, 0].sum().backward()
-    assert (x.grad.abs().sum(1) > 0).all()
-
-
-def test_each_scale_of_a_decoder_depends_on_the_coarser_ones_alone() -> None:
-    decoder = networks.Decoder((2, 4, 8), 2).eval()
-    features = [torch.randn(1, c, n, n, requires_grad=True) for c, n in ((2, 16), (4, 8), (8, 4))]
-    found = decoder(features)
-    assert [f.shape for f in found] == [f.shape for f in features]
-    for scale, made in enumerate(found):
-        gradients = torch.autograd.grad(made.sum(), features, retain_graph=True, allow_unused=True)
-        assert [g is not None for g in gradients] == [n >= scale for n in range(3)]
-
-
 def test_cross_view_attention_reaches_both_views_and_keeps_places() -> None:
     attention = networks.CrossViewAttention(8, side=4)
     ap, lateral = torch.randn(2, 1, 8, 4, 4).requires_grad_()
@@ -230,27 +211,14 @@ def test_entries_are_added_to_a_card_and_the_weights_stay(tmp_path: Path) -> Non
     networks.add_to_card(path, calibration={"bias": -0.5}, dice=0.8)
     found, card = networks.load_weights(path)
     assert card == {"network": "transvert", "dice": 0.8, "calibration": {"bias": -0.5}}
-    assert abs(path.stat().st_size - size) < 200  # Still of half precision.
+    assert abs(path.stat().st_size - size) < 200
+    assert all(value.dtype != torch.float32 for value in load_file(path).values())  # Still of half precision.
     for key, value in before.state_dict().items():
         assert torch.equal(found.state_dict()[key], value), key
     path.write_bytes(b"none of ours")
     with pytest.raises(InputError, match="is not a safetensors file"):
         networks.add_to_card(path, more=1)
     assert path.read_bytes() == b"none of ours"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_half_the_precision_is_half_the_size_and_within_a_thousandth(name: str, tiny: Make, tmp_path: Path) -> None:
-    made = tiny(name).eval()
-    whole = networks.save_weights(tmp_path / "w.safetensors", made, name, {"width": 8})
-    half = networks.save_weights(tmp_path / "h.safetensors", made, name, {"width": 8}, half=True)
-    sizes = [sum(value.nbytes for value in load_file(path).values()) for path in (whole, half)]
-    assert sizes[1] < 0.51 * sizes[0]
-    found, _ = networks.load_weights(half)
-    assert all(p.dtype == torch.float32 for p in found.parameters())
-    with torch.no_grad():
-        difference = (found(_images()).sigmoid() - made(_images()).sigmoid()).abs().max()
-    assert difference < 1e-3
 
 
 def test_no_pickle_and_no_path_travels_with_the_weights(tiny: Make, tmp_path: Path) -> None:

@@ -111,19 +111,6 @@ def test_a_turn_of_5_degrees_moves_a_point_30_mm_deep_by_30_sin_5(view: int, dee
     assert_allclose(np.multiply(_place(tilted), 1.5), (0, -30 * np.sin(np.deg2rad(5))), atol=0.01)
 
 
-@pytest.mark.parametrize("view", [0, 1])
-def test_magnification_scales_a_shadow_about_the_middle(view: int) -> None:
-    cube = torch.zeros(1, 64, 64, 64)
-    cube[:, 12:52, 12:52, 12:52] = 1
-    plain, larger = (warp.project_parallel(cube, _views(size=size))[0, view] for size in (1.0, 1.05))
-    widths = [float(picture[32].sum() / picture.max()) for picture in (plain, larger)]
-    heights = [float(picture[:, 32].sum() / picture.max()) for picture in (plain, larger)]
-    assert widths[0] == heights[0] == 40
-    assert widths[1] == pytest.approx(42, abs=0.05) and heights[1] == pytest.approx(42, abs=0.05)
-    assert_allclose(_place(larger), (0, 0), atol=1e-3)
-    assert larger.max() == plain.max() == 40  # A larger picture, but no longer way through the bone.
-
-
 def test_any_view_shows_a_ball_where_show_says_and_keeps_its_mass() -> None:
     random = np.random.default_rng(2)
     for _ in range(6):
@@ -171,11 +158,3 @@ def test_compiled_loops_project_as_torch_does() -> None:
     assert_allclose(
         warp.project_parallel(cube, views), warp._project_parallel_torch(cube, *warp.trace_rays(views)), rtol=1e-5
     )
-
-
-def test_threads_change_nothing() -> None:
-    hu, parts, points = _scene(3)
-    alone, together = (warp.elastic_deform(hu, parts, points, SIZE, threads) for threads in (1, 3))
-    assert torch.equal(alone[0], together[0]) and torch.equal(alone[1], together[1])
-    views = NOMINAL.repeat(3, 1, 1)
-    assert torch.equal(warp.project_parallel(alone[0], views), warp.project_parallel(alone[0], views, 3))

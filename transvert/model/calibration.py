@@ -173,7 +173,8 @@ def reliability_histogram(probability: np.ndarray, truth: np.ndarray) -> Reliabi
     """Counts one vertebra: probability (S, S, S) on voxels of 1.5 mm, truth bool."""
     found = probability > 0.5
     if not found.any():
-        return ReliabilityHistogram(np.zeros(2 * _BINS, int), np.zeros(2 * _BINS, int), 0, 0.0)
+        none = np.zeros(2 * _BINS, int)
+        return ReliabilityHistogram(none, none, 0, 0.0)
     distance = ndimage.distance_transform_edt(found) + ndimage.distance_transform_edt(~found)
     band = distance * SPACING_MM <= BAND_MM
     # Rounded up, so that the bins above 0 hold what is predicted.
@@ -233,13 +234,10 @@ def fit_calibration(cases: Sequence[HeldOutVertebra]) -> Calibration:
     stated = expected_metrics(histograms, plain)
     found = np.isfinite(stated["assd_error_mm"].to_numpy())  # Empty predictions need no interval.
     dice, assd = (np.array([getattr(case, name) for case in cases])[found] for name in ("dice", "assd_mm"))
-    return replace(
-        plain,
-        dice_interval=fit_interval(stated["dice_error"].to_numpy()[found], 1 - dice, people[found]),
-        assd_interval=fit_interval(stated["assd_error_mm"].to_numpy()[found], assd, people[found]),
-        people=len(set(people)),
-        vertebrae=len(cases),
-    )
+    dice_interval = fit_interval(stated["dice_error"].to_numpy()[found], 1 - dice, people[found])
+    assd_interval = fit_interval(stated["assd_error_mm"].to_numpy()[found], assd, people[found])
+    plain = replace(plain, people=len(set(people)), vertebrae=len(cases))
+    return replace(plain, dice_interval=dice_interval, assd_interval=assd_interval)
 
 
 def fit_interval(stated: np.ndarray, observed: np.ndarray, people: np.ndarray) -> ConformalInterval:

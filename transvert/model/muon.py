@@ -71,11 +71,7 @@ class Muon(torch.optim.AdamW):
 
 
 def build_optimiser(
-    name: str,
-    parameters: Iterable[Tensor],
-    learning_rate: float,
-    weight_decay: float,
-    dtype: torch.dtype,
+    name: str, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
     """Builds an optimiser by its name in `OPTIMISERS`, else an InputError; the other arguments are those of `Muon`."""
     if name not in OPTIMISERS:

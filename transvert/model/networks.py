@@ -33,6 +33,7 @@ from transvert.io import PACKAGE, InputError, atomic_path
 
 SHIPPED_WEIGHTS = PACKAGE / "weights" / "transvert_hull.safetensors"
 _FORMAT = "transvert-weights/1"
+_HEADS = 4  # Of the attention.
 
 
 def norm_act(channels: int, dims: int) -> nn.Sequential:
@@ -61,10 +62,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the pixels of a feature map (B, C, H, W), added with a learned gain that starts at 0."""
 
-    def __init__(self, channels: int, heads: int = 4):
+    def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.heads = heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         self.gain = nn.Parameter(torch.zeros(1))
@@ -72,7 +72,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         tokens = self.norm(x.flatten(2).transpose(1, 2))
-        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, _HEADS, c // _HEADS).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
         return x + self.gain * self.out(mixed).transpose(1, 2).reshape(b, c, h, w)
 
@@ -158,8 +158,7 @@ class AxisExpansion(nn.Module):
 
     def __init__(self, channels: int, axis: int, doublings: int):
         super().__init__()
-        self.axis = axis
-        steps = range(doublings)
+        self.axis, steps = axis, range(doublings)
         self.widen = nn.ModuleList(nn.Conv3d(channels, 2 * channels, 3, padding=1, bias=False) for _ in steps)
         self.act = nn.ModuleList(norm_act(channels, 3) for _ in steps)
 
@@ -334,11 +333,7 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a network that `save_weights` wrote, in evaluation mode, and its card.
-
-    Raises:
-        InputError: no such file, not safetensors, not of this package, or of a network that `NETWORKS` lacks.
-    """
+    """Loads a network that `save_weights` wrote, in evaluation mode, and its card; other files are an InputError."""
     path = Path(path)
     metadata, tensors = _read_weights(path)
     name = metadata["network"]

@@ -122,14 +122,9 @@ def _draw_changes(config: TTAConfig) -> list[tuple[Tensor, Tensor, Tensor]]:
     steps = np.concatenate([np.zeros((config.passes % 2, 6)), np.stack([drawn, -drawn], 1).reshape(-1, 6)])
     noise = config.noise_sd * random.standard_normal((config.passes, 2, SIZE, SIZE))
     noise[: config.passes % 2] = 0
-    return [
-        (
-            torch.from_numpy(config.landmark_sd_mm * step[:4].reshape(2, 2)).float(),
-            torch.from_numpy(np.exp(config.scale_sd * step[4:])).float(),
-            torch.from_numpy(picture).float(),
-        )
-        for step, picture in zip(steps[: config.passes], noise, strict=True)
-    ]
+    errors, scales = config.landmark_sd_mm * steps[:, :4].reshape(-1, 2, 2), np.exp(config.scale_sd * steps[:, 4:])
+    changes = (torch.from_numpy(values[: config.passes]).float() for values in (errors, scales, noise))
+    return list(zip(*changes, strict=True))
 
 
 def _predict_changed(

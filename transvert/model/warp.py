@@ -156,11 +156,9 @@ def _elastic_deform(
                 x, y, z = at[0, k], at[1, k], at[2, k]
                 a, b, c = min(int(x), wide - 2), min(int(y), wide - 2), min(int(z), wide - 2)
                 u, v, w = x - np.float32(a), y - np.float32(b), z - np.float32(c)
-                o = np.uint64((a * wide + b) * wide + c)
-                o01 = o + np.uint64(wide)
-                o10 = o + np.uint64(wide * wide)
+                o, one = np.uint64((a * wide + b) * wide + c), np.uint64(1)
+                o01, o10 = o + np.uint64(wide), o + np.uint64(wide * wide)
                 o11 = o10 + np.uint64(wide)
-                one = np.uint64(1)
                 v00 = np.float32(flat[o]) + w * np.float32(flat[o + one] - flat[o])
                 v01 = np.float32(flat[o01]) + w * np.float32(flat[o01 + one] - flat[o01])
                 v10 = np.float32(flat[o10]) + w * np.float32(flat[o10 + one] - flat[o10])
