@@ -167,20 +167,19 @@ def calibrate(
     folds: Annotated[Path, typer.Argument(help="Output folder of `transvert train STORE --split folds:K` or loso.")],
     out: Out,
 ) -> None:
-    """Calibrate the error estimates of cross-validated networks on held-out subjects: calibration.json and a diagram.
+    """Calibrate the error estimates of cross-validated networks on held-out subjects: calibration.json and tables.
 
     In Python, transvert.model.networks.add_to_card writes a calibration into a weights file.
     """
     from transvert.model import calibration
     from transvert.model.evaluate import iterate_unseen
-    from transvert.plots import figures
 
     unseen = iterate_unseen(store, folds)
     cases = [case for _, network, _, subject in unseen for case in calibration.measure_vertebrae(network, subject)]
     found = calibration.make_report(cases)
     calibration.write_reliability(found, out)
-    figures.save_figure(figures.reliability_diagram(found), out / "reliability.png")
-    typer.echo(f"{figures.describe_reliability(found)}\nWrote {out}")
+    summary = "\n".join(f"{name}: {value:.3g}" for name, value in found.summary.items())
+    typer.echo(f"{summary}\nWrote {out}")
 
 
 @app.command()

@@ -33,7 +33,6 @@ from transvert import levels
 from transvert.model.augment import AUGMENTATIONS
 from transvert.model.calibration import read_reliability
 from transvert.model.train import Recipe
-from transvert.plots.figures import describe_reliability, reliability_diagram
 from transvert.runs import write_table
 
 STUDIES: dict[str, Callable[[Plan], pd.DataFrame]] = {
@@ -99,8 +98,8 @@ def write_pages(folder: Path) -> None:
     write_page(folder / "dice_and_millimetres.md", dice_and_millimetres())
     write_page(folder / "field_of_view.md", field_of_view())
     report = read_reliability(HERE / "calibration")
-    _save(reliability_diagram(report), folder / "calibration.png")
-    write_page(folder / "calibration.md", describe_reliability(report))
+    _save(charts.reliability_diagram(report), folder / "calibration.png")
+    write_page(folder / "calibration.md", charts.describe_reliability(report))
 
 
 def write_figure_and_page(name: str, table: pd.DataFrame, folder: Path) -> None:

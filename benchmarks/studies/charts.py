@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from benchmarks.studies import corruptions, summary
 from transvert import levels
 from transvert.model import metrics
-from transvert.plots.figures import REGION_COLOURS
+from transvert.model.calibration import ReliabilityReport
+from transvert.plots.figures import BLUE, GREY, REGION_COLOURS
 
 _MARKS = {"C": "^", "T": "o", "L": "s", "all": "D"}
 _NAMES = metrics.REGIONS | {"all": "all"}
 _TITLES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd_1p5mm": "NSD at 1.5 mm"}
+_STATED = {"dice": ("Dice", ""), "assd_mm": ("ASSD", " (mm)")}
 _FIELDS_OF_VIEW = {"full": ("#0072B2", "o-"), "crop": ("#D55E00", "s--")}
 
 
@@ -141,3 +143,85 @@ def people(table: pd.DataFrame) -> Figure:
     axis.legend(fontsize=9, loc="lower right")
     axis.grid(alpha=0.3)
     return figure
+
+
+def reliability_diagram(report: ReliabilityReport) -> Figure:
+    """Stated against observed: voxels, surface points and vertebrae of people that no fit has seen."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9.5), layout="constrained")
+    _voxel_panel(axes[0, 0], report)
+    _surface_panel(axes[0, 1], report)
+    for axis, measure in zip(axes[1], _STATED, strict=True):
+        _vertebra_panel(axis, report, measure)
+    for axis in axes.flat:
+        low, high = max(axis.get_xlim()[0], 0), axis.get_xlim()[1]
+        axis.plot([low, high], [low, high], color="k", lw=1, ls="--", label="as stated", zorder=1)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    people, count = (int(report.summary[name]) for name in ("people", "vertebrae"))
+    figure.suptitle(f"{count} vertebrae of {people} people, each read with the calibration of the others")
+    return figure
+
+
+def describe_reliability(report: ReliabilityReport) -> str:
+    """A caption of the reliability diagram."""
+    s = report.summary
+    network, calibrated = (100 * s[f"voxel_calibration_error_{source}"] for source in ("network", "calibrated"))
+    text = (
+        f"Stated against observed, {s['vertebrae']:.0f} vertebrae of {s['people']:.0f} people. Mean errors of what is "
+        f"stated: probabilities of voxels near the surface {calibrated:.1f} points (the network's own: {network:.1f}); "
+        f"distances of surface points {s['surface_calibration_error_mm']:.2f} mm"
+    )
+    for measure, (name, unit) in _STATED.items():
+        rank = report.vertebrae[measure].corr(report.vertebrae[f"{measure}_stated"], method="spearman")
+        text += f"; {name}{unit} {s[f'{measure}_mean_absolute_error']:.3f}, rank correlation {rank:.2f}"
+        if f"{measure}_coverage" in s:
+            inside, stated = s[f"{measure}_coverage"], report.calibration.coverage
+            text += f", {100 * inside:.0f} % within their {100 * stated:.0f} % intervals"
+    return f"{text}."
+
+
+def _voxel_panel(axis: Axes, report: ReliabilityReport) -> None:
+    counts = axis.twinx()
+    sources = (("network", GREY, "s", "the network's own"), ("calibrated", BLUE, "o", "calibrated on other people"))
+    for n, (source, colour, marker, label) in enumerate(sources):
+        rows = report.voxels[report.voxels["source"] == source]
+        label = f"{label}: {100 * report.summary[f'voxel_calibration_error_{source}']:.1f} points off in the mean"
+        axis.plot(rows["stated"], rows["observed"], marker=marker, color=colour, label=label)
+        places = np.arange(len(rows)) / 10 + 0.03 + 0.04 * n
+        counts.bar(places, rows["voxels"], width=0.035, color=colour, alpha=0.35)
+    counts.set(yscale="log", ylabel="voxels (bars)")
+    low, high = counts.get_ylim()
+    counts.set_ylim(low, high * (high / low) ** 2)  # The bars stay in the lower third, under the curves.
+    axis.set_zorder(counts.get_zorder() + 1)
+    axis.patch.set_visible(False)
+    axis.set(title="voxels near the found surface", xlabel="stated probability of bone", xlim=(0, 1))
+    axis.set_ylabel("observed share of bone")
+
+
+def _surface_panel(axis: Axes, report: ReliabilityReport) -> None:
+    rows = report.surface[report.surface["points"] > 0]
+    top = 1.1 * float(rows[["stated_mm", "observed_mm"]].max(axis=None))
+    axis.plot(rows["stated_mm"], rows["observed_mm"], "o-", color=BLUE, label="calibrated on other people")
+    for place in rows[["stated_mm", "observed_mm", "points"]].itertuples(index=False):
+        axis.annotate(f"{place.points:,}", place[:2], (4, -10), textcoords="offset points", fontsize="x-small")
+    axis.set(title="points of the found surface, with their number", xlim=(0, top), ylim=(0, top))
+    axis.set(xlabel="stated distance from the true surface, RMS (mm)", ylabel="observed distance, RMS (mm)")
+
+
+def _vertebra_panel(axis: Axes, report: ReliabilityReport, measure: str) -> None:
+    name, unit = _STATED[measure]
+    table = report.vertebrae[np.isfinite(report.vertebrae[measure])]
+    stated, both = table[f"{measure}_stated"], table[[measure, f"{measure}_stated"]]
+    if f"{measure}_coverage" in report.summary:
+        label = f"{100 * report.calibration.coverage:.0f} % interval"
+        ends = table[f"{measure}_low"], table[f"{measure}_high"]
+        axis.vlines(stated, *ends, color="0.8", lw=1.5, label=label, zorder=1)
+    for letter, marker in _MARKS.items():
+        here = table["level"].str[0] == letter
+        if here.any():
+            look: dict[str, Any] = {"color": REGION_COLOURS[letter], "marker": marker, "label": metrics.REGIONS[letter]}
+            axis.scatter(stated[here], table[measure][here], 24, zorder=2, **look)
+    top = 1.1 * float(both.max(axis=None)) if unit else 1.0
+    low = 0.0 if unit else max(0.0, float(both.min(axis=None)) - 0.1)
+    axis.set(title=f"vertebrae: {name}", xlabel=f"stated {name}{unit}", ylabel=f"observed {name}{unit}")
+    axis.set(xlim=(low, top), ylim=(low, top))

@@ -21,6 +21,7 @@ from transvert.data.samples import Samples
 from transvert.data.store import read_index
 from transvert.io import InputError
 from transvert.model import metrics, networks
+from transvert.model.calibration import read_reliability
 from transvert.model.train import Recipe
 
 L1, L2 = 20, 21
@@ -228,6 +229,15 @@ def test_committed_tables_and_their_figures_are_complete(name: str) -> None:
     labels = [axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes]
     plt.close(figure)
     assert any("Dice" in label for label in labels)
+
+
+def test_the_reliability_diagram_has_units_and_its_caption_counts_people() -> None:
+    report = read_reliability(summary.HERE / "calibration")
+    figure = charts.reliability_diagram(report)
+    labels = {axis.get_xlabel() for axis in figure.axes} | {axis.get_ylabel() for axis in figure.axes}
+    plt.close(figure)
+    assert {"stated ASSD (mm)", "observed ASSD (mm)", "stated probability of bone", "voxels (bars)"} <= labels
+    assert charts.describe_reliability(report) in (summary.HERE / "calibration.md").read_text(encoding="utf-8")
 
 
 def test_the_published_dice_values_are_read_as_offsets() -> None:

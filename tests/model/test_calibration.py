@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,7 +36,6 @@ from transvert.model.calibration import (
     write_reliability,
 )
 from transvert.model.predict import TTAConfig, predict
-from transvert.plots import figures
 
 SIZE, MM = 48, 1.5
 AFFINE = np.diag([MM, MM, MM, 1.0])
@@ -228,7 +226,7 @@ def test_an_interval_covers_another_persons_vertebra_as_often_as_promised() -> N
 # Reports
 
 
-def test_a_report_is_calibrated_and_its_figure_has_units(cases: list[HeldOutVertebra]) -> None:
+def test_a_report_is_calibrated(cases: list[HeldOutVertebra]) -> None:
     made = make_report(cases)
     assert made.calibration.people == 12 and made.calibration.vertebrae == 24
     assert made.calibration.temperature == pytest.approx(2.0, rel=0.1)
@@ -240,11 +238,6 @@ def test_a_report_is_calibrated_and_its_figure_has_units(cases: list[HeldOutVert
     assert s["surface_calibration_error_mm"] < 0.2
     assert len(made.vertebrae) == 24 and made.voxels.groupby("source")["voxels"].sum().nunique() == 1
     assert made.surface["points"].sum() == 24 * 300
-    figure = figures.reliability_diagram(made)
-    labels = {axis.get_xlabel() for axis in figure.axes} | {axis.get_ylabel() for axis in figure.axes}
-    assert {"stated ASSD (mm)", "observed ASSD (mm)", "stated probability of bone", "voxels (bars)"} <= labels
-    assert "24 vertebrae of 12 people" in figures.describe_reliability(made)
-    plt.close(figure)
 
 
 def test_people_are_tested_with_a_calibration_that_has_not_seen_them(cases: list[HeldOutVertebra]) -> None:
@@ -272,7 +265,6 @@ def test_few_people_have_no_interval_and_one_is_refused(cases: list[HeldOutVerte
     made = make_report(cases[:6])
     assert made.calibration.dice_interval.factor is None
     assert not any("coverage" in name for name in made.summary)
-    assert "interval" not in figures.describe_reliability(made)
     with pytest.raises(InputError, match="hold out two, not 1"):
         make_report(cases[:2])
 

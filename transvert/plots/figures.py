@@ -31,7 +31,6 @@ from transvert.imaging import mesh
 from transvert.imaging.volume import Volume
 from transvert.io import atomic_path
 from transvert.model import metrics
-from transvert.model.calibration import ReliabilityReport
 from transvert.plots.viewer import level_colours, shade
 
 if TYPE_CHECKING:
@@ -46,11 +45,9 @@ SD_LIMIT_MM = 5.0  # Expected surface error at which the colours saturate, the s
 SD_MM = "sd_mm"  # The vertex attribute that holds the expected error; PLY and GLB files have it, too.
 AROUND_MM = 70  # Width shown on each side of the silhouettes.
 
-_REGION_MARKERS = {"C": "^", "T": "o", "L": "s"}
 _SD_COLOURS = colormaps["cividis"]  # Reads alike with and without colour vision: dark blue is a small error.
 _SIDES = {"ap": ("R", "L"), "pa": ("R", "L"), "left_lateral": ("front", "back"), "right_lateral": ("front", "back")}
 _SEEN_FROM = (("front", 0, "R", "L"), ("left side", 90, "front", "back"), ("back", 180, "L", "R"))
-_MEASURES = {"dice": ("Dice", ""), "assd_mm": ("ASSD", " (mm)")}
 _HALF = SIZE * SPACING_MM / 2
 _PATCH_BOX = (-_HALF, _HALF, _HALF, -_HALF)
 _EDGED: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="k")]  # Legible on bright bone.
@@ -134,88 +131,6 @@ def by_region(table: pd.DataFrame) -> Figure:
         axis.set_ylim(0, None if column.endswith("_mm") else 1)
         axis.grid(axis="y", alpha=0.3)
     return figure
-
-
-def reliability_diagram(report: ReliabilityReport) -> Figure:
-    """Stated against observed: voxels, surface points and vertebrae of people that no fit has seen."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 9.5), layout="constrained")
-    _voxel_panel(axes[0, 0], report)
-    _surface_panel(axes[0, 1], report)
-    for axis, measure in zip(axes[1], _MEASURES, strict=True):
-        _vertebra_panel(axis, report, measure)
-    for axis in axes.flat:
-        low, high = max(axis.get_xlim()[0], 0), axis.get_xlim()[1]
-        axis.plot([low, high], [low, high], color="k", lw=1, ls="--", label="as stated", zorder=1)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    people, count = (int(report.summary[name]) for name in ("people", "vertebrae"))
-    figure.suptitle(f"{count} vertebrae of {people} people, each read with the calibration of the others")
-    return figure
-
-
-def describe_reliability(report: ReliabilityReport) -> str:
-    """A caption of the reliability diagram."""
-    s = report.summary
-    network, calibrated = (100 * s[f"voxel_calibration_error_{source}"] for source in ("network", "calibrated"))
-    text = (
-        f"Stated against observed, {s['vertebrae']:.0f} vertebrae of {s['people']:.0f} people. Mean errors of what is "
-        f"stated: probabilities of voxels near the surface {calibrated:.1f} points (the network's own: {network:.1f}); "
-        f"distances of surface points {s['surface_calibration_error_mm']:.2f} mm"
-    )
-    for measure, (name, unit) in _MEASURES.items():
-        rank = report.vertebrae[measure].corr(report.vertebrae[f"{measure}_stated"], method="spearman")
-        text += f"; {name}{unit} {s[f'{measure}_mean_absolute_error']:.3f}, rank correlation {rank:.2f}"
-        if f"{measure}_coverage" in s:
-            inside, stated = s[f"{measure}_coverage"], report.calibration.coverage
-            text += f", {100 * inside:.0f} % within their {100 * stated:.0f} % intervals"
-    return f"{text}."
-
-
-def _voxel_panel(axis: Axes, report: ReliabilityReport) -> None:
-    counts = axis.twinx()
-    sources = (("network", GREY, "s", "the network's own"), ("calibrated", BLUE, "o", "calibrated on other people"))
-    for n, (source, colour, marker, label) in enumerate(sources):
-        rows = report.voxels[report.voxels["source"] == source]
-        label = f"{label}: {100 * report.summary[f'voxel_calibration_error_{source}']:.1f} points off in the mean"
-        axis.plot(rows["stated"], rows["observed"], marker=marker, color=colour, label=label)
-        places = np.arange(len(rows)) / 10 + 0.03 + 0.04 * n
-        counts.bar(places, rows["voxels"], width=0.035, color=colour, alpha=0.35)
-    counts.set(yscale="log", ylabel="voxels (bars)")
-    low, high = counts.get_ylim()
-    counts.set_ylim(low, high * (high / low) ** 2)  # The bars stay in the lower third, under the curves.
-    axis.set_zorder(counts.get_zorder() + 1)
-    axis.patch.set_visible(False)
-    axis.set(title="voxels near the found surface", xlabel="stated probability of bone", xlim=(0, 1))
-    axis.set_ylabel("observed share of bone")
-
-
-def _surface_panel(axis: Axes, report: ReliabilityReport) -> None:
-    rows = report.surface[report.surface["points"] > 0]
-    top = 1.1 * float(rows[["stated_mm", "observed_mm"]].max(axis=None))
-    axis.plot(rows["stated_mm"], rows["observed_mm"], "o-", color=BLUE, label="calibrated on other people")
-    for place in rows[["stated_mm", "observed_mm", "points"]].itertuples(index=False):
-        axis.annotate(f"{place.points:,}", place[:2], (4, -10), textcoords="offset points", fontsize="x-small")
-    axis.set(title="points of the found surface, with their number", xlim=(0, top), ylim=(0, top))
-    axis.set(xlabel="stated distance from the true surface, RMS (mm)", ylabel="observed distance, RMS (mm)")
-
-
-def _vertebra_panel(axis: Axes, report: ReliabilityReport, measure: str) -> None:
-    name, unit = _MEASURES[measure]
-    table = report.vertebrae[np.isfinite(report.vertebrae[measure])]
-    stated, both = table[f"{measure}_stated"], table[[measure, f"{measure}_stated"]]
-    if f"{measure}_coverage" in report.summary:
-        label = f"{100 * report.calibration.coverage:.0f} % interval"
-        ends = table[f"{measure}_low"], table[f"{measure}_high"]
-        axis.vlines(stated, *ends, color="0.8", lw=1.5, label=label, zorder=1)
-    for letter, marker in _REGION_MARKERS.items():
-        here = table["level"].str[0] == letter
-        if here.any():
-            look: dict[str, Any] = {"color": REGION_COLOURS[letter], "marker": marker, "label": metrics.REGIONS[letter]}
-            axis.scatter(stated[here], table[measure][here], 24, zorder=2, **look)
-    top = 1.1 * float(both.max(axis=None)) if unit else 1.0
-    low = 0.0 if unit else max(0.0, float(both.min(axis=None)) - 0.1)
-    axis.set(title=f"vertebrae: {name}", xlabel=f"stated {name}{unit}", ylabel=f"observed {name}{unit}")
-    axis.set(xlim=(low, top), ylim=(low, top))
 
 
 def three_planes(ct: Volume, mask: Volume, point: np.ndarray) -> Figure:
