@@ -57,6 +57,22 @@ def axes_mm(affine: np.ndarray, shape: tuple[int, ...], parts: int = 1) -> tuple
     return tuple(np.ix_(*steps))
 
 
+PITCH_MM = 34.0
+
+
+def stacked(steps: dict[int, int], size: float = 1.0, spacing: tuple[float, float, float] = (1, 1, 1)) -> Volume:
+    """A mask of vertebrae at and below the origin: level to how many times `PITCH_MM` it stands below."""
+    low = np.array([-45.0, -45.0, -PITCH_MM * max(steps.values()) - 20]) * size
+    shape = tuple(np.ceil((np.array([50.0, 45.0, 20.0]) * size - low) / spacing).astype(int).tolist())
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = low
+    mask = Volume(np.zeros(shape, np.uint8), affine)
+    for level, step in steps.items():
+        x, y, z = (axis / size for axis in axes_mm(affine, shape))
+        mask.data[inside_vertebra(x, y, z, (0.0, 0.0, -PITCH_MM * step))] = level
+    return mask
+
+
 def occupancy(middle: tuple[float, float, float], affine: np.ndarray, size: int) -> np.ndarray:
     """(size, size, size) float32: the fraction of each voxel inside the vertebra at `middle`, from 27 points a voxel."""
     found = inside_vertebra(*axes_mm(affine, (size,) * 3, 3), middle)

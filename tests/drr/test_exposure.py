@@ -21,18 +21,12 @@ def expose(integral: np.ndarray, **options: object) -> np.ndarray:
     return exposure.expose(integral, **(PLAIN | options))  # type: ignore[arg-type]
 
 
-def test_without_scatter_noise_and_blur_a_film_is_its_integral() -> None:
-    integral = RNG.random((20, 30)).astype(np.float32) * 8
-    exposed = expose(integral)
-    assert_allclose(exposed, integral, atol=1e-5)
-    assert exposed.dtype == np.float32
-
-
-def test_a_linear_film_shows_the_photons_that_are_missing() -> None:
+def test_without_scatter_noise_and_blur_a_film_is_its_integral_or_the_photons_that_are_missing() -> None:
     integral = np.log(np.array([[1.0, 2, 4, 1e9]]))
-    linear = expose(integral, response="linear")
+    exposed, linear = expose(integral), expose(integral, response="linear")
+    assert_allclose(exposed, integral, atol=1e-5)
     assert_allclose(linear, [[0, 0.5, 0.75, 1]], atol=1e-6)
-    assert linear.dtype == np.float32
+    assert exposed.dtype == linear.dtype == np.float32
     with pytest.raises(InputError, match="response is log or linear, not 'gamma'"):
         expose(integral, response="gamma")
 
@@ -64,9 +58,8 @@ def test_the_focal_spot_leaves_noise_white_and_the_detector_softens_it() -> None
     # Both soften an edge alike.
     edge = np.zeros((9, 41), np.float32)
     edge[:, 20:] = 2
-    assert_allclose(
-        expose(edge, focus_mm=2.0, response="linear"), expose(edge, blur_mm=2.0, response="linear"), atol=1e-6
-    )
+    focus, detector = (expose(edge, response="linear", **blur) for blur in ({"focus_mm": 2.0}, {"blur_mm": 2.0}))
+    assert_allclose(focus, detector, atol=1e-6)
 
 
 @pytest.mark.parametrize("photons", [200.0, 20_000.0, 1e9])
@@ -129,13 +122,11 @@ def test_a_dose_scales_with_kerma_pixel_area_and_what_passes() -> None:
     [
         (lambda: exposure.transmit(np.array([[np.nan]])), "integrals have NaN or infinite"),
         (lambda: exposure.add_scatter(np.ones((3, 3)), -0.1, 1.0), "scattered fraction is -0.1; .* not be negative"),
-        (lambda: exposure.blur(np.ones((3, 3)), -1.0, 1.0), "blur in mm is -1; .* must not be negative"),
         (lambda: exposure.blur(np.ones((3, 3)), np.nan, 1.0), "blur in mm is nan; it must be finite"),
         (lambda: exposure.blur(np.ones((3, 3)), 1.0, (1.0, 0.0)), "pixels are 1 x 0 mm; both must be positive"),
         (lambda: exposure.count_photons(np.ones((3, 3)), 0, 0), "0 photons per pixel can't be counted"),
         (lambda: exposure.count_photons(np.ones((3, 3)), 1e16, 0), r"1e\+16 photons per pixel can't be counted"),
         (lambda: exposure.count_photons(-np.ones((3, 3)), 10, 0), "negative or not finite"),
-        (lambda: exposure.count_photons(np.full((3, 3), np.inf), 10, 0), "negative or not finite"),
         (lambda: exposure.count_photons(np.ones((3, 3)), 10, -1), "seed of the photon noise is -1"),
         (lambda: exposure.to_attenuation(np.ones((3, 3)), -1), "number of photons is -1; .* not be negative"),
         (lambda: exposure.photons_per_pixel(0, 1), "air kerma is 0 uGy; it must be positive"),
@@ -143,7 +134,6 @@ def test_a_dose_scales_with_kerma_pixel_area_and_what_passes() -> None:
         (lambda: exposure.photons_per_pixel(1, -1), "both must be positive"),
         (lambda: exposure.photons_per_pixel(1, 1, energy_kev=30), "30 keV is outside 40 to 150 keV"),
         (lambda: exposure.photons_per_pixel(1, 1, passing=0), "fraction of photons that pass is 0"),
-        (lambda: exposure.photons_per_pixel(1, 1, passing=1.1), "fraction of photons that pass is 1.1"),
         (lambda: expose(np.ones((3, 3)), photons=-1.0), "-1 photons per pixel can't be counted"),
         (lambda: expose(np.ones((3, 3)), focus_mm=-1.0), "must not be negative"),
     ],

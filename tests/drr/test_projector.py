@@ -6,6 +6,7 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -62,9 +63,8 @@ def test_a_uniform_box_integrates_to_value_times_chord(name: str, cone: bool, tu
 
 @pytest.mark.parametrize("source", [(60, 0, 0), (-5, 40, 20), (-30, 55, 10), (5, -8, 70)])
 def test_a_source_close_by_casts_rays_along_different_axes(source: tuple[int, int, int]) -> None:
-    volume = Volume(
-        np.ones((30, 20, 10), np.float32), grid((1.0, 1.5, 3.0), Rotation.from_euler("xyz", [20, -35, 50], True))
-    )
+    turn = Rotation.from_euler("xyz", [20, -35, 50], True)
+    volume = Volume(np.ones((30, 20, 10), np.float32), grid((1.0, 1.5, 3.0), turn))
     towards = -np.array(source) / np.linalg.norm(source)
     column_step = np.cross(towards, [0.3, 0.2, 0.9])
     column_step /= np.linalg.norm(column_step)
@@ -329,21 +329,13 @@ def test_attenuation_is_water_s_at_0_hu_and_nothing_in_air() -> None:
 def test_a_first_call_says_that_it_compiles_if_that_takes_long(
     takes_s: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    class Kernel:
-        def __init__(self) -> None:
-            self.overloads: dict = {}
-
-        def compile(self, kinds: tuple) -> None:
-            time.sleep(takes_s)
-            self.overloads[kinds] = None
-
-        def __call__(self, *arguments: object) -> int:
-            assert self.overloads
-            return len(arguments)
+    def compile_slowly(kinds: tuple) -> None:
+        time.sleep(takes_s)
+        kernel.overloads[kinds] = None
 
     notice = progress.notice
     monkeypatch.setattr(progress, "notice", lambda text, after_s: notice(text, after_s / 20))
-    kernel = Kernel()
+    kernel = Mock(overloads={}, compile=compile_slowly, return_value=2)
     assert projector._run(kernel, np.zeros(3), 1.0) == 2
     assert ("Compiling a ray kernel" in capsys.readouterr().err) == said
     assert projector._run(kernel, np.zeros(3), 2.0) == 2

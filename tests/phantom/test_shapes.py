@@ -21,23 +21,19 @@ def volume_mm3(painted: Volume) -> float:
     return float(painted.data.sum(dtype=float) * painted.spacing_mm.prod())
 
 
-def test_a_blank_canvas_covers_its_box_from_its_low_corner() -> None:
+def test_a_blank_canvas_covers_its_box_and_a_block_ends_with_the_canvas() -> None:
     made = shapes.blank(np.array([1.0, 2.0, 3.0]), np.array([11.0, 7.0, 6.5]), 2.0, -1000.0)
     assert made.data.shape == (5, 3, 2) and made.data.dtype == np.float32 and (made.data == -1000).all()
     assert_allclose(made.corners().min(0), [1, 2, 3])
     assert_allclose(made.corners().max(0), [11, 8, 7])
     assert_allclose(shapes.axes_mm(made)[1], [3, 5, 7])
-
-
-def test_a_block_holds_its_box_and_ends_with_the_canvas() -> None:
     made = canvas(2.0)
     block = shapes.box_of(made, np.array([-10.0, -100.0, 35.0]), np.array([10.0, -37.0, 99.0]))
     x, y, z = shapes.grid_mm(made, block)
     assert x.shape[1:] == (1, 1) and y.shape[::2] == (1, 1) and z.shape[:2] == (1, 1)
     assert x.min() <= -10 < -8 < x.max() and -15 < x.min() and x.max() < 15
     assert (y.min(), z.max()) == (-39, 39) and y.max() >= -37 and z.min() <= 35
-    far = shapes.box_of(made, np.full(3, 90.0), np.full(3, 95.0))
-    assert made.data[far].size == 0
+    assert made.data[shapes.box_of(made, np.full(3, 90.0), np.full(3, 95.0))].size == 0
 
 
 @pytest.mark.parametrize("spacing_mm", [1.0, 1.7])
@@ -53,22 +49,14 @@ def test_an_ellipsoid_has_the_formula_s_volume_middle_and_axes(spacing_mm: float
     assert_allclose(np.var((where - centre) @ axes, axis=0), np.array(half) ** 2 / 5, rtol=0.05)
 
 
-@pytest.mark.parametrize("towards", [(0, 0, 1), (1, 0, 0), (0.6, 0.0, 0.8)])
-def test_a_straight_tube_is_a_cylinder_with_round_ends(towards: tuple[float, float, float]) -> None:
-    made, length, radius = canvas(), 40.0, 6.0
-    path = np.linspace(-length / 2, length / 2, 5)[:, None] * np.array(towards)
-    shapes.tube(made, path, (radius,) * 3, 1.0)
-    # Where segments meet, their soft edges add up.
-    assert volume_mm3(made) == pytest.approx(np.pi * radius**2 * (length + 4 / 3 * radius), rel=0.03)
-    assert_allclose(made.world(np.argwhere(made.data > 0.5)).mean(0), 0, atol=0.1)
-
-
-def test_a_flat_tube_has_its_thickness_along_each_axis() -> None:
+def test_a_straight_tube_is_a_flat_cylinder_with_round_ends() -> None:
     made = canvas()
-    shapes.tube(made, np.array([[0, 0, -20.0], [0, 0, 20]]), (10.0, 4.0, 7.0), 1.0)
-    assert volume_mm3(made) == pytest.approx(np.pi * 10 * 4 * (40 + 4 / 3 * 7), rel=0.02)
+    # Where segments meet, their soft edges add up.
+    shapes.tube(made, np.linspace(-20, 20, 5)[:, None] * np.array([0, 0, 1.0]), (10.0, 4.0, 7.0), 1.0)
+    assert volume_mm3(made) == pytest.approx(np.pi * 10 * 4 * (40 + 4 / 3 * 7), rel=0.03)
     where = made.world(np.argwhere(made.data > 0.5))
     assert_allclose(where.max(0), [10, 4, 27], atol=0.6)
+    assert_allclose(where.mean(0), 0, atol=0.1)
 
 
 def test_a_bent_tube_follows_its_path() -> None:
@@ -92,18 +80,12 @@ def test_a_tube_beyond_the_canvas_or_over_denser_tissue_leaves_it_as_it_was() ->
     assert made.data[40, 40, 30] == 50
 
 
-@pytest.mark.parametrize("spacing_mm", [0.5, 2.0])
-def test_an_edge_fades_over_one_voxel(spacing_mm: float) -> None:
-    radius_mm = 10.0
-    out_mm = np.array([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0]) * spacing_mm
-    weights = shapes.edge(1 + out_mm / radius_mm, radius_mm, spacing_mm)
-    assert_allclose(weights, [1, 1, 0.5, 0.25, 0, 0], atol=1e-6)
-
-
-def test_blending_covers_by_weight() -> None:
-    block = np.array([10.0, 10, 10])
-    shapes.blend(block, np.array([0, 0.25, 1]), 50.0)
-    assert_allclose(block, [10, 20, 50])
+def test_an_edge_fades_over_one_voxel_and_blending_covers_by_weight() -> None:
+    weights = shapes.edge(1 + np.array([-2.0, -1.0, 0.0, 0.5, 1.0]) / 10, 10.0, 2.0)
+    assert_allclose(weights, [1, 1, 0.5, 0.25, 0], atol=1e-6)
+    block = np.full(5, 10.0)
+    shapes.blend(block, weights, 50.0)
+    assert_allclose(block, [50, 50, 30, 20, 10], atol=1e-4)
 
 
 def test_a_bend_goes_through_its_points_in_even_steps() -> None:
@@ -138,22 +120,17 @@ def test_a_slice_takes_ovals_where_they_are() -> None:
     assert weight.sum() == pytest.approx(np.pi * 15 * 9, rel=0.01) and weight.shape == level.picture[block].shape
     level.paint(np.array([5.0, -3.0]), np.array([15.0, 9.0]), 7.0)
     assert level.picture.sum() == pytest.approx(7 * np.pi * 15 * 9, rel=0.01)
-    assert (level.picture[45, 27], level.picture[45, 27 + 12], level.picture[45 + 17, 27]) == (7, 0, 0)
     level.paint(np.array([500.0, 0.0]), np.array([15.0, 9.0]), 9.0)
     assert level.picture.max() == 7
 
 
 def test_an_ellipsoid_s_sections_shrink_towards_its_ends() -> None:
     body = shapes.Ellipsoid(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 5.0]))
-    assert body.top == 8
-    middle, between = body.section(3.0), body.section(6.0)
-    assert middle is not None and between is not None
-    assert_allclose(middle, [10, 20])
-    assert_allclose(between, [8, 16])
-    assert body.section(8.0) is None and body.section(-2.5) is None
+    assert_allclose([body.section(3.0), body.section(6.0)], [[10, 20], [8, 16]])
+    assert body.top == 8 and body.section(8.0) is None and body.section(-2.5) is None
 
 
-@pytest.mark.parametrize(("shape", "scale"), [((90, 80, 70), 4.0), ((90, 80, 70), 9.5), ((5, 7, 9), 20.0)])
+@pytest.mark.parametrize(("shape", "scale"), [((90, 80, 70), 4.0), ((5, 7, 9), 20.0)])
 def test_noise_has_unit_spread_and_the_wanted_grain(shape: tuple[int, ...], scale: float) -> None:
     noise = shapes.Noise(shape, scale, np.random.default_rng(0))
     whole = noise.whole()
@@ -165,9 +142,3 @@ def test_noise_has_unit_spread_and_the_wanted_grain(shape: tuple[int, ...], scal
         near = np.corrcoef(whole[1:].ravel(), whole[:-1].ravel())[0, 1]
         far = np.corrcoef(whole[int(3 * scale) :].ravel(), whole[: -int(3 * scale)].ravel())[0, 1]
         assert near > 0.85 and abs(far) < 0.2
-
-
-def test_noise_is_the_seed_s() -> None:
-    one, same, other = (shapes.Noise((9, 9, 9), 3.0, np.random.default_rng(seed)).whole() for seed in (1, 1, 2))
-    assert_array_equal(one, same)
-    assert np.abs(one - other).max() > 0.5
