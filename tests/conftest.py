@@ -117,19 +117,11 @@ def store_as(volume: Volume, axes: str, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Patient:
-    """The synthetic patient: L1 to L3, whole, on a grid of 1 x 1.2 x 2 mm.
-
-    Attributes:
-        ct: HU, canonical.
-        mask: VerSe levels on the same grid.
-        centroids: level to (3,) RAS mm, the centre of mass of the mask's voxels.
-        ct_path: NIfTI in the axis order P, I, R.
-        mask_path: NIfTI in the same order.
-    """
+    """The synthetic patient: L1 to L3, whole, on a grid of 1 x 1.2 x 2 mm; the files' axes are in the order P, I, R."""
 
     ct: Volume
     mask: Volume
-    centroids: dict[int, np.ndarray]
+    centroids: dict[int, np.ndarray]  # level to the centre of mass of its voxels, RAS mm
     ct_path: Path
     mask_path: Path
 

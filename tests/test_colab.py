@@ -34,11 +34,6 @@ def colab_cell(path: Path) -> str:
     return source
 
 
-def git(folder: Path, *words: str) -> None:
-    who = ("-c", "user.name=t", "-c", "user.email=t@e.org", "-c", "init.defaultBranch=main")
-    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
-
-
 def test_the_cell_installs_the_package_beside_what_is_there(tmp_path: Path) -> None:
     """The public address leads to a copy of this checkout; no other package may be fetched."""
     assert len({colab_cell(path) for path in NOTEBOOKS}) == 1
@@ -52,9 +47,9 @@ def test_the_cell_installs_the_package_beside_what_is_there(tmp_path: Path) -> N
             shutil.copytree(ROOT / name, public / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, public)
-    git(public, "init")
-    git(public, "add", "--all")
-    git(public, "commit", "--message", "all")
+    who = ("-c", "user.name=t", "-c", "user.email=t@e.org", "-c", "init.defaultBranch=main")
+    for words in (("init",), ("add", "--all"), ("commit", "--message", "all")):
+        subprocess.run(["git", *who, *words], cwd=public, check=True, capture_output=True)
 
     place = tmp_path / "colab"
     venv.create(place, with_pip=True)

@@ -35,9 +35,8 @@ BROUGHT_BY = {
 }
 """Imported packages that a declared dependency itself requires."""
 
-PIN_LINES = [
-    line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
-]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+PIN_LINES = [line for line in CONSTRAINTS.splitlines() if not line.startswith("#")]
 PINS: dict[str, str] = {canonicalize_name(name): version for name, version in (line.split("==") for line in PIN_LINES)}
 
 
@@ -50,7 +49,7 @@ EXTRAS = {name: requirements(lines) for name, lines in PROJECT["optional-depende
 
 
 def conda_environment(path: str) -> tuple[dict[str, str], list[str]]:
-    """What conda installs (name to version) and the lines for pip, from an environment.yml."""
+    """Versions that conda installs, by name, and the lines for pip, from an environment.yml."""
     content = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     conda = [line for line in content["dependencies"] if isinstance(line, str)]
     (pip,) = [line["pip"] for line in content["dependencies"] if isinstance(line, dict)]
@@ -73,17 +72,10 @@ def test_each_requirement_is_pinned_at_a_version_it_accepts() -> None:
 
 
 def test_installed_environment_agrees_with_the_pins() -> None:
-    mismatches = []
-    for name, pin in PINS.items():
-        try:
-            installed = Version(importlib.metadata.version(name)).public
-        except importlib.metadata.PackageNotFoundError:
-            if name in DEPENDENCIES or name in EXTRAS["dev"]:
-                mismatches.append(f"{name} is not installed (pinned at {pin})")
-            continue  # Others are needed on some platforms only.
-        if Version(installed) != Version(pin):
-            mismatches.append(f"{name} {installed} is installed, {pin} is pinned")
-    assert not mismatches, "run `make venv`; then: " + "; ".join(mismatches)
+    found = {canonicalize_name(one.name): Version(one.version).public for one in importlib.metadata.distributions()}
+    missing = (set(DEPENDENCIES) | set(EXTRAS["dev"])) - set(found)  # Others are needed on some platforms only.
+    wrong = [f"{name} {found[name]}" for name in PINS if name in found and Version(found[name]) != Version(PINS[name])]
+    assert not missing and not wrong, f"run `make venv`; missing: {missing}; installed: {wrong}"
 
 
 def test_what_the_package_imports_is_a_declared_dependency_or_brought_by_one() -> None:
@@ -91,20 +83,16 @@ def test_what_the_package_imports_is_a_declared_dependency_or_brought_by_one() -
     declared = set(DEPENDENCIES) | set(EXTRAS["itkwidgets"]) | set(BROUGHT_BY)
     for path in sorted((ROOT / "transvert").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
-            else:
-                continue
             for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"transvert", "google"}:
                 packages = {canonicalize_name(package) for package in providers.get(top, [top])}
                 assert packages & declared, f"{path.name} imports {top}, which pyproject.toml does not ask for"
     for name, bringer in BROUGHT_BY.items():
         assert bringer in DEPENDENCIES
-        assert name in requirements(
-            [line for line in importlib.metadata.requires(bringer) or [] if "extra" not in line]
-        )
+        lines = importlib.metadata.requires(bringer) or []
+        assert name in requirements([line for line in lines if "extra" not in line])
 
 
 def test_conda_and_binder_install_the_dependencies_with_their_pins() -> None:
@@ -117,12 +105,6 @@ def test_conda_and_binder_install_the_dependencies_with_their_pins() -> None:
     asked = requirements([line for line in pip if line not in options])
     assert all(not requirement.specifier for requirement in asked.values()), "only constraints.txt names versions"
     assert set(asked) == set(DEPENDENCIES) - {"torch", "jupyterlab"}
-
-
-def test_python_version_agrees() -> None:
-    assert PROJECT["requires-python"] == f">={PYTHON}"
-    assert PYPROJECT["tool"]["mypy"]["python_version"] == PYTHON
-    assert f"python{PYTHON}" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_wheel_carries_manifests_parameters_and_notebooks(tmp_path: Path) -> None:
@@ -142,11 +124,13 @@ def test_wheel_carries_manifests_parameters_and_notebooks(tmp_path: Path) -> Non
 
 
 def test_versions_and_addresses_agree() -> None:
+    assert PROJECT["requires-python"] == f">={PYTHON}"
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == PYTHON
+    assert f"python{PYTHON}" in (ROOT / "Makefile").read_text(encoding="utf-8")
     repository = PROJECT["urls"]["Repository"]
     (version,) = re.findall(r'__version__ = "(.+)"', (ROOT / "transvert" / "__init__.py").read_text(encoding="utf-8"))
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["repository-code"] == repository
-    assert citation["version"] == version
+    assert citation["repository-code"] == repository and citation["version"] == version
     assert f"## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -51,10 +54,6 @@ CELLS = {
 WHERE = 'import os\nfrom pathlib import Path\nout = Path(os.environ["TRANSVERT_RUNS"]) / run / "{}"'
 
 
-def silent(line: str) -> None:
-    """Prints nothing."""
-
-
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells, the first of which declares the parameters."""
     made = [nbformat.v4.new_code_cell(cell) for cell in cells]
@@ -87,7 +86,7 @@ def scheduler() -> Iterator[str]:
 
 def test_a_chain_writes_its_results_and_stops_at_the_first_failure(runs: Path, tmp_path: Path) -> None:
     parameters = {"run": "a", "learning_rate": 0.8, "landmark_sd_mm": 2.0}
-    done = workflow.reproduce(parameters, say=silent, progress=False)
+    done = workflow.reproduce(parameters, quiet=True)
     assert not done.failed and tuple(done.seconds) == STAGES
     found = json.loads((runs / "a" / "summary.json").read_text())
     mine = {"split": "held_out", "method": "this run", "vertebrae": 2, "empty": 1, "dice": 0.4}
@@ -113,24 +112,18 @@ def test_a_chain_writes_its_results_and_stops_at_the_first_failure(runs: Path, t
 
 def test_a_kernel_that_dies_is_reported_with_its_cell(tmp_path: Path) -> None:
     source = write_notebook(tmp_path / "n.ipynb", "import os", "os._exit(3)", "1 / 0")
-    failed = workflow.execute_notebook(source, tmp_path, {}, progress=False)
+    failed = workflow.execute_notebook(source, tmp_path, {}, quiet=True)
     assert failed == "n failed in cell 2: its kernel ended (DeadKernelError), most likely because memory ran out."
 
 
 def test_an_executed_notebook_holds_no_progress_bars_and_no_widget_state(tmp_path: Path) -> None:
     bar = 'import sys\nfor n in range(3):\n    sys.stderr.write(f"\\repoch: {n}%")\nsys.stderr.write("\\r   \\r")'
-    source = write_notebook(
-        tmp_path / "n.ipynb", bar + '\nprint("13 vertebrae")', "import ipywidgets\nipywidgets.Button()"
-    )
-    assert workflow.execute_notebook(source, tmp_path, {}, progress=False) == ""
+    cells = (f'{bar}\nprint("13 vertebrae")', "import ipywidgets\nipywidgets.Button()")
+    source = write_notebook(tmp_path / "n.ipynb", *cells)
+    assert workflow.execute_notebook(source, tmp_path, {}, quiet=True) == ""
     left = nbformat.read(tmp_path / workflow.EXECUTED, as_version=4)
     assert "widgets" not in left.metadata
     assert "".join(output.text for output in left.cells[0].outputs).strip() == "13 vertebrae"
-
-
-def test_two_processes_do_not_work_on_one_run(runs: Path) -> None:
-    with workflow._locked(runs / "a", "a"), pytest.raises(InputError, match="Another process works on the run 'a'"):
-        workflow.reproduce({"run": "a"}, say=silent)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +142,16 @@ def test_bad_parameter_sets_are_refused(text: str | None, sentence: str, tmp_pat
         workflow.read_parameters(tmp_path / "p.yaml")
 
 
-def test_unknown_parameters_and_notebooks_are_refused(runs: Path) -> None:
+def test_unknown_parameters_and_notebooks_and_a_busy_run_are_refused(runs: Path) -> None:
     with pytest.raises(InputError, match="No notebook has the parameter stepz"):
         workflow.reproduce({"run": "x", "stepz": 3})
     with pytest.raises(InputError, match="no notebook 09"):
         workflow.reproduce({"run": "x"}, start="09")
-
-
-def test_swept_values_get_the_types_that_the_notebooks_declare(runs: Path) -> None:
-    grid = workflow.read_grid(["learning_rate=2e-3,0.004, 0.002", "attention=false", "seed=1"])
-    assert grid == {"learning_rate": [0.002, 0.004], "attention": [False], "seed": [1]}
+    (runs / "a").mkdir(parents=True)
+    with (runs / "a" / ".busy").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="Another process works on the run 'a'"):
+            workflow.reproduce({"run": "a"})
 
 
 @pytest.mark.parametrize(
@@ -172,33 +165,34 @@ def test_swept_values_get_the_types_that_the_notebooks_declare(runs: Path) -> No
         ("run=a", "'run' cannot be swept"),
     ],
 )
-def test_bad_sweeps_are_refused(word: str, sentence: str, runs: Path) -> None:
+def test_swept_values_have_the_declared_types(word: str, sentence: str, runs: Path) -> None:
+    grid = workflow.read_grid(["learning_rate=2e-3,0.004, 0.002", "attention=false", "seed=1"])
+    assert grid == {"learning_rate": [0.002, 0.004], "attention": [False], "seed": [1]}
     with pytest.raises(InputError, match=sentence):
         workflow.read_grid([word])
 
 
 def test_every_combination_has_a_safe_folder_name_of_its_own() -> None:
     values = ["../up", "__/up", "a b", "x" * 300, "x" * 301, "plain"]
-    names = [workflow._folder_name({"data": value}) for value in values]
-    assert len(set(names)) == len(values) and names[-1] == "data=plain"
+    names = {workflow._folder_name({"data": value}) for value in values}
+    assert len(names) == len(values) and "data=plain" in names
     assert all("/" not in name and len(name) < 200 for name in names)
 
 
 def test_a_sweep_reports_every_run_and_repeats_only_what_failed(runs: Path, scheduler: str) -> None:
     parameters = {"run": "g", "data": "here"}
-    table = workflow.sweep(parameters, {"learning_rate": [0.4, 2.0]}, scheduler=scheduler, say=silent)
+    table = workflow.sweep(parameters, {"learning_rate": [0.4, 2.0]}, scheduler=scheduler)
     assert list(table.learning_rate) == [0.4, 2.0]
     assert list(table.failed) == ["", "02_train_transvert failed in cell 5: ValueError: too fast"]
     np.testing.assert_allclose(table.held_out_dice, [0.2, np.nan])
     np.testing.assert_allclose(table.spine_error_mm, [0, np.nan])
     written = pd.read_csv(runs / "g" / "sweep.csv", keep_default_na=False)
-    assert list(written.run) == ["learning_rate=0.4", "learning_rate=2.0"] and list(written.failed) == list(
-        table.failed
-    )
+    assert list(written.run) == ["learning_rate=0.4", "learning_rate=2.0"]
+    assert list(written.failed) == list(table.failed)
     assert (runs / "g" / "learning_rate=0.4" / "02_train_transvert" / "weights").read_text() == "here 0 0.4"
 
     made = {path: path.stat().st_mtime_ns for path in runs.rglob(workflow.EXECUTED)}
-    workflow.sweep(parameters, {"learning_rate": [0.4, 2.0]}, scheduler=scheduler, say=silent)
+    workflow.sweep(parameters, {"learning_rate": [0.4, 2.0]}, scheduler=scheduler)
     new = {path.parent.parent.name for path in runs.rglob(workflow.EXECUTED) if path.stat().st_mtime_ns != made[path]}
     assert new == {"learning_rate=2.0"}
 
@@ -208,49 +202,33 @@ def test_a_sweep_from_a_notebook_shares_the_earlier_ones(runs: Path, scheduler: 
         (runs / "g" / name).mkdir(parents=True)
         (runs / "g" / name / file).write_text(text)
     parameters, grid = {"run": "g", "data": "other"}, {"landmark_sd_mm": [1.0, 3.0]}
-    table = workflow.sweep(parameters, grid, start="03", scheduler=scheduler, say=silent)
+    table = workflow.sweep(parameters, grid, start="03", scheduler=scheduler)
     assert list(table.spine_error_mm) == [1, 3] and list(table.held_out_dice) == [0.25, 0.25]
     link = runs / "g" / "landmark_sd_mm=1.0" / STAGES[0]
     assert link.is_symlink() and (link / "store").read_text() == "mine"
 
 
-@pytest.fixture
-def start(runs: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `transvert reproduce` with the small notebooks in a process group of its own."""
-    script = tmp_path / "main.py"
-    script.write_text(
-        "from pathlib import Path\nfrom transvert import cli, io\n"
-        f"io.share_folder = lambda kind: Path({str(tmp_path)!r}) / kind\ncli.main()\n"
-    )
-    began: list[subprocess.Popen[str]] = []
-
-    def begin(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(script), "reproduce", "p.yaml", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        began.append(subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes))
-        return began[-1]
-
-    yield begin
-    for process in began:
-        process.kill()
-        process.communicate()
-
-
-def test_an_interrupt_leaves_no_kernel_and_a_run_that_goes_on(start: Callable, runs: Path, tmp_path: Path) -> None:
-    import psutil
-
+def test_an_interrupt_leaves_no_kernel_and_a_run_that_goes_on(runs: Path, tmp_path: Path) -> None:
+    folder = runs / "g" / STAGES[1]
     (runs / "g" / STAGES[0]).mkdir(parents=True)
     (runs / "g" / STAGES[0] / "store").write_text("mine")
     (tmp_path / "p.yaml").write_text("run: g\nwait_s: 100\n")
-    process, folder = start("--from", "02"), runs / "g" / STAGES[1]
-    until = time.monotonic() + 120
-    while not _in_long_cell(folder / ".notebook-running.ipynb"):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.1)
-    children = psutil.Process(process.pid).children(recursive=True)
-    kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
-    os.killpg(process.pid, signal.SIGINT)
-    printed, complained = process.communicate(timeout=120)
+    share = f"lambda kind: Path({str(tmp_path)!r}) / kind"
+    code = f"from pathlib import Path; from transvert import cli, io; io.share_folder = {share}; cli.main()"
+    command = [sys.executable, "-c", code, "reproduce", "p.yaml", "--from", "02"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    try:
+        until = time.monotonic() + 120
+        while not _in_long_cell(folder / ".notebook-running.ipynb"):
+            assert process.poll() is None and time.monotonic() < until, process.communicate()
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
+        os.killpg(process.pid, signal.SIGINT)
+        printed, complained = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode != 0 and "Traceback" not in complained
     assert "02_train_transvert was interrupted in cell 4." in printed
     assert "To go on: transvert reproduce p.yaml --from 02" in printed
@@ -261,9 +239,7 @@ def test_an_interrupt_leaves_no_kernel_and_a_run_that_goes_on(start: Callable, r
 
 
 def _in_long_cell(notebook: Path) -> bool:
-    try:
-        cells = json.loads(notebook.read_text())["cells"]
-    except (FileNotFoundError, json.JSONDecodeError):  # not begun; being written
-        return False
-    (long,) = (cell for cell in cells if "sleep" in "".join(cell["source"]))
-    return long["metadata"]["papermill"]["status"] == "running"
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # It hasn't begun, or it is being written.
+        (long,) = (cell for cell in json.loads(notebook.read_text())["cells"] if "sleep" in "".join(cell["source"]))
+        return long["metadata"]["papermill"]["status"] == "running"
+    return False

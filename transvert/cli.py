@@ -43,14 +43,11 @@ def reproduce(
     if sweep:
         table = workflow.sweep(parameters, workflow.read_grid(sweep), start=start, scheduler=scheduler)
         typer.echo(f"\n{table.to_string(index=False)}\n\nWrote {folder / 'sweep.csv'}")
-        if table["failed"].any():
-            raise typer.Exit(1)
-    else:
-        command = f"transvert reproduce {shlex.quote(params)}"
-        summary = workflow.reproduce(parameters, start=start or "01", command=command)
-        if summary.failed:
-            raise typer.Exit(1)
-        typer.echo(f"\n{workflow.describe(summary)}\n\nWrote {folder}")
+        sys.exit(int(table["failed"].any()))
+    summary = workflow.reproduce(parameters, start=start or "01", command=f"transvert reproduce {shlex.quote(params)}")
+    if summary.failed:
+        sys.exit(1)
+    typer.echo(f"\n{workflow.describe(summary)}\n\nWrote {folder}")
 
 
 @app.command()

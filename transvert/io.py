@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 """Folder of the installed package, which holds `tables`, `weights` and `static`."""
-
-
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Regular expression of a name from outside that may become the name of a file or folder."""
-NAME_RULE = "letters, digits, '.', '_' and '-'"
 
 
 class InputError(ValueError):
@@ -30,13 +27,9 @@ class InputError(ValueError):
 
 
 def check_name(name: str, what: str) -> str:
-    """Returns a name from outside that may become the name of a file or folder.
-
-    Raises:
-        InputError: it holds other characters than `NAME_RULE` names; `what` begins the sentence.
-    """
+    """Returns a name that matches `NAME`; otherwise `what` begins the sentence of an InputError."""
     if not re.fullmatch(NAME, name):
-        raise InputError(f"{what} '{name}' must be {NAME_RULE}; rename it.")
+        raise InputError(f"{what} '{name}' must be letters, digits, '.', '_' and '-'; rename it.")
     return name
 
 
@@ -45,18 +38,18 @@ def describe_error(error: ValidationError, source: str) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ").rstrip(".").replace("Extra inputs are", "this key is")
-    given = "" if first["type"] in ("missing", "extra_forbidden", "too_long", "value_error") else f", not {first['input']!r}"
+    given = (
+        ""
+        if first["type"] in ("missing", "extra_forbidden", "too_long", "value_error")
+        else f", not {first['input']!r}"
+    )
     where = f" at '{place}'" if place else ""
     return f"{source} is wrong{where}: {message[0].lower()}{message[1:]}{given}."
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that replaces it when the block succeeds.
-
-    The temporary file keeps the suffix of `path` (writers such as nibabel choose a format by it) and is removed when
-    the block raises, so that no reader sees a half-written file.
-    """
+    """Yields a temporary path with the suffix of `path`, which it replaces when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`: its files are readable by their owner alone, whatever the umask says.
@@ -80,15 +73,7 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        path: the file.
-        what: its name in an error message, such as "landmark file".
-
-    Raises:
-        InputError: the file is absent or not JSON.
-    """
+    """Reads a JSON file, which an error message calls `what`, such as "landmark file"."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -24,8 +25,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "monai", "numba", "nibabel", "scikit-ima
 
 def runs_folder() -> Path:
     """The folder of all runs: TRANSVERT_RUNS, or `runs/` of the checkout, or `runs/` of the working directory."""
-    chosen = os.environ.get("TRANSVERT_RUNS")
-    if chosen:
+    if chosen := os.environ.get("TRANSVERT_RUNS"):
         return Path(chosen).expanduser()
     checkout = Path(__file__).parents[1]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
@@ -39,14 +39,7 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Stage:
-    """One step of one run: its folder and its record.
-
-    Attributes:
-        run: the run's name.
-        name: one of `STAGES`.
-        parameters: the notebook's parameters.
-        inputs: SHA-256 of each input file, by folder and file name.
-    """
+    """One step of one run, with the name of one of `STAGES`: its folder and its record."""
 
     run: str
     name: str
@@ -60,17 +53,11 @@ class Stage:
         return runs_folder() / self.run / self.name
 
     def need(self, stage: str, *parts: str) -> Path:
-        """The path of a file or folder that an earlier stage of the run wrote.
-
-        Raises:
-            InputError: it is absent; the sentence names the notebook to run first.
-        """
+        """The path of what an earlier stage wrote; if it is absent, an InputError names the notebook to run first."""
         path = runs_folder() / self.run / stage / Path(*parts)
         if not path.exists():
-            missing = "/".join((stage, *parts))
-            raise InputError(
-                f"The run '{self.run}' has no {missing}: run notebooks/{stage}.ipynb with run=\"{self.run}\" first."
-            )
+            missing, hint = "/".join((stage, *parts)), f'run notebooks/{stage}.ipynb with run="{self.run}" first.'
+            raise InputError(f"The run '{self.run}' has no {missing}: {hint}")
         return path
 
     def read(self, *paths: Path) -> None:
@@ -110,12 +97,11 @@ def portable(value: Any) -> Any:
 def _commit() -> str | None:
     """The checkout's commit, with "-dirty" if files differ from it; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
+    return None
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> Path:

@@ -1,14 +1,11 @@
 """The four notebooks in a row through papermill, and a grid of such runs on Dask's workers.
 
-    transvert reproduce demo
-    transvert reproduce demo --sweep learning_rate=0.002,0.004 --sweep seed=0,1,2
-    transvert reproduce demo --from 04 --sweep landmark_sd_mm=0,1,2
-
 Each combination of a grid has a run folder of its own, such as `runs/demo/learning_rate=0.002,seed=0/`.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import fcntl
 import hashlib
@@ -17,7 +14,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,53 +22,34 @@ from typing import Any
 import nbformat
 import numpy as np
 import pandas as pd
+import pydantic
 import yaml
 
 from transvert import io
 from transvert.io import InputError, atomic_path, read_json, write_json
 from transvert.runs import STAGES, portable, runs_folder, write_table
 
-EXECUTED = "notebook.ipynb"
-"""File name of an executed notebook in its stage's folder."""
-FAILED = "notebook.failed.ipynb"
-"""File name of a notebook that failed or was interrupted."""
+EXECUTED, FAILED = "notebook.ipynb", "notebook.failed.ipynb"
 METRICS = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
-
-_TYPES: dict[str, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": lambda text: {"true": True, "false": False, "1": True, "0": False}[text.lower()],
-}
 
 
 @dataclass
 class Summary:
-    """The outcome of a chain of notebooks, as written to `summary.json`."""
+    """The outcome of a chain of notebooks, as written to `summary.json`; times and memory by notebook."""
 
     run: str
     parameters: dict[str, Any]
-    # By notebook, those of earlier chains included.
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_gib: dict[str, float] = field(default_factory=dict)
-    # Mean metrics of notebook 03, one row per split and method; means over notebook 04's table of vertebrae.
     results: list[dict[str, Any]] = field(default_factory=list)
     spine: dict[str, float] = field(default_factory=dict)
-    # One sentence about the notebook that ended the chain, what it printed last, and the command that goes on.
     failed: str = ""
     last_lines: list[str] = field(default_factory=list)
     resume: str = ""
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """Reads a parameter set: one flat YAML mapping for all notebooks, which names the `run`.
-
-    Args:
-        path: a file, or the name of a set in `params/`, such as "demo", "smoke" or "paper".
-
-    Raises:
-        InputError: no such file, or not such a mapping.
-    """
+    """Reads a parameter set, a flat YAML mapping that names the `run`: a file, or a name in `params/` such as "demo"."""
     file = Path(path)
     if not file.exists():
         file = io.share_folder("params") / f"{file.stem}.yaml"
@@ -101,39 +79,33 @@ def declared_parameters() -> dict[str, dict[str, Any]]:
 
 
 def reproduce(
-    parameters: Mapping[str, Any],
-    *,
-    start: str = "01",
-    command: str = "transvert reproduce",
-    say: Callable[[str], None] = print,
-    progress: bool = True,
+    parameters: Mapping[str, Any], *, start: str = "01", command: str = "transvert reproduce", quiet: bool = False
 ) -> Summary:
     """Runs the notebooks in a row and writes `summary.json` and `summary.md` into the run's folder.
 
-    Args:
-        parameters: a parameter set; each notebook takes those that it declares.
-        start: number of the first notebook; the earlier ones must have run.
-        command: the command that a failure's message repeats, with `--from`.
-        say: receives lines for the user.
-        progress: whether to show progress bars.
-
-    Raises:
-        InputError: an unknown parameter or notebook, or a run that another process works on.
-        KeyboardInterrupt: after the summary has been written.
+    Each notebook takes those parameters that it declares; the ones before number `start` must have run. A failure's
+    message repeats `command` with `--from`.
     """
+    say = (lambda line: None) if quiet else print
     declared = declared_parameters()
     if unknown := set(parameters) - set().union(*declared.values()):
         raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
     names = stages_from(start)
     summary = Summary(parameters["run"], dict(parameters))
     folder = runs_folder() / summary.run
-    with _locked(folder, summary.run):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".busy").open("w") as lock:  # It ends with this process, however that ends.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"Another process works on the run '{summary.run}': wait, or choose another 'run'."
+            raise InputError(message) from None
         (folder / "summary.json").unlink(missing_ok=True)
         try:
             for name in names:
                 say(f"[{name[:2]} of {names[-1][:2]}] {name}")
                 own = {key: value for key, value in parameters.items() if key in declared[name]}
-                summary.failed = execute_notebook(notebook_path(name), folder / name, own, progress=progress)
+                summary.failed = execute_notebook(notebook_path(name), folder / name, own, quiet=quiet)
                 if summary.failed:
                     break
         except KeyboardInterrupt:
@@ -156,14 +128,9 @@ def stages_from(start: str) -> tuple[str, ...]:
     return STAGES[numbers.index(start) :]
 
 
-def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, progress: bool = True) -> str:
-    """Runs one notebook and leaves it in the folder `out`, as `EXECUTED` or as `FAILED`.
-
-    Returns:
-        "" or one sentence about the failure, with the number of the cell, such as the 3 of In [3].
-    """
+def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, quiet: bool = False) -> str:
+    """Runs one notebook into the folder `out`; returns "" or a sentence about the failure, with the cell's number."""
     import papermill
-    from papermill.exceptions import PapermillExecutionError
 
     out.mkdir(parents=True, exist_ok=True)
     for old in (EXECUTED, FAILED, "run.json"):
@@ -175,8 +142,8 @@ def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, pro
             str(source),
             str(running),
             parameters,
-            progress_bar=progress,
-            stderr_file=sys.stderr if progress else None,
+            progress_bar=not quiet,
+            stderr_file=None if quiet else sys.stderr,
             kernel_name="python3",
             # The kernel's warnings about its connection break into the progress bars.
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
@@ -189,11 +156,11 @@ def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, pro
         # asyncio would report a task that nbclient left behind, with a traceback.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
-    except PapermillExecutionError as failure:
-        error = " ".join(f"{failure.ename}: {failure.evalue}".split())
-    except Exception as failure:  # noqa: BLE001 a kernel that died, a full disk
-        error = " ".join(f"{type(failure).__name__}: {failure}".split())
-        if type(failure).__name__ == "DeadKernelError":
+    except Exception as failure:  # noqa: BLE001 a cell that failed, a kernel that died, a full disk
+        # papermill's error has the names `ename` and `evalue` of the cell's own error.
+        kind, text = getattr(failure, "ename", type(failure).__name__), getattr(failure, "evalue", failure)
+        error = " ".join(f"{kind}: {text}".split())
+        if kind == "DeadKernelError":
             error = "its kernel ended (DeadKernelError), most likely because memory ran out."
     finally:
         if notebook := _read_notebook(running):
@@ -205,11 +172,9 @@ def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, pro
 
 
 def _read_notebook(path: Path) -> Any:
-    """A notebook, or None if there is none that can be read."""
-    try:
+    with contextlib.suppress(OSError, ValueError, nbformat.reader.NotJSONError):
         return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError):
-        return None
+    return None
 
 
 def _last_cell(path: Path) -> tuple[int, list[str]]:
@@ -229,41 +194,12 @@ def _last_cell(path: Path) -> tuple[int, list[str]]:
     return begun[-1].execution_count or len(begun), lines
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, run: str) -> Iterator[None]:
-    """Keeps other processes from working on the run; the lock ends with this process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".busy").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another process works on the run '{run}': wait, or choose another 'run'.") from None
-        yield
-
-
-def mean_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean metrics by split and method.
-
-    Args:
-        table: `metrics.csv` of notebook 03, one row per vertebra and method.
-
-    Returns:
-        One row per split and method, in the table's order, with the number of `vertebrae` and of `empty` predictions,
-        whose infinite distances are left out of the means.
-    """
-    finite = table.assign(vertebrae=1, empty=np.isinf(table["assd_mm"]).astype(int)).replace(np.inf, np.nan)
-    groups = finite.groupby(["split", "method"], sort=False)
-    return groups[["vertebrae", "empty"]].sum().join(groups[METRICS].mean()).reset_index()
-
-
 def describe(summary: Summary) -> str:
     """The results as text: mean metrics, the standing spine, and the time and memory of each notebook."""
-    results = pd.DataFrame(summary.results)
-    spine = pd.DataFrame({"mean of vertebrae": summary.spine})
-    costs = pd.DataFrame({"seconds": summary.seconds, "peak GiB": summary.peak_memory_gib})
-    tables = [results.set_index(["split", "method"])] if len(results) else []
-    tables += [table for table in (spine, costs) if len(table)]
-    return "\n\n".join(table.to_string(na_rep="", float_format="{:.3f}".format) for table in tables)
+    tables = [pd.DataFrame(summary.results).set_index(["split", "method"])] if summary.results else []
+    tables.append(pd.DataFrame({"mean of vertebrae": summary.spine}))
+    tables.append(pd.DataFrame({"seconds": summary.seconds, "peak GiB": summary.peak_memory_gib}))
+    return "\n\n".join(table.to_string(na_rep="", float_format="{:.3f}".format) for table in tables if len(table))
 
 
 def _write_summary(summary: Summary, folder: Path) -> None:
@@ -275,27 +211,23 @@ def _write_summary(summary: Summary, folder: Path) -> None:
                 summary.peak_memory_gib[name] = read_json(record, "record")["peak_memory_gib"]
     tables = {name: folder / name / "metrics.csv" for name in summary.seconds}
     if (path := tables.get(STAGES[2])) and path.exists():
-        means = mean_metrics(pd.read_csv(path)).round(6)
+        table = pd.read_csv(path).assign(vertebrae=1, empty=lambda rows: np.isinf(rows["assd_mm"]).astype(int))
+        # The means leave out the infinite distances of empty predictions.
+        groups = table.replace(np.inf, np.nan).groupby(["split", "method"], sort=False)
+        means = groups[["vertebrae", "empty"]].sum().join(groups[METRICS].mean()).reset_index().round(6)
         summary.results = means.astype(object).where(means.notna(), None).to_dict("records")
     if (path := tables.get(STAGES[3])) and path.exists():
         numbers = pd.read_csv(path).replace(np.inf, np.nan).mean(numeric_only=True).dropna()
         summary.spine = {str(key): round(float(value), 6) for key, value in numbers.items()}
     write_json(folder / "summary.json", {"schema": "transvert-summary/3", **portable(asdict(summary))})
     failure = [summary.failed, *summary.last_lines, f"To go on: {summary.resume}", ""] if summary.failed else []
+    lines = [f"# Run {summary.run}", "", "```", *failure, describe(summary), "```", ""]
     with atomic_path(folder / "summary.md") as temporary:
-        lines = [f"# Run {summary.run}", "", "```", *failure, describe(summary), "```", ""]
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
-    """Values of each swept parameter, in the type that the notebooks declare.
-
-    Args:
-        words: such as "seed=0,1,2".
-
-    Raises:
-        InputError: not of that form, an unknown parameter, or a value of another type.
-    """
+    """Values of each swept parameter, such as "seed=0,1,2", in the type that the notebooks declare."""
     known = {key: found["inferred_type_name"] for one in declared_parameters().values() for key, found in one.items()}
     grid = {}
     for word in words:
@@ -306,34 +238,21 @@ def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
         if key not in known or key == "run":
             raise InputError("'run' cannot be swept." if key == "run" else f"No notebook has the parameter {key}.")
         try:
-            grid[key] = list(dict.fromkeys(_TYPES[known[key]](text) for text in texts))
-        except (ValueError, KeyError):
+            kind = pydantic.TypeAdapter(getattr(builtins, known[key]))
+            grid[key] = list(dict.fromkeys(kind.validate_python(text) for text in texts))
+        except pydantic.ValidationError:
             raise InputError(f"The parameter {key} is of type {known[key]}, which {values} is not.") from None
     return grid
 
 
 def sweep(
-    parameters: Mapping[str, Any],
-    grid: Mapping[str, list[Any]],
-    *,
-    start: str = "",
-    scheduler: str = "",
-    say: Callable[[str], None] = print,
+    parameters: Mapping[str, Any], grid: Mapping[str, list[Any]], *, start: str = "", scheduler: str = ""
 ) -> pd.DataFrame:
     """Runs the notebooks for every combination of parameter values, and writes `sweep.csv` into the run's folder.
 
-    A run that fails does not stop the others. Without `start`, a run that has succeeded with the same parameters is
-    not repeated, so that the same call continues an interrupted sweep.
-
-    Args:
-        parameters: a parameter set.
-        grid: values of each swept parameter.
-        start: number of the first notebook to run; all combinations share the earlier ones of `runs/<run>/`.
-        scheduler: address of a Dask scheduler whose workers see the same folders; "" uses this computer's cores.
-        say: receives lines for the user.
-
-    Returns:
-        One row per run: its parameters, the mean metrics, the seconds, and the failure.
+    Without `start`, a run that has succeeded with the same parameters is not repeated; with it, all combinations share
+    the earlier notebooks of `runs/<run>/`. The workers of the Dask `scheduler` must see the same folders; "" uses this
+    computer's cores.
     """
     from distributed import as_completed
 
@@ -351,41 +270,40 @@ def sweep(
             (folder / name).mkdir(parents=True, exist_ok=True)
             if (folder / stage).exists() and not (folder / name / stage).exists():
                 (folder / name / stage).symlink_to(Path("..") / stage, target_is_directory=True)
-        if start or not _succeeded(folder / name, point):
+        last = _read_summary(folder / name)
+        if start or last.get("failed", "absent") or last["parameters"] != portable(point):
             jobs[name] = (point, start or "01", str(runs_folder().absolute()), os.getcwd())
     failures = dict.fromkeys(jobs, "It has not run yet.")
-    say(f"{len(rows)} runs in {folder}; {len(rows) - len(jobs)} are done already.")
-    _write_sweep(folder, rows, failures)
+    print(f"{len(rows)} runs in {folder}; {len(rows) - len(jobs)} are done already.")
+    table = _write_sweep(folder, rows, failures)
     if jobs:
         with open_client(scheduler) as client:
             futures = {client.submit(_run_point, *job, pure=False): name for name, job in jobs.items()}
             for count, future in enumerate(as_completed(list(futures), raise_errors=False), 1):
                 name, error = futures[future], future.exception()
                 failures[name] = " ".join(str(error).split()) if error else future.result()
-                say(f"[{count} of {len(jobs)}] {name}: {failures[name] or 'done'}")
-                _write_sweep(folder, rows, failures)
-    return _write_sweep(folder, rows, failures)
+                print(f"[{count} of {len(jobs)}] {name}: {failures[name] or 'done'}")
+                table = _write_sweep(folder, rows, failures)
+    return table
 
 
 def _run_point(parameters: dict[str, Any], start: str, runs: str, folder: str) -> str:
     """Runs one combination in a worker; returns its failure or ""."""
     os.environ["TRANSVERT_RUNS"] = runs
     with contextlib.chdir(folder):
-        return reproduce(parameters, start=start, say=lambda line: None, progress=False).failed
+        return reproduce(parameters, start=start, quiet=True).failed
 
 
-def _succeeded(folder: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether the run's last summary has the same parameters and no failure."""
+def _read_summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    found = read_json(path, "summary") if path.exists() else {"failed": "absent"}
-    return not found["failed"] and found["parameters"] == portable(dict(parameters))
+    return read_json(path, "summary") if path.exists() else {}
 
 
 def _folder_name(values: Mapping[str, Any]) -> str:
     """A folder name for one combination, such as "learning_rate=0.002,seed=0"."""
     plain = ",".join(f"{key}={value}" for key, value in values.items())
     safe = re.sub(r"[^\w.,=+-]", "_", plain)[:120]
-    # The digest keeps names apart that differ only in what was replaced.
+    # The digest tells names apart that differ only in what was replaced.
     return safe if safe == plain else f"{safe}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
@@ -393,12 +311,12 @@ def _write_sweep(folder: Path, rows: Mapping[str, dict[str, Any]], failures: Map
     """Writes the table of all runs so far: the metrics of notebook 03's first method, the spine, and the time."""
     table = []
     for name, values in rows.items():
-        row, path = dict(values), folder / name / "summary.json"
-        found = read_json(path, "summary") if path.exists() and not failures.get(name) else {"results": [], "spine": {}}
-        for result in found["results"]:
+        row = dict(values)
+        found = {} if failures.get(name) else _read_summary(folder / name)
+        for result in found.get("results", []):
             if result["method"] == found["results"][0]["method"]:
                 row |= {f"{result['split']}_{key}": result[key] for key in ("vertebrae", "empty", *METRICS)}
-        row |= {f"spine_{key}": value for key, value in found["spine"].items()}
+        row |= {f"spine_{key}": value for key, value in found.get("spine", {}).items()}
         table.append(row | {"seconds": sum(found.get("seconds", {}).values()), "failed": failures.get(name, "")})
     frame = pd.DataFrame(table)
     frame = frame[[*frame.columns.drop(["seconds", "failed"]), "seconds", "failed"]]
