@@ -144,7 +144,7 @@ def gather(root: Path, out: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if page in notebooks:
             notebook = read_notebook(root / page)
-            notebook["metadata"].setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})
+            notebook["metadata"].setdefault("language_info", {"name": "python"})["pygments_lexer"] = "ipython3"
             for cell in notebook["cells"]:
                 if cell["cell_type"] == "markdown":
                     cell["source"] = relink(cell["source"], page, root, staged)
