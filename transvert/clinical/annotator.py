@@ -33,8 +33,7 @@ from transvert.clinical.radiograph import Radiograph
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import PACKAGE, InputError
 
-LONGEST = 3000
-"""The longer side of a picture as the browser gets it, in pixels; coordinates stay those of the film."""
+LONGEST = 3000  # The longer side of a picture in the browser, in pixels; coordinates stay those of the film.
 
 _TITLES = {"ap": "AP", "pa": "PA", "left_lateral": "left lateral", "right_lateral": "right lateral"}
 _SIDES = {"ap": ["R", "L"], "lateral": ["front", "back"]}
@@ -47,14 +46,7 @@ _INSTRUCTIONS = {
 
 
 class Annotator(anywidget.AnyWidget):
-    """Two films and their landmarks, in the browser and in Python at once.
-
-    Attributes:
-        path: the landmark file that "save" writes and "load" reads.
-        message: the widget's latest message to its user.
-        instruction: what is to be marked.
-        height: of the pictures in the browser, in screen pixels.
-    """
+    """Two films and their landmarks, in the browser and in Python at once."""
 
     _esm = PACKAGE / "static" / "annotator.js"
     _css = PACKAGE / "static" / "annotator.css"
@@ -64,10 +56,10 @@ class Annotator(anywidget.AnyWidget):
     limits_mm = traitlets.List([landmarks.RESIDUAL_WARNING_MM, landmarks.RESIDUAL_LIMIT_MM]).tag(sync=True)
     marks = traitlets.Dict().tag(sync=True)
     feedback = traitlets.Dict().tag(sync=True)
-    path = traitlets.Unicode().tag(sync=True)
-    message = traitlets.Unicode().tag(sync=True)
-    instruction = traitlets.Unicode().tag(sync=True)
-    height = traitlets.Int(640).tag(sync=True)
+    path = traitlets.Unicode().tag(sync=True)  #: The landmark file that "save" writes and "load" reads.
+    message = traitlets.Unicode().tag(sync=True)  #: The widget's latest message to its user.
+    instruction = traitlets.Unicode().tag(sync=True)  #: What is to be marked.
+    height = traitlets.Int(640).tag(sync=True)  #: Of the pictures in the browser, in screen pixels.
 
     def __init__(
         self,
@@ -77,14 +69,9 @@ class Annotator(anywidget.AnyWidget):
         path: str | Path = "landmarks.json",
         **traits: Any,
     ) -> None:
-        """Opens an AP (or PA) and a lateral film.
+        """Opens an AP (or PA) and a lateral film; an InputError if a pixel spacing is unknown.
 
-        Args:
-            ap: of known pixel spacing, as `lateral`; else an InputError is raised.
-            lateral: the other film.
-            landmarks: those to start with, by default those of `path` if that file exists, else none.
-            path: the landmark file.
-            **traits: such as `height`.
+        It starts with the given landmarks, by default those of `path` if that file exists. `traits` are such as `height`.
         """
         message = ""
         if landmarks is None and Path(path).exists():
@@ -160,9 +147,8 @@ class Annotator(anywidget.AnyWidget):
         Image.fromarray(grey).save(file, format="PNG")
         view = self._views[name]
         # The next level is the one below the lowest mark, at first T1.
-        following = max(
-            (self.level_names.index(level) + 1 for level in centroids), default=self.level_names.index("T1")
-        )
+        index = self.level_names.index
+        following = max((index(level) + 1 for level in centroids), default=index("T1"))
         return {
             "view": name,
             "title": _TITLES[view.name],

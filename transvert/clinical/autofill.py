@@ -22,10 +22,8 @@ from transvert.drr.geometry import VIEWS, View
 from transvert.io import PACKAGE, InputError, read_rows
 
 TABLE = PACKAGE / "tables" / "spacing.csv"
-LANDMARK_SD_MM = 1.5
-"""Standard deviation of a landmark, in the patient: this companion's choice."""
-LIMIT_MM = 12.0
-"""A level is not proposed on a film where its expected error is larger."""
+LANDMARK_SD_MM = 1.5  # Standard deviation of a landmark, in the patient: this companion's choice.
+LIMIT_MM = 12.0  # A level is not proposed on a film where its expected error is larger.
 
 # The correlation of one person's steps that are n levels apart, along x, y and z: SHARE + (1 - SHARE) * exp(-n / REACH),
 # rounded from what benchmarks/tables/proposal.py fits. SHARE is due to the person's size.
@@ -63,11 +61,9 @@ class Proposal:
 def usual_spacing() -> Spacing:
     """The spacing table that comes with the package."""
     rows = {(levels.number(row["upper"]), levels.number(row["lower"])): row for row in read_rows(TABLE)}
+    ways = ("right", "front", "up")
     mean, deviation = (
-        {
-            pair: np.array([float(row[f"{way}_{unit}"]) for way in ("right", "front", "up")])
-            for pair, row in rows.items()
-        }
+        {pair: np.array([float(row[f"{way}_{unit}"]) for way in ways]) for pair, row in rows.items()}
         for unit in ("mm", "sd_mm")
     )
     return Spacing(mean, deviation)

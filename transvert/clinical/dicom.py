@@ -31,12 +31,9 @@ from transvert.io import InputError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MOST_PIXELS = 150_000_000
-"""Larger films are refused: 12,000 x 12,000 pixels take 0.6 GB as float32, and twice that while they are read."""
-POSITIONS = {"ap": "AP", "pa": "PA", "left_lateral": "LL", "right_lateral": "RL"}
-"""Each named view's code in DICOM's View Position."""
-ROWS = 256
-"""Rows that are converted at a time, so that a large film is held in memory once, not three times."""
+MOST_PIXELS = 150_000_000  # Larger films are refused: these take 0.6 GB as float32, and twice that to read.
+POSITIONS = {"ap": "AP", "pa": "PA", "left_lateral": "LL", "right_lateral": "RL"}  # Codes of DICOM's View Position.
+ROWS = 256  # Rows that are converted at a time, so that a large film is held in memory once, not three times.
 
 _VIEWS = {code: view for view, code in POSITIONS.items()} | {"LAT": "lateral", "LATERAL": "lateral"}
 _VIEWS |= {"LLAT": "left_lateral", "RLAT": "right_lateral"}
@@ -113,26 +110,18 @@ class ImageOrientation:
 class Acquisition:
     """How a film was taken; None where its file does not say. Nothing here identifies a patient.
 
-    Attributes:
-        view: a name in `geometry.VIEW_NAMES`, or "lateral" if the side is unknown.
-        source_to_detector_mm: along the central ray.
-        source_to_patient_mm: likewise. A DX film states the distance to the table or stand, not to the spine, which is
-            magnified a little more.
-        magnification: source to detector over source to patient.
-        pixel_plane: "detector" or "patient", the plane in which the pixel pitch was measured.
-        pixel_mm_from: the origin of the pixel pitch, in words.
-        orientation: the steps from the stored picture to the upright one.
-        notes: further sentences for the report.
+    Distances are along the central ray. A DX film states that to the table or stand, not to the spine, which is magnified
+    a little more.
     """
 
-    view: str | None = None
+    view: str | None = None  #: A name in `geometry.VIEW_NAMES`, or "lateral" if the side is unknown.
     source_to_detector_mm: float | None = None
     source_to_patient_mm: float | None = None
-    magnification: float | None = None
-    pixel_plane: str = "detector"
-    pixel_mm_from: str = ""
-    orientation: ImageOrientation = ImageOrientation()
-    notes: tuple[str, ...] = ()
+    magnification: float | None = None  #: Source to detector over source to patient.
+    pixel_plane: str = "detector"  #: "detector" or "patient", the plane in which the pixel pitch was measured.
+    pixel_mm_from: str = ""  #: The origin of the pixel pitch, in words.
+    orientation: ImageOrientation = ImageOrientation()  #: From the stored picture to the upright one.
+    notes: tuple[str, ...] = ()  #: Further sentences for the report.
 
     def to_dict(self) -> dict[str, Any]:
         """The report's entry for the film, JSON-ready."""
@@ -180,11 +169,9 @@ def read_dicom(
 def orientation_from_letters(letters: Sequence[str], view: str | None, name: str) -> ImageOrientation:
     """The steps that turn a picture upright.
 
-    Args:
-        letters: the patient's direction along a row and down a column, in DICOM's letters R, L, A, P, H or F, the
-            strongest first. An upright AP or PA picture has ("L", "F"), a lateral one ("P", "F").
-        view: the expected view, None for any.
-        name: the file's, for the error message that unknown letters, a picture from above or another view get.
+    `letters` are the patient's direction along a row and down a column, in DICOM's R, L, A, P, H or F, the strongest first:
+    ("L", "F") for an upright AP or PA picture, ("P", "F") for a lateral one. Unknown letters, a picture from above, or one of
+    another than the expected view raise an InputError that names the file.
     """
     found = [str(part).upper() for part in letters] if isinstance(letters, Sequence) else []
     if len(found) != 2 or not all(re.fullmatch("[RLAPHF]+", part) for part in found):

@@ -26,9 +26,7 @@ from transvert.io import PACKAGE, InputError, read_rows
 
 TABLE = PACKAGE / "tables" / "endplate_tilts.csv"
 CORONAL, SAGITTAL = 0, 1  # Plane of a tilt: the index of the normal's component, and of the view that shows it.
-CORNER_SD_DEG = (
-    2.0  # From a line through marked corners to the plane of the endplate's middle: this companion's estimate.
-)
+CORNER_SD_DEG = 2.0  # Between a line through marked corners and the endplate's middle: this companion's estimate.
 _Equation = tuple[Mapping[int, float], float, float, Mapping[int, float]]
 """One linear equation in the tilts: weights by endplate, value, its own sd, and the effect of one sd of each place."""
 _FITTED_WIDTH = 0.75  # Share of the body's half-widths: the endplate without rims, pedicles and uncinate processes.
@@ -78,19 +76,12 @@ class EndplateLine:
 
 @dataclass(frozen=True)
 class Observations:
-    """What is known about a spine besides the shapes.
+    """What is known about a spine besides the shapes."""
 
-    Attributes:
-        places: level to (3,) RAS mm, the centre of mass that its landmarks give.
-        sd_mm: level to (3,), standard deviation of that place along x, y and z.
-        lines: endplates marked on the films.
-        random: draws random tilts from their distribution; by default the most likely ones are taken.
-    """
-
-    places: Mapping[int, np.ndarray]
-    sd_mm: Mapping[int, np.ndarray]
-    lines: Sequence[EndplateLine] = ()
-    random: np.random.Generator | None = None
+    places: Mapping[int, np.ndarray]  #: Level to (3,) RAS mm, the centre of mass that its landmarks give.
+    sd_mm: Mapping[int, np.ndarray]  #: Level to (3,), standard deviation of that place along x, y and z.
+    lines: Sequence[EndplateLine] = ()  #: Endplates marked on the films.
+    random: np.random.Generator | None = None  #: Draws tilts from their distribution; None takes the most likely ones.
 
 
 def fit_sacrum(ends: Mapping[str, np.ndarray]) -> Sacrum:
@@ -113,10 +104,8 @@ def fit_endplates(vertebra: Vertebra) -> Endplates:
     The body's centre is the deepest point of the front half. Columns along the body's axis, over the middle of its
     cross-section, meet the surface above and below; a trimmed least-squares plane goes through each set of points. The
     planes' mean normal is the next axis, which starts upright. On synthetic bodies tilted by up to 40 degrees the normals
-    are within 1 degree; for a binary mask on a 1.5 mm grid within 3, and 5 for a body as small as a cervical one.
-
-    Raises:
-        InputError: C1 or C2, which have no ordinary body; an empty vertebra; or no body found in it.
+    are within 1 degree; for a binary mask on a 1.5 mm grid within 3, and 5 for a body as small as a cervical one. C1 and C2,
+    which have no ordinary body, an empty vertebra, and one where no body is found raise an InputError.
     """
     solid, field = _solid_body(vertebra)
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(np.pad(solid.data, 1))[1:-1, 1:-1, 1:-1], 1.0)

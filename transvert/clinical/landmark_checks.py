@@ -21,12 +21,9 @@ from transvert.clinical.radiograph import Radiograph
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import InputError
 
-SCALE_LIMIT = 0.08
-"""If the heights on the two films differ by a larger share, one pixel spacing is wrong."""
-SIZES = (0.6, 1.35)
-"""From small children to tall people, relative to the adults of the spacing table."""
-CURVE_LEVELS = 12
-"""With this many levels the curve shows a mirrored lateral film and exchanged films."""
+SCALE_LIMIT = 0.08  # If the heights on the two films differ by a larger share, one pixel spacing is wrong.
+SIZES = (0.6, 1.35)  # From small children to tall people, relative to the adults of the spacing table.
+CURVE_LEVELS = 12  # With this many levels the curve shows a mirrored lateral film and exchanged films.
 SIDE_REMINDER = (
     "Nothing in these landmarks tells the patient's right from left: the left of the AP picture is taken to be the "
     "patient's right, so compare with the film's marker, or mark S1's ends."
@@ -45,14 +42,8 @@ def check_landmarks(
 ) -> list[str]:
     """Checks landmarks against each other, their films and the shape of a spine.
 
-    Args:
-        landmarks: the landmarks.
-        views: the AP and the lateral view, from `Landmarks.view`.
-        films: the two films, if they are at hand.
-        trained_levels: the VerSe levels that the network was trained on; None if unknown.
-
-    Returns:
-        Warnings, one sentence each. Landmarks that cannot be right raise an InputError.
+    The two views come from `Landmarks.view`; `trained_levels` are the VerSe levels that the network was trained on, None if
+    unknown. Returns warnings, one sentence each. Landmarks that cannot be right raise an InputError.
     """
     for name, view in zip(VIEWS, views, strict=True):
         _check_view(landmarks, name, view)
@@ -74,15 +65,11 @@ def check_landmarks(
     points = np.array([(meet_rays(ap, a, lateral, b), meet_rays(lateral, b, ap, a)) for a, b in pairs])
     if len(marked) >= 3:
         _check_heights(*points[..., 2].T)
-    _, residuals = landmarks.place(*views)
+    apart = {n: mm for n, mm in landmarks.place(*views)[1].items() if mm > RESIDUAL_WARNING_MM}
     points = points.mean(axis=1)
     return [
         *_level_warnings(landmarks, trained_levels),
-        *(
-            f"{levels.name(level)}: its two landmarks disagree by {mm:.1f} mm."
-            for level, mm in residuals.items()
-            if mm > RESIDUAL_WARNING_MM
-        ),
+        *(f"{levels.name(n)}: its two landmarks disagree by {mm:.1f} mm." for n, mm in apart.items()),
         *_size_warnings(marked, points),
         *_curve_warnings(marked, points),
         *([] if landmarks.s1_endplate["ap"] or any(landmarks.corners["ap"].values()) else [SIDE_REMINDER]),
@@ -186,15 +173,12 @@ def _level_warnings(landmarks: Landmarks, trained_levels: Collection[int] | None
     marked = landmarks.levels
     gaps = [n for n in levels.between(marked) if n not in marked]
     unknown = [n for n in marked if trained_levels is not None and n not in trained_levels]
-    proposed = {name: ", ".join(map(levels.name, levels.in_order(set(landmarks.proposed[name])))) for name in VIEWS}
+    proposed = {name: levels.in_order(set(landmarks.proposed[name])) for name in VIEWS if landmarks.proposed[name]}
+    listed = {_FILM[name]: ", ".join(map(levels.name, numbers)) for name, numbers in proposed.items()}
     return [
         *(f"{levels.name(n)}: no landmarks between its neighbours', so the spine has a gap." for n in gaps),
         *(f"{levels.name(n)}: the network was not trained on this level." for n in unknown),
-        *(
-            f"{names}: proposed on the {_FILM[name]} film and not confirmed."
-            for name, names in proposed.items()
-            if names
-        ),
+        *(f"{names}: proposed on the {film} film and not confirmed." for film, names in listed.items()),
     ]
 
 

@@ -42,14 +42,10 @@ _APCorner = Literal["right_superior", "left_superior", "left_inferior", "right_i
 _LateralCorner = Literal["anterior_superior", "posterior_superior", "posterior_inferior", "anterior_inferior"]
 CORNERS = {"ap": get_args(_APCorner), "lateral": get_args(_LateralCorner)}
 """A vertebral body's corners in each view, named by the patient's sides, in order around the body."""
-ENDS = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
-"""The two ends of S1's upper endplate in each view."""
-RESIDUAL_LIMIT_MM = 10.0
-"""Two landmarks whose rays miss each other by more than this do not belong to one vertebra."""
-RESIDUAL_WARNING_MM = 4.0
-"""Residuals above this give a warning."""
-VERTEBRA, BODY = "vertebra", "body"
-"""What a centroid is the centre of: the whole vertebra (its centre of mass) or the vertebral body."""
+ENDS = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}  # Of S1's upper endplate in each view.
+RESIDUAL_LIMIT_MM = 10.0  # Two landmarks whose rays miss each other by more do not belong to one vertebra.
+RESIDUAL_WARNING_MM = 4.0  # Residuals above this give a warning.
+VERTEBRA, BODY = "vertebra", "body"  # What a centroid is the centre of: the whole vertebra, or its body.
 
 
 def _by_level(marks: dict[str, Any]) -> dict[int, Any]:
@@ -188,8 +184,7 @@ class Landmarks:
     def view(self, view_name: str, film: Radiograph) -> View:
         """The geometry of the "ap" or "lateral" film, which gives what the landmark file does not state.
 
-        Raises:
-            InputError: an unknown pixel pitch, distances that make no view, or an old file whose film was turned.
+        An unknown pixel pitch, distances that make no view, or an old file whose film was turned raise an InputError.
         """
         setup = self.setups[view_name]
         if setup.counted_on == "stored" and film.acquisition.orientation.words:
@@ -268,11 +263,7 @@ class Landmarks:
 
 
 def read_landmarks(path: str | Path, *, partial: bool = False) -> Landmarks:
-    """Reads a landmark file; `partial` accepts unfinished work, in which no vertebra is marked in both views.
-
-    Raises:
-        InputError: not JSON, not of this schema, a wrong entry, or no level marked in both views.
-    """
+    """Reads a landmark file, or raises InputError; `partial` accepts that no vertebra is marked in both views."""
     content = read_json(path, "landmark file")
     return landmarks_from_dict(content, f"The landmark file {Path(path).name}", partial=partial)
 

@@ -59,9 +59,7 @@ def measure_posture(
         JSON-ready, schema `SCHEMA`. An entry of `measures` has `value` (None if unknown), `unit`, `definition`, `source`
         and `reason` (why there is no value); where end levels are found also `upper` and `lower`; `coronal_cobb` also its
         `apex` and the side of its `convexity`. `vertebrae` are rows from head to tail, explained by `columns`.
-
-    Raises:
-        InputError: a level occurs twice or is not a vertebra; S1's ends make no endplate.
+        A level that occurs twice or is no vertebra, or S1's ends that make no endplate, raise an InputError.
     """
     vertebrae = sort_vertebrae(vertebrae)
     found, reasons = _fit_bodies(vertebrae, s1, observations)
@@ -95,10 +93,7 @@ def measure_posture(
 def add_spread(measured: dict[str, Any], draws: Sequence[Mapping[str, Any]], cause: str) -> dict[str, Any]:
     """Adds to each measure its standard deviation `sd` and the ends `low` and `high` of a 95 % interval (Student's t).
 
-    Args:
-        measured: from `measure_posture`.
-        draws: postures of the same spine under random errors, measured with the first as `reference`.
-        cause: what was varied, noted in the result.
+    `draws` are postures of the same spine under random errors, measured with it as `reference`; `cause` says what varied.
     """
     entries = {
         name: _spread(entry, [draw["measures"][name] for draw in draws]) for name, entry in measured["measures"].items()

@@ -47,13 +47,12 @@ _SIMULATED: dict[str, Any] = (
 class Radiograph:
     """A film's upright picture.
 
-    Attributes:
-        pixels: (rows, columns) float32, brighter is more attenuation; NaN where the detector was not exposed.
-        pixel_mm: row and column pitch in the plane `acquisition.pixel_plane`; None if a landmark file will state it.
-        acquisition: how the film was taken.
+    The row and column pitch is that in the plane `acquisition.pixel_plane`; None if a landmark file will state it.
     """
 
-    pixels: np.ndarray
+    pixels: (
+        np.ndarray
+    )  #: (rows, columns) float32, brighter is more attenuation; NaN where the detector was not exposed.
     pixel_mm: tuple[float, float] | None
     acquisition: Acquisition = field(default_factory=Acquisition)
 
@@ -128,12 +127,10 @@ def to_grey(image: np.ndarray, *, bits: int = 8, window: tuple[float, float] | N
 
 
 def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float, float]) -> Path:
-    """Writes a grey picture as PNG, atomically. PNG keeps whole pixels per metre: 0.7 mm is read as 0.6998 mm.
+    """Writes a grey picture (rows, columns), from `to_grey`, as PNG, atomically.
 
-    Args:
-        path: the file.
-        grey: (rows, columns) uint8 or uint16, from `to_grey`.
-        pixel_mm: pitch on the detector, one number or row and column.
+    `pixel_mm` is the pitch on the detector, one number or row and column. PNG keeps whole pixels per metre: 0.7 mm is read
+    as 0.6998 mm.
     """
     _check_bits(grey, grey.dtype.itemsize * 8)
     row_mm, column_mm = exposure.pitch_mm(pixel_mm)
@@ -145,13 +142,8 @@ def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float,
 def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, bits: int | None = None) -> Path:
     """Writes a simulated, logarithmic film as a DX image (DICOM PS3.3 A.26), atomically.
 
-    The file says that it is simulated and names no patient. Equal films give equal files.
-
-    Args:
-        path: the file.
-        grey: (rows, columns) uint8 or uint16, from `to_grey`.
-        view: gives the pixel pitch, the patient's orientation and, for a cone view, the source's distance.
-        bits: of `grey`; by default all of its type.
+    `grey` comes from `to_grey` and has `bits`, by default all of its type. The view gives the pixel pitch, the patient's
+    orientation and, for a cone view, the source's distance. The file says that it is simulated. Equal films give equal files.
     """
     import pydicom
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid

@@ -37,31 +37,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A standing spine.
+    """A standing spine."""
 
-    Attributes:
-        vertebrae: head to tail.
-        labels: uint8 VerSe numbers, 1 mm.
-        films: AP and lateral, with the pixel size that was used.
-        views: geometry of the AP and the lateral film.
-        residuals_mm: level to the distance between its two rays.
-        warnings: one sentence each.
-        posture: from `measure_posture`, with its uncertainty if there are draws.
-        observations: what the posture used besides the shapes.
-        calibration: of the probabilities; None if the weights have none.
-        card: of the network's weights.
-    """
-
-    vertebrae: list[Vertebra]
-    labels: Volume
-    films: tuple[Radiograph, Radiograph]
-    views: Views
-    residuals_mm: dict[int, float]
-    warnings: list[str]
-    posture: dict[str, Any]
-    observations: Observations
-    calibration: Calibration | None
-    card: Mapping[str, Any]
+    vertebrae: list[Vertebra]  #: Head to tail.
+    labels: Volume  #: uint8 VerSe numbers, 1 mm.
+    films: tuple[Radiograph, Radiograph]  #: AP and lateral, with the pixel size that was used.
+    views: Views  #: Geometry of the AP and the lateral film.
+    residuals_mm: dict[int, float]  #: Level to the distance between its two rays.
+    warnings: list[str]  #: One sentence each.
+    posture: dict[str, Any]  #: From `measure_posture`, with its uncertainty if there are draws.
+    observations: Observations  #: What the posture used besides the shapes.
+    calibration: Calibration | None  #: Of the probabilities; None if the weights have none.
+    card: Mapping[str, Any]  #: Of the network's weights.
 
 
 def reconstruct(

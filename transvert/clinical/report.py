@@ -122,18 +122,14 @@ def posture_rows(posture: Mapping[str, Any]) -> list[dict[str, str]]:
             place = "inside" if float(low or -np.inf) <= value <= float(high) else "outside"
         ends = f" ({entry['upper']} to {entry['lower']})" if entry.get("upper") else ""
         interval = "" if sd is None else f"{sd:.1f}{unit}, 95 %: {entry['low']:.1f} to {entry['high']:.1f}"
-        rows.append(
-            {
-                "title": row["title"],
-                "value": "" if value is None else f"{value:.1f}{unit}{ends}",
-                "spread": interval,
-                "range": normal,
-                "place": place,
-                "range_source": row["range_source"],
-                "definition": f"{entry['definition']} ({entry['source']})",
-                "reason": entry["reason"] or "",
-            }
-        )
+        shown = {
+            "title": row["title"],
+            "value": "" if value is None else f"{value:.1f}{unit}{ends}",
+            "spread": interval,
+        }
+        shown |= {"range": normal, "place": place, "range_source": row["range_source"]}
+        shown |= {"definition": f"{entry['definition']} ({entry['source']})", "reason": entry["reason"] or ""}
+        rows.append(shown)
     return rows
 
 

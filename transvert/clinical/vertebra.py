@@ -50,19 +50,14 @@ Predict = Callable[[np.ndarray], np.ndarray]  # Images (N, 2, 2, S, S) of `patch
 class Vertebra:
     """One reconstructed vertebra and its place in the patient.
 
-    Attributes:
-        level: VerSe number.
-        centroid_ras: (3,) RAS mm, the centre of the cube.
-        probability: (S, S, S) float32 in 0..1, [x, y, z] along the cube's axes.
-        spacing_mm: voxel size of the cube.
-        axes: (3, 3), columns are the cube's x, y and z as right-handed unit vectors in RAS, each close to RAS's own axis.
+    The columns of `axes` are the cube's x, y and z as right-handed unit vectors in RAS, each close to RAS's own axis.
     """
 
-    level: int
-    centroid_ras: np.ndarray
-    probability: np.ndarray
-    spacing_mm: float
-    axes: np.ndarray = field(default_factory=lambda: np.eye(3))
+    level: int  #: VerSe number.
+    centroid_ras: np.ndarray  #: (3,) RAS mm, the centre of the cube.
+    probability: np.ndarray  #: (S, S, S) float32 in 0..1, [x, y, z] along the cube's axes.
+    spacing_mm: float  #: Voxel size of the cube.
+    axes: np.ndarray = field(default_factory=lambda: np.eye(3))  #: (3, 3).
 
     @property
     def affine(self) -> np.ndarray:
@@ -138,12 +133,7 @@ def refine_centroid(vertebra: Vertebra, sd_mm: np.ndarray) -> tuple[np.ndarray, 
 
 
 def refine_centroids(
-    films: Sequence[np.ndarray],
-    views: Views,
-    pixels: Pixels,
-    points: Points,
-    sd_mm: Points,
-    predict: Predict,
+    films: Sequence[np.ndarray], views: Views, pixels: Pixels, points: Points, sd_mm: Points, predict: Predict
 ) -> tuple[Points, Points, Pixels]:
     """Predicts all vertebrae once and moves each towards where its shape says that it stands.
 
@@ -175,12 +165,7 @@ def predict_vertebrae(
 ) -> list[Vertebra]:
     """Crops the patches around points, and predicts each vertebra in a cube along the rays through its point.
 
-    Args:
-        films: AP and lateral pixels (rows, columns), brighter is more attenuation.
-        views: AP and lateral geometry.
-        pixels: the landmarks on the films.
-        points: level to (3,) RAS mm.
-        predict: the network.
+    Films are (rows, columns), AP and lateral, brighter is more attenuation; `points` are RAS mm, `pixels` their landmarks.
     """
     patched = [patches.crop_patches(films, views, [pixels[w][n] for w in VIEWS], at) for n, at in points.items()]
     probabilities = predict(np.array([images for images, _ in patched], np.float32).reshape(-1, 2, 2, SIZE, SIZE))
@@ -257,12 +242,9 @@ def missing_levels(vertebrae: Sequence[Vertebra]) -> list[str]:
 def assemble_spine(vertebrae: Sequence[Vertebra]) -> Volume:
     """Assembles vertebrae, in any order and with oblique cubes, into one label volume.
 
-    Returns:
-        uint8 VerSe numbers on an axis-aligned grid of 1 mm around all cubes. A voxel gets the level with the highest
-        probability there, if that is at least 0.5; only the largest connected part of each level is kept.
-
-    Raises:
-        InputError: no vertebra, or a level twice.
+    Returns uint8 VerSe numbers on an axis-aligned grid of 1 mm around all cubes. A voxel gets the level with the highest
+    probability there, if that is at least 0.5; only the largest connected part of each level is kept. No vertebra, or a level
+    twice, raises an InputError.
     """
     vertebrae = sort_vertebrae(vertebrae)
     if not vertebrae:
@@ -302,14 +284,8 @@ def axial_rotation_deg(vertebra: Vertebra, near_deg: float | None = None) -> flo
 def symmetry_normal(vertebra: Vertebra, near_deg: float | None = None) -> np.ndarray:
     """The unit normal (3,) of the symmetry plane, to the patient's right: there the mirrored vertebra overlaps itself best.
 
-    The method and its constants are this companion's choice.
-
-    Args:
-        vertebra: turned by at most 45 degrees.
-        near_deg: axial rotation of a nearly equal vertebra, where the search starts; by default several are tried.
-
-    Raises:
-        InputError: the vertebra is empty.
+    The search starts at `near_deg`, the axial rotation of a nearly equal vertebra; by default at several within 45 degrees.
+    An empty vertebra raises an InputError. The method and its constants are this companion's choice.
     """
     mask = largest_part(vertebra.probability >= THRESHOLD)
     if not mask.any():

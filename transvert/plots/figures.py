@@ -204,14 +204,8 @@ def radiographs(
 ) -> Figure:
     """Radiographs side by side, in mm on the detector.
 
-    Args:
-        pictures: (rows, columns) each.
-        views: each picture's geometry.
-        titles: each picture's title.
-        landmarks: per picture, level to (2,) row and column, drawn as named crosses.
-        overlays: per picture, level to a (rows, columns) silhouette, drawn as an outline; the picture is cropped to
-            `AROUND_MM` beside them.
-        unit: of the grey values.
+    `landmarks` are per picture level to (2,) row and column, drawn as named crosses; `overlays` level to a (rows, columns)
+    silhouette, drawn as an outline, beside which `AROUND_MM` of the picture are shown; `unit` is that of the grey values.
     """
     count = len(pictures)
     figure, axes = plt.subplots(1, count, figsize=(11, 5.6 if count < 3 else 4), layout="constrained", squeeze=False)
@@ -386,9 +380,6 @@ def _outline(axis: Axes, shape: np.ndarray, box: tuple[float, float, float, floa
 def _mark_sides(axis: Axes, left: str, right: str, top: str = "", bottom: str = "") -> None:
     """Writes inside a picture what each of its sides shows."""
     for x, y, text in ((0.02, 0.5, left), (0.98, 0.5, right), (0.02, 0.98, top), (0.02, 0.02, bottom)):
-        style: dict[str, Any] = {
-            "ha": "right" if x > 0.5 else "left",
-            "va": {0.5: "center", 0.98: "top"}.get(y, "bottom"),
-            "weight": "bold" if y == 0.5 else "normal",
-        }
+        style: dict[str, Any] = {"ha": "right" if x > 0.5 else "left", "weight": "bold" if y == 0.5 else "normal"}
+        style["va"] = {0.5: "center", 0.98: "top"}.get(y, "bottom")
         axis.text(x, y, text, color="#56B4E9", transform=axis.transAxes, path_effects=_EDGED, **style)

@@ -84,10 +84,7 @@ def view_surfaces(meshes: Mapping[int, trimesh.Trimesh], viewer: str = "") -> An
     """An interactive view of surfaces by VerSe level, RAS mm, to be displayed; None if there is no interactive front end.
 
     `viewer` is one of `VIEWERS`, by default the environment variable TRANSVERT_VIEWER, else k3d. If itkwidgets cannot be
-    used, a sentence says why and k3d is used.
-
-    Raises:
-        InputError: an unknown viewer.
+    used, a sentence says why and k3d is used. An unknown viewer raises an InputError.
     """
     viewer = viewer or os.environ.get("TRANSVERT_VIEWER") or "k3d"
     if viewer not in VIEWERS:
