@@ -36,11 +36,7 @@ def test_seven_commands_with_at_most_28_options_that_all_have_help() -> None:
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_code_2(
-    words: list[str],
-    sentence: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -105,8 +105,7 @@ def layers(content: bytes) -> Iterator[bytes]:
 
 def leaks(content: bytes | str) -> list[str]:
     """The planted words in a file or text, in any case and any usual encoding."""
-    raw = content.encode() if isinstance(content, str) else content
-    parts = [layer.lower() for layer in layers(raw)]
+    parts = [layer.lower() for layer in layers(content.encode() if isinstance(content, str) else content)]
     codes = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")
     return sorted(n for n in NEEDLES if any(n.encode(code) in part for part in parts for code in codes))
 
@@ -144,22 +143,15 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
 
 @pytest.mark.parametrize("ending", [".dcm", ".png"])
 def test_a_reconstruction_leaves_the_patient_out(
-    case: Path,
-    run: Callable[..., int],
-    ending: str,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    recwarn: pytest.WarningsRecorder,
+    case: Path, run: Callable[..., int], ending: str, tmp_path: Path, capfd: Any, caplog: Any, recwarn: Any
 ) -> None:
     caplog.set_level(logging.DEBUG)
     before = {path: path.read_bytes() for path in case.iterdir()}
     assert run(case, ending) == 0
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
-        *("spine.nii.gz", "spine.stl", "spine.glb", "surface_sd.png", "report.json"),
-        *("report.html", "overlay.png", "spine.png"),
-        *("posture.json", "posture.csv", "posture_measures.csv"),
+        *("spine.nii.gz", "spine.stl", "spine.glb", "surface_sd.png", "report.json", "report.html"),
+        *("overlay.png", "spine.png", "posture.json", "posture.csv", "posture_measures.csv"),
         *(f"surfaces/{level}.{kind}" for level in ("L1", "L2", "L3") for kind in ("stl", "ply", "glb")),
     }
     assert {path: path.read_bytes() for path in case.iterdir()} == before
@@ -205,12 +197,7 @@ def _recode(path: Path, syntax: str) -> None:
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")  # While it is planted.
 def test_an_error_names_the_file_and_nothing_in_it(
-    case: Path,
-    run: Callable[..., int],
-    kind: str,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    case: Path, run: Callable[..., int], kind: str, tmp_path: Path, capfd: Any, caplog: Any
 ) -> None:
     folder = tmp_path / FOLDER
     folder.mkdir()
@@ -230,8 +217,8 @@ def test_an_error_names_the_file_and_nothing_in_it(
     assert leaks(str(caught.value)) == [] and caught.value.__cause__ is None
     assert run(folder) == 2
     printed = capfd.readouterr()
-    assert printed.out == "" and leaks(printed.err) == [] and printed.err.count("\n") == 1
-    assert leaks("\n".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.records)) == []
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert leaks("\n".join([printed.err, *(f"{one.getMessage()} {one.exc_text}" for one in caplog.records)])) == []
     assert not (tmp_path / "out").exists()
 
 

@@ -129,15 +129,15 @@ def test_an_executed_notebook_holds_no_progress_bars_and_no_widget_state(tmp_pat
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (None, "does not exist"),
         ("- 1\n", "is not a mapping that names its 'run'"),
         ("run: [", "is not valid YAML"),
         ("run: g\nsweep:\n  seed: [0, 1]\n", "holds a 'sweep': use the option --sweep name=value,value"),
     ],
 )
-def test_bad_parameter_sets_are_refused(text: str | None, sentence: str, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / "p.yaml").write_text(text)
+def test_bad_parameter_sets_are_refused(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(InputError, match="does not exist"):
+        workflow.read_parameters(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match=sentence):
         workflow.read_parameters(tmp_path / "p.yaml")
 
