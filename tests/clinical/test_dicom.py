@@ -61,10 +61,10 @@ def film(tmp_path: Path) -> Callable[..., Radiograph]:
 
 Film = Callable[..., Radiograph]
 
-# Grey values
 
-
-def test_bits_beyond_the_stored_ones_are_ignored(film: Film) -> None:
+def test_projections_of_every_kind_are_films_and_bits_beyond_the_stored_ones_are_ignored(film: Film) -> None:
+    for modality in ("CR", "DX", "RF", "XA", "RG", None):
+        assert_array_equal(film(Modality=modality).pixels, GREY12)
     overlay = RNG.integers(0, 16, SHAPE).astype(np.uint16)
     assert_array_equal(film(GREY12 | (overlay << 12)).pixels, GREY12)
     # As old files have them: the picture in the upper bits, something else in the lower ones.
@@ -134,9 +134,6 @@ def test_unexposed_pixels_are_nan(film: Film, tmp_path: Path) -> None:
     assert np.isnan(one[:, :5]).all() and (one[:, 5:8] == 4090).all()
 
 
-# Transfer syntaxes
-
-
 def _rewritten(path: Path, uid: pydicom.uid.UID) -> Path:
     """The film in another uncompressed transfer syntax."""
     dataset = pydicom.dcmread(path)
@@ -180,18 +177,12 @@ LOSSLESS = {
 )
 def test_compressed_films_come_back(tmp_path: Path, kind: str, bits: int) -> None:
     code, uid = LOSSLESS[kind]
-    values = {8: (GREY12 >> 4).astype(np.uint8), 12: GREY12, 16: GREY12 * np.uint16(16)}.get(
-        bits, GREY12.astype(np.int16) - 2048
-    )
+    values = {8: (GREY12 >> 4).astype(np.uint8), 12: GREY12, 16: GREY12 * np.uint16(16)}
+    values = values.get(bits, GREY12.astype(np.int16) - 2048)
     path = _recoded(stored(tmp_path / "f.dcm", values, abs(bits), PixelRepresentation=int(bits < 0)), code)
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == uid
     difference = np.abs(read_radiograph(path).pixels - values)
     assert difference.max() <= (0 if kind != "JPEG 2000" else 2)
-
-
-@pytest.mark.parametrize("uid", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_other_byte_orders_and_implicit_types(tmp_path: Path, uid: pydicom.uid.UID) -> None:
-    assert_array_equal(read_radiograph(_rewritten(stored(tmp_path / "f.dcm"), uid)).pixels, GREY12)
 
 
 def _encapsulated(path: Path, code: bytes, uid: str, **changes: Any) -> Path:
@@ -203,7 +194,9 @@ def _encapsulated(path: Path, code: bytes, uid: str, **changes: Any) -> Path:
     return path
 
 
-def test_baseline_jpeg(tmp_path: Path) -> None:
+def test_baseline_jpeg_other_byte_orders_and_implicit_types(tmp_path: Path) -> None:
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRBigEndian):
+        assert_array_equal(read_radiograph(_rewritten(stored(tmp_path / "f.dcm"), syntax)).pixels, GREY12)
     code = io.BytesIO()
     grey = (SMOOTH >> 4).astype(np.uint8)
     Image.fromarray(grey).save(code, format="JPEG", quality=98)
@@ -217,10 +210,7 @@ def test_baseline_jpeg(tmp_path: Path) -> None:
         ("1.2.840.10008.1.2.4.201", "is compressed as High-Throughput JPEG 2000 .*export it uncompressed"),
         ("1.2.840.10008.1.2.4.102", "is compressed as MPEG-4 .*which can't be read here"),
         ("1.2.826.0.1.3680043.2.999", "is compressed or encrypted in a private way, which can't be read here"),
-        *(
-            (f"1.2.840.10008.1.2.{n}", "can't be decoded; it is damaged or cut short")
-            for n in ("4.80", "4.70", "4.90", "5")
-        ),
+        *((f"1.2.840.10008.1.2.{n}", "can't be decoded; it is damaged or") for n in ("4.80", "4.70", "4.90", "5")),
     ],
 )
 def test_unreadable_compressions_are_refused_silently(
@@ -232,15 +222,11 @@ def test_unreadable_compressions_are_refused_silently(
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-# Orientation
-
 OPPOSITE = dict(zip("RLAPHF", "LRPAFH", strict=True))
 TURNS = [ImageOrientation(*flags) for flags in itertools.product((False, True), repeat=3)]
 
 
-def stored_picture(
-    picture: np.ndarray, letters: tuple[str, str], turn: ImageOrientation
-) -> tuple[np.ndarray, list[str]]:
+def stored_picture(picture: np.ndarray, letters: tuple, turn: ImageOrientation) -> tuple[np.ndarray, list[str]]:
     """An upright picture as a file stores it that `turn` turns upright, and that file's orientation letters."""
     across, down = letters
     if turn.mirrored:
@@ -272,21 +258,14 @@ def test_a_film_stored_in_any_orientation_is_turned_upright(tmp_path: Path, name
         assert found.pixel_mm == pytest.approx(PITCH) and found.acquisition.orientation == turn
 
 
-def test_a_stated_orientation_replaces_the_file_s(tmp_path: Path) -> None:
+def test_a_stated_orientation_replaces_the_file_s_and_has_words(tmp_path: Path) -> None:
     path = stored(tmp_path / "f.dcm", PatientOrientation=["R", "F"], ViewPosition="LL")
     read = read_radiograph(path, view="ap", orientation=["L", "F"])
     assert_array_equal(read.pixels, GREY12)
     assert read.acquisition.view is None
-
-
-def test_the_words_for_an_orientation() -> None:
     picture = np.arange(6).reshape(2, 3)
-    for turns, words in (
-        (-1, "by 90 degrees clockwise"),
-        (1, "by 90 degrees counter-clockwise"),
-        (2, "by 180 degrees"),
-    ):
-        (turn,) = (turn for turn in TURNS if turn.words == f"turned {words}")
+    for turns, words in ((-1, "90 degrees clockwise"), (1, "90 degrees counter-clockwise"), (2, "180 degrees")):
+        (turn,) = (turn for turn in TURNS if turn.words == f"turned by {words}")
         assert_array_equal(turn.upright_picture(picture), np.rot90(picture, turns))
     # In an oblique direction the strongest letter counts.
     assert orientation_from_letters(["LP", "FA"], "ap", "f") == ImageOrientation()
@@ -295,11 +274,7 @@ def test_the_words_for_an_orientation() -> None:
 @pytest.mark.parametrize(
     ("changes", "view", "sentence"),
     [
-        (
-            {"ViewPosition": "LL", "PatientOrientation": None},
-            "ap",
-            "is a lateral one by its view position.*the frontal",
-        ),
+        ({"ViewPosition": "LL", "PatientOrientation": None}, "ap", "a lateral one by its view position.*the frontal"),
         ({"PatientOrientation": ["P", "F"]}, "ap", "is a lateral one by its orientation, but .*exchange the two films"),
         ({}, "lateral", "is a frontal one by its view position, but it is given as the lateral one; exchange"),
         ({"PatientOrientation": ["P", "F"]}, None, "is a lateral one by its orientation, but .* the frontal one"),
@@ -307,9 +282,7 @@ def test_the_words_for_an_orientation() -> None:
         ({"PatientOrientation": ["CR", "V"], "ViewPosition": None}, None, "orientation of the film f.dcm is not under"),
     ],
 )
-def test_a_film_of_another_view_than_expected_is_refused(
-    tmp_path: Path, changes: dict, view: str | None, sentence: str
-) -> None:
+def test_a_film_of_another_view_is_refused(tmp_path: Path, changes: dict, view: str | None, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         read_radiograph(stored(tmp_path / "f.dcm", **changes), view=view)
 
@@ -327,10 +300,7 @@ def test_the_view_that_a_file_names(film: Film, position: str | None, laterality
     assert read.acquisition.view == view
 
 
-# Acquisition metadata
-
-
-def test_the_distances(film: Film) -> None:
+def test_the_distances_and_the_report_s_entry_for_a_film(film: Film) -> None:
     def known(**changes: Any) -> tuple[float | None, float | None, float | None]:
         acquisition = film(**changes).acquisition
         return acquisition.source_to_detector_mm, acquisition.source_to_patient_mm, acquisition.magnification
@@ -345,9 +315,6 @@ def test_the_distances(film: Film) -> None:
     assert known(**nothing, DistanceSourceToPatient=0) == (None, None, None)
     assert known(DistanceSourceToDetector=1500, DistanceSourceToPatient=1800) == (1500, None, None)
     assert known(DistanceSourceToDetector=1.8) == (None, None, None)
-
-
-def test_the_report_s_entry_for_a_film(film: Film) -> None:
     said = json.loads(json.dumps(film(PatientOrientation=["R", "F"]).acquisition.to_dict()))
     words = "mirrored left to right"
     assert said["turned"] == words and said["notes"] == [f"The picture was {words}, by its recorded orientation."]
@@ -363,16 +330,11 @@ OTHER = {"ImagerPixelSpacing": None, "PixelSpacing": [0.5, 0.1]}
         ({"PixelSpacing": [0.5, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, (0.7, 0.143), "detector", "Imager"),
         (OTHER, (0.5, 0.1), "detector", "does not say of which"),
         (OTHER | {"PixelSpacingCalibrationType": "FIDUCIAL"}, (0.5, 0.1), "patient", "by an object of known size to a"),
-        (
-            OTHER | {"ImagerPixelSpacing": [0, 0], "PixelSpacingCalibrationType": "GEOMETRY"},
-            *((0.5, 0.1), "patient", "calibrated by the distances to a plane in the patient"),
-        ),
+        (OTHER | {"PixelSpacingCalibrationType": "GEOMETRY"}, (0.5, 0.1), "patient", "by the distances to a plane in"),
         (OTHER | {"NominalScannedPixelSpacing": [0.17, 0.17]}, (0.17, 0.17), "detector", "digitised"),
     ],
 )
-def test_where_the_pixel_pitch_comes_from(
-    tmp_path: Path, changes: dict, pitch: tuple[float, float], plane: str, words: str
-) -> None:
+def test_where_the_pixel_pitch_comes_from(tmp_path: Path, changes: dict, pitch: tuple, plane: str, words: str) -> None:
     path = stored(tmp_path / "f.dcm", **changes)
     read, by_hand = read_radiograph(path), read_radiograph(path, 0.3)
     assert read.pixel_mm == pytest.approx(pitch)
@@ -393,9 +355,6 @@ def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> No
     for wrong in (143.0, 1e-3, float("nan"), 0.0):
         with pytest.raises(InputError, match="make no film of f.dcm; give them in mm|both must be positive"):
             read_radiograph(path, wrong)
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(
@@ -423,11 +382,6 @@ def test_files_that_are_no_film_get_one_sentence(tmp_path: Path, changes: dict, 
     assert "\n" not in str(caught.value) and "PLANTED" not in str(caught.value)
 
 
-@pytest.mark.parametrize("modality", ["CR", "DX", "RF", "XA", "RG", None])
-def test_projections_of_every_kind_are_films(film: Film, modality: str | None) -> None:
-    assert_array_equal(film(Modality=modality).pixels, GREY12)
-
-
 def test_an_encrypted_file(tmp_path: Path) -> None:
     hidden = Dataset()
     hidden.EncryptedContentTransferSyntaxUID, hidden.EncryptedContent = "1.2.840.10008.1.2.1", b"\1\2\3\4"
@@ -449,27 +403,25 @@ def test_a_file_cut_at_any_place(tmp_path: Path) -> None:
             read_radiograph(tmp_path / "cut.dcm")
 
 
-# Large films
-
 _READS = """
 import sys, resource
 from transvert.clinical.radiograph import read_radiograph
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-read = read_radiograph(sys.argv[1], 0.1, orientation=["R", "H"])
-print(int(read.pixels[0, -1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+for path in sys.argv[1:]:
+    print(int(read_radiograph(path, 0.1, orientation=["R", "H"]).pixels[0, -1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.parametrize("name", ["big.dcm", "big.png"])
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in KiB on Linux")
-def test_a_large_film_is_held_about_once(tmp_path: Path, name: str) -> None:
+def test_a_large_film_is_held_about_once(tmp_path: Path) -> None:
     """4,000 x 4,000 pixels in 16 bits are 32 MB in the file and 64 MB as float32; 12,000 x 12,000 take 9 times that."""
     grey = np.zeros((4000, 4000), np.uint16)
     grey[-1, 0] = 1234
-    stored(tmp_path / name, grey, 16) if name == "big.dcm" else Image.fromarray(grey).save(tmp_path / name)
-    words = [sys.executable, "-c", _READS, str(tmp_path / name)]
-    corner, peak = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
-    assert corner == 1234 and peak / 1024 < 150  # MiB; the stored and the float picture are 92.
+    Image.fromarray(grey).save(tmp_path / "big.png", compress_level=1)
+    words = [sys.executable, "-c", _READS, str(stored(tmp_path / "big.dcm", grey, 16)), str(tmp_path / "big.png")]
+    *corners, peak = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert corners == [1234, 1234] and peak / 1024 < 150  # MiB; the stored and the float picture are 92.
 
 
 def test_only_tags_that_identify_no_patient_are_read() -> None:

@@ -20,11 +20,9 @@ LEVELS = range(8, 25)  # T1 to L5
 PITCH_MM = 25.0
 
 
-def _plates(
-    superior: tuple[float, float], inferior: tuple[float, float], centre: np.ndarray | None = None
-) -> Endplates:
+def _plates(superior: tuple, inferior: tuple, at: np.ndarray | tuple = (0.0, 0.0, 0.0)) -> Endplates:
     """Endplates of a body 20 mm high and 30 mm deep; tilts are coronal and sagittal, degrees."""
-    at = np.zeros(3) if centre is None else centre
+    at = np.asarray(at)
     up, down = (unit(np.array([*np.tan(np.radians(t)), 1.0])) for t in (superior, inferior))
     axis = unit(up + down)
     return Endplates(at, at + 10 * axis, up, at - 10 * axis, down, 30.0, 40.0, 20.0, 20.0, 20.0)
@@ -93,9 +91,7 @@ def test_one_wrong_shape_is_corrected_by_where_the_spine_stands(smooth: dict[int
         assert abs(level - 11) < 3 or level == 24 or abs(_lean(plates) - smooth[level]) < 1.0  # L5 has no line below.
 
 
-def test_fitted_tilts_are_closer_to_the_truth_by_as_much_as_the_covariance_states(
-    smooth: dict[int, float],
-) -> None:
+def test_fitted_tilts_are_closer_to_the_truth_by_as_much_as_the_covariance_states(smooth: dict[int, float]) -> None:
     """Shapes with the table's own errors, clicks with theirs: what comes out is off by what the system says."""
     random, known = np.random.default_rng(0), endplates.tilt_statistics()
     found, places = _spine(smooth)
@@ -138,9 +134,7 @@ def test_a_certain_line_fixes_its_tilt_in_its_own_plane(smooth: dict[int, float]
     assert endplates.tilt_deg(tilted[11].superior_normal, SAGITTAL) == pytest.approx(40, abs=0.1)
     assert endplates.tilt_deg(tilted[19].inferior_normal, CORONAL) == pytest.approx(-12, abs=0.1)
     assert abs(endplates.tilt_deg(tilted[11].superior_normal, CORONAL)) < 1.5
-
-
-def test_heights_follow_the_wedge() -> None:
+    # Heights follow the wedge.
     turned = endplates.tilt_endplates(_plates((0, 0), (0, 0)), np.array([0.0, 5.0]), np.array([0.0, -5.0]))
     # 10 degrees over 30 mm, lower at the front.
     assert turned.posterior_mm - turned.anterior_mm == pytest.approx(60 * np.tan(np.radians(5)))
@@ -149,10 +143,8 @@ def test_heights_follow_the_wedge() -> None:
 
 def test_random_tilts_vary_as_the_covariance_states(smooth: dict[int, float]) -> None:
     found, places = _spine(smooth)
-    random = np.random.default_rng(3)
-    drawn = np.array(
-        [_leans(endplates.fit_endplate_tilts(found, _marked(places, 0.0, random=random))) for _ in range(120)]
-    )
+    marked = _marked(places, 0.0, random=np.random.default_rng(3))
+    drawn = np.array([_leans(endplates.fit_endplate_tilts(found, marked)) for _ in range(120)])
     equations = endplates._tilt_equations(found, sorted(found), _marked(places, 0.0), SAGITTAL)
     spread = endplates._solve_tilts(equations, places_exact=True)[1]
     halves = np.kron(np.eye(len(found)), [0.5, 0.5])

@@ -25,10 +25,8 @@ S1 = {"ap": {"right": np.array([1800.0, 400]), "left": np.array([1801.0, 500])},
 
 
 def _views(pitch: Mapping[str, float] | None = None) -> tuple[View, View]:
-    made = [
-        geometry.named_view(w, ISOCENTRE, SHAPES[w], (pitch or {}).get(w, 0.5), cone=True) for w in ("ap", "lateral")
-    ]
-    return made[0], made[1]
+    ap, lateral = (geometry.named_view(w, ISOCENTRE, SHAPES[w], (pitch or {}).get(w, 0.5), cone=True) for w in VIEWS)
+    return ap, lateral
 
 
 def _points(chain: list[int], scoliosis_mm: float = 8.0, size: float = 1.0) -> dict[int, np.ndarray]:
@@ -43,9 +41,10 @@ def _marks(points: dict[int, np.ndarray] | None = None, **more: Any) -> Landmark
     return replace(made, s1_endplate=S1, **more)
 
 
-def _changed(
-    marks: Landmarks, name: str, change: Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]]
-) -> Landmarks:
+Pixels = dict[int, np.ndarray]
+
+
+def _changed(marks: Landmarks, name: str, change: Callable[[Pixels], Pixels]) -> Landmarks:
     return replace(marks, centroids={**marks.centroids, name: change(dict(marks.centroids[name]))})
 
 
@@ -59,71 +58,53 @@ def _shape(marks: Landmarks, *shape: int) -> Landmarks:
     return replace(marks, setups={**marks.setups, "lateral": lateral})
 
 
-# Right landmarks
-
-
 def test_right_landmarks_give_no_warning() -> None:
     assert _check(_marks(), trained_levels=T1_L5) == []
+    for factor in (0.97, 1.03):  # Within the limit of what a spacing may be off.
+        _check(_marks(), views=_views({"ap": 0.5 * factor}))
+    mirrored = {n: p * (1, -1, 1) for n, p in _points(T1_L5).items() if n > 16}
+    assert _check(_marks(mirrored)) == [], "a short spine is not judged by its curve"
+    assert _check(replace(_marks(), s1_endplate={"ap": {}, "lateral": {}})) == [landmark_checks.SIDE_REMINDER]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_landmarks_with_small_errors_pass_too(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    marks = _marks()
+    random, marks = np.random.default_rng(seed), _marks()
     for name in VIEWS:
-        marks = _changed(marks, name, lambda pixels: {n: p + random.normal(0, 4, 2) for n, p in pixels.items()})
+        marks = _changed(marks, name, _each(lambda pixel: pixel + random.normal(0, 4, 2)))
     # Pixels of 0.42 mm in the patient: two landmarks of one level are rarely more than 4 mm apart.
     warnings = _check(marks)
     assert len(warnings) < 4 and all("its two landmarks disagree by" in warning for warning in warnings)
-
-
-def test_a_few_neighbours_are_too_few_to_compare_the_scale() -> None:
-    """Three lumbar vertebrae, one marked 7 mm too low: that is 10 % of so short a spine."""
+    # Three lumbar vertebrae, one marked 7 mm too low, are too few to compare the scale: that is 10 % of so short a spine.
     marks = _changed(_marks(_points([20, 21, 22])), "ap", lambda pixels: pixels | {22: pixels[22] + (18, 0)})
     assert _check(marks) == ["L3: its two landmarks disagree by 7.5 mm."]
 
 
-# Refused
-
-
-def _each(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]]:
+def _each(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pixels], Pixels]:
     return lambda pixels: {n: change(pixel) for n, pixel in pixels.items()}
 
 
-CENTROIDS: dict[str, tuple[str, Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]], str]] = {
-    "off the film": (
+CENTROIDS: dict[str, tuple[str, Callable[[Pixels], Pixels]]] = {
+    "The lateral landmark of C1 at row -40, column 10 lies off the film, which has 1900": (
         *("lateral", lambda p: p | {1: np.array([-40.0, 10])}),
-        "The lateral landmark of C1 at row -40, column 10 lies off the film, which has 1900",
     ),
-    "two levels exchanged": (
-        *("ap", lambda p: p | {12: p[13], 13: p[12]}),
-        "T6 is marked above T5 on the AP film: correct them",
-    ),
-    "upside down": (
+    "T6 is marked above T5 on the AP film: correct them": ("ap", lambda p: p | {12: p[13], 13: p[12]}),
+    "The lateral film's levels run from its foot to its top: turn it, or correct the levels": (
         *("lateral", _each(lambda pixel: np.array([1899.0, 999]) - pixel)),
-        "The lateral film's levels run from its foot to its top: turn it, or correct the levels",
     ),
-    "no level on both": (
-        *("ap", lambda p: {1: np.array([30.0, 40])}),
-        "No vertebra is marked on both films: mark at least one level on both",
-    ),
-    "one level far apart": (
-        *("ap", lambda p: p | {22: p[22] + (26, 0)}),
-        "The two landmarks of L3 disagree by 11 mm: check level, row and pixel",
-    ),
+    "No vertebra is marked on both films: mark at least one level": ("ap", lambda p: {1: np.array([30.0, 40])}),
+    "The two landmarks of L3 disagree by 11 mm: check level, row": ("ap", lambda p: p | {22: p[22] + (26, 0)}),
     # 48 rows of 0.5 mm are 20 mm in the patient, magnified by 1.2.
-    "cut at different heights": (
+    "All levels lie 20 mm higher on the AP film than on the lateral one: the films were cut or taken at": (
         *("ap", _each(lambda pixel: pixel - (48, 0))),
-        "All levels lie 20 mm higher on the AP film than on the lateral one: the films were cut or taken at",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", CENTROIDS)
-def test_impossible_centroids_are_refused(kind: str) -> None:
-    name, change, sentence = CENTROIDS[kind]
+@pytest.mark.parametrize("sentence", CENTROIDS)
+def test_impossible_centroids_are_refused(sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        _check(_changed(_marks(), name, change))
+        _check(_changed(_marks(), *CENTROIDS[sentence]))
 
 
 def test_exchanged_views_a_film_of_another_size_and_one_picture_given_twice_are_refused() -> None:
@@ -146,11 +127,6 @@ def test_a_wrong_pixel_spacing_is_refused_with_the_ratio_that_fits(name: str, fa
     assert [float(number) for number in said] == pytest.approx([ratio, 1 / ratio], abs=0.02)
 
 
-@pytest.mark.parametrize("factor", [0.97, 1.03])
-def test_a_spacing_within_the_limit_passes(factor: float) -> None:
-    _check(_marks(), views=_views({"ap": 0.5 * factor}))
-
-
 @pytest.mark.parametrize(("step", "word"), [(1, "higher"), (-1, "lower")])
 def test_labels_one_level_apart_are_refused(step: int, word: str) -> None:
     marks = _marks(_points([n for n in levels.VERTEBRAE if 7 <= n <= 25 and n != 28]))
@@ -170,25 +146,13 @@ def _corners(name: str, **corners: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (
-            _ends("ap", right=[1800, 500], left=[1800, 400]),
-            "On the AP film the right side of S1's endplate is marked further to the picture's right than its left side",
-        ),
-        (
-            _corners("ap", right_inferior=[9, 9], left_superior=[5, 3]),
-            "the right side of L1 is marked further to the picture's right.*shows the patient's right on its left",
-        ),
-        (
-            _ends("lateral", anterior=[9, 9], posterior=[5, 3]),
-            "On the lateral film the anterior side of S1's endplate.*shows the patient's front on its left",
-        ),
-        (
-            _corners("lateral", anterior_superior=[9, 3], posterior_inferior=[5, 9]),
-            "On the lateral film the posterior inferior corner of L1 is marked above the anterior superior one",
-        ),
+        (_ends("ap", right=[1800, 500], left=[1800, 400]), "On the AP film the right side of S1's endplate is marked"),
+        (_corners("ap", right_inferior=[9, 9], left_superior=[5, 3]), "the right side of L1 .* patient's right on its"),
+        (_ends("lateral", anterior=[9, 9], posterior=[5, 3]), "the anterior side of S1's endplate.*front on its left"),
+        (_corners("lateral", anterior_superior=[9, 3], posterior_inferior=[5, 9]), "inferior corner of L1 .*ed above"),
         (
             _corners("ap", right_superior=[100, 900]),
-            r"AP landmark of L1 \(right superior\) at row 100, column 900 lies off",
+            r"AP landmark of L1 \(right superior\) at row 100, column 900 lies",
         ),
     ],
 )
@@ -201,19 +165,14 @@ def test_a_centroid_beyond_its_own_corners_is_refused() -> None:
     marks = _marks()
     down, right = np.array([20, 0]), np.array([0, 30])
     places = {"superior": -down, "inferior": down, "right": -right, "left": right}
-    around = {
-        part: marks.centroids["ap"][20] + sum(places[word] for word in part.split("_"))
-        for part in landmarks.CORNERS["ap"]
-    }
+    parts = {part: sum(places[word] for word in part.split("_")) for part in landmarks.CORNERS["ap"]}
+    around = {part: marks.centroids["ap"][20] + offset for part, offset in parts.items()}
     assert _check(replace(marks, corners={"ap": {20: around}, "lateral": {}})) == []
     with pytest.raises(InputError, match="The AP centroid of L2 lies beyond its own corners"):
         _check(replace(marks, corners={"ap": {21: around}, "lateral": {}}))
 
 
-# Warnings
-
-
-def test_gaps_untrained_levels_and_proposals_give_warnings() -> None:
+def test_gaps_untrained_levels_proposals_and_unusual_sizes_give_warnings() -> None:
     marks = _changed(_marks(), "lateral", lambda pixels: {n: p for n, p in pixels.items() if n not in (12, 13)})
     marks = replace(marks, proposed={"ap": frozenset({10, 9}), "lateral": frozenset()})
     assert _check(marks, trained_levels=[n for n in T1_L5 if n != 24]) == [
@@ -222,21 +181,15 @@ def test_gaps_untrained_levels_and_proposals_give_warnings() -> None:
         "L5: the network was not trained on this level.",
         "T2, T3: proposed on the AP film and not confirmed.",
     ]
-
-
-@pytest.mark.parametrize("size", [0.5, 1.6])
-def test_a_spine_of_an_unusual_size_gives_a_warning(size: float) -> None:
-    (warning,) = _check(_marks(_points(T1_L5, size=size)))
-    assert warning.startswith(f"Vertebrae stand {size:.2f} times as far apart as an adult's")
+    for size in (0.5, 1.6):
+        (warning,) = _check(_marks(_points(T1_L5, size=size)))
+        assert warning.startswith(f"Vertebrae stand {size:.2f} times as far apart as an adult's")
 
 
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
-        (
-            lambda x, y: (-y, x),
-            "The AP film shows the curve that a spine has from the side, and the lateral film does no",
-        ),
+        (lambda x, y: (-y, x), "The AP film shows the curve that a spine has from the side, and the lateral"),
         (lambda x, y: (x, -y), "On the lateral film the spine bends the wrong way: is it mirrored"),
         (lambda x, y: (x, x), "Both films show the same curve"),
         (lambda x, y: (x, -x), "Both films show the same curve"),
@@ -248,13 +201,3 @@ def test_wrong_films_are_found_by_their_curves(change: Callable[..., tuple[float
     points = {n: np.array([*change(*p[:2]), p[2]]) for n, p in _points(T1_L5, scoliosis).items()}
     (found,) = _check(_marks(points))
     assert found.startswith(warning)
-
-
-def test_short_spines_are_not_judged_by_their_curve() -> None:
-    mirrored = {n: p * (1, -1, 1) for n, p in _points(T1_L5).items() if n > 16}
-    assert _check(_marks(mirrored)) == []
-
-
-def test_without_a_marked_side_the_convention_is_stated() -> None:
-    bare = replace(_marks(), s1_endplate={"ap": {}, "lateral": {}})
-    assert _check(bare) == [landmark_checks.SIDE_REMINDER]

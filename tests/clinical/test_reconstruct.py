@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
-from conftest import MIDDLES, Patient, inside_vertebra, occupancy
-from numpy.testing import assert_allclose
+from conftest import MIDDLES, Patient, Seeing, inside_vertebra, occupancy
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
+from test_dicom import stored_picture
 from torch import nn
 
 from transvert.clinical import landmarks, posture, radiograph
+from transvert.clinical.dicom import ImageOrientation
 from transvert.clinical.landmark_checks import SIDE_REMINDER
 from transvert.clinical.landmarks import Landmarks
 from transvert.clinical.posture import measure_posture
@@ -43,11 +48,7 @@ L1, L2, L3 = 20, 21, 22
 
 
 class Oracle(nn.Module):
-    """Knows what stands at each landmark; keeps the images it was shown.
-
-    `predict` runs it twice, for the patient and for the mirrored one, whose result is mirrored; with uncertain landmarks
-    that happens twice before the draws.
-    """
+    """Knows what stands at each landmark, mirrored each second time as `predict` does; keeps the images it was shown."""
 
     def __init__(self, truths: list[np.ndarray]):
         super().__init__()
@@ -182,9 +183,8 @@ def test_the_spine_stands_where_the_patients_does(found: Reconstruction, patient
     assert set(found.residuals_mm) == {L1, L2, L3} and max(found.residuals_mm.values()) < 1e-3
 
 
-def test_the_network_is_shown_what_it_was_trained_on(
-    found: Reconstruction, seen_by: Oracle, box_samples: Samples
-) -> None:
+@pytest.mark.usefixtures("found")
+def test_the_network_is_shown_what_it_was_trained_on(seen_by: Oracle, box_samples: Samples) -> None:
     """The films' patches stand as the samples' do: right on the left, front on the left, head up, life-sized."""
     shown = seen_by.shown[0]
     assert shown.shape == (3, 2, 2, SIZE, SIZE) and shown.dtype == np.float32
@@ -217,9 +217,7 @@ def test_silhouettes_lie_on_the_vertebrae_of_both_films(
             assert shown.pixels[picture].mean() > shown.pixels[around].mean() + 0.1
 
 
-def test_landmarks_that_miss_each_other_mark_each_patch_by_itself(
-    films: Films, marks: Landmarks, oracle: Oracle
-) -> None:
+def test_landmarks_that_miss_each_other_mark_their_patches(films: Films, marks: Landmarks, oracle: Oracle) -> None:
     moved = {which: dict(pixels) for which, pixels in marks.centroids.items()}
     moved["lateral"][L2] = moved["lateral"][L2] + (9.0, 0.0)
     found = reconstruct(*films[0], replace(marks, centroids=moved), oracle, draws=0, landmark_sd_mm=0.0)
@@ -232,9 +230,7 @@ def test_landmarks_that_miss_each_other_mark_each_patch_by_itself(
     assert_allclose(rows, [middle - apart / 2 / SPACING_MM, middle + apart / 2 / SPACING_MM], atol=0.1)
 
 
-def test_against_the_truth_a_right_spine_scores_well_and_a_shifted_one_does_not(
-    found: Reconstruction, box_samples: Samples
-) -> None:
+def test_a_right_spine_scores_well_and_a_shifted_one_does_not(found: Reconstruction, box_samples: Samples) -> None:
     table = compare_with_truth(found, box_samples)
     assert table.level.tolist() == ["L1", "L2", "L3"] and set(table.subject) == {"sub-box"}
     assert table.dice.min() > 0.9 and table.assd_mm.max() < 0.6
@@ -273,15 +269,6 @@ def test_a_vertebra_seen_obliquely_is_placed_upright_and_shown_along_its_rays(pa
         assert_allclose(oracle.shown[0][1][n, 1], centroid_map(np.zeros(2)), atol=1e-3)
 
 
-def test_landmark_errors_of_two_millimetres_spread_a_vertebra_by_two(
-    films: Films, marks: Landmarks, oracle: Oracle
-) -> None:
-    measured = reconstruct(*films[0], marks, oracle, draws=10, landmark_sd_mm=2.0, seed=3).posture
-    spreads = np.array([[row[f"{axis}_mm_sd"] for axis in "xyz"] for row in measured["vertebrae"]])
-    # Left and right are told by one view, front and back by the other, the height by both.
-    assert_allclose(spreads.mean(0), [2, 2, np.sqrt(2)], rtol=0.25)
-
-
 def test_a_calibrated_network_predicts_as_for_its_calibration(films: Films, marks: Landmarks, oracle: Oracle) -> None:
     calibration = Calibration(temperature=2.0, tta=TTAConfig(passes=3, landmark_sd_mm=0.0, scale_sd=0.0, noise_sd=0.0))
     card = {"calibration": asdict(calibration), "levels": ["L1", "L3"]}
@@ -296,7 +283,7 @@ def test_a_calibrated_network_predicts_as_for_its_calibration(films: Films, mark
         assert np.median(sd / unread[vertebra.level].vertex_attributes[figures.SD_MM]) > 1.5
 
 
-def test_s1s_endplate_comes_from_the_landmarks(films: Films, marks: Landmarks, oracle: Oracle) -> None:
+def test_landmarks_give_s1_and_their_errors_spread_all(films: Films, marks: Landmarks, oracle: Oracle) -> None:
     centre, tilt = np.array([6.0, -24.0, 250.0]), np.tan(np.radians(30))
     ends = {"anterior": (0, 15, -15 * tilt), "posterior": (0, -15, 15 * tilt), "right": (22, 0, 0), "left": (-22, 0, 0)}
     sides = {"ap": ("right", "left"), "lateral": ("anterior", "posterior")}
@@ -304,37 +291,90 @@ def test_s1s_endplate_comes_from_the_landmarks(films: Films, marks: Landmarks, o
         which: {name: view.project(centre + ends[name]) for name in sides[which]}
         for which, view in zip(("ap", "lateral"), films[1], strict=True)
     }
-    found = reconstruct(*films[0], replace(marks, s1_endplate=marked), oracle, draws=4)
+    whole = replace(marks, s1_endplate=marked)
+    found = reconstruct(*films[0], whole, oracle, draws=10, landmark_sd_mm=2.0, seed=3)
+    spreads = np.array([[row[f"{axis}_mm_sd"] for axis in "xyz"] for row in found.posture["vertebrae"]])
+    # One view shows left and right, the other one front and back, both the height.
+    assert_allclose(spreads.mean(0), [2, 2, np.sqrt(2)], rtol=0.25)
     slope = found.posture["measures"]["sacral_slope"]
     assert slope["value"] == pytest.approx(30, abs=1)
     assert slope["sd"] == pytest.approx(np.degrees(2 * np.sqrt(2) / 30 * np.cos(np.radians(30)) ** 2), rel=0.7)
     assert found.posture["measures"]["lumbar_lordosis_l1_s1"]["value"] == pytest.approx(30, abs=1.5)
 
 
-def test_two_films_from_one_side_are_refused(films: Films, marks: Landmarks, oracle: Oracle) -> None:
-    setups = {**marks.setups, "lateral": marks.setups["lateral"].model_copy(update={"name": "pa"})}
-    with pytest.raises(InputError, match="'lateral' view is named 'pa'; give one frontal and one lateral film"):
-        reconstruct(*films[0], replace(marks, setups=setups), oracle)
-
-
-def test_a_vertebra_that_was_not_found_is_left_out_and_named(
-    films: Films, marks: Landmarks, truths: list[np.ndarray]
+def test_an_empty_vertebra_is_left_out_and_a_fragment_is_in_no_surface(
+    films: Films, marks: Landmarks, truths: list[np.ndarray], patient: Patient
 ) -> None:
-    empty = np.full_like(truths[1], 0.2)
-    found = reconstruct(*films[0], marks, Oracle([truths[0], empty, truths[2]]), draws=0, landmark_sd_mm=0.0)
+    empty, fragments = np.full_like(truths[1], 0.2), truths[0].copy()
+    fragments[2:7, 2:7, 2:7] = 1
+    found = reconstruct(*films[0], marks, Oracle([fragments, empty, truths[2]]), draws=0, landmark_sd_mm=0.0)
     assert [v.name for v in found.vertebrae] == ["L1", "L3"]
     assert found.warnings[-1] == "L2: nothing was found, left out."
-    assert set(surfaces(found)) == {L1, L3}
+    surface, _ = surfaces(found).values()
+    assert surface.body_count == 1
+    assert_allclose(surface.center_mass, _middle(patient, L1), atol=0.3)
     with pytest.raises(InputError, match="There is no vertebra to assemble"):
         reconstruct(*films[0], marks, Oracle([np.zeros((SIZE,) * 3)] * 3))
 
 
-def test_a_fragment_is_in_no_surface(
-    films: Films, marks: Landmarks, truths: list[np.ndarray], patient: Patient
-) -> None:
-    fragments = truths[1].copy()
-    fragments[2:7, 2:7, 2:7] = 1
-    found = reconstruct(*films[0], marks, Oracle([truths[0], fragments, truths[2]]), draws=0, landmark_sd_mm=0.0)
-    surface = surfaces(found)[L2]
-    assert surface.body_count == 1
-    assert_allclose(surface.center_mass, _middle(patient, L2), atol=0.3)
+LETTERS = {"ap": ("L", "F"), "lateral": ("P", "F")}
+
+
+class Echo(Seeing):
+    """Returns what it is shown, so that its prediction reveals a film's left and right."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        ap, lateral = images[:, 0, 0], images[:, 1, 0]
+        return super().forward(images) / 2 + ap.mT[:, None, :, None, :] + lateral.mT[:, None, None, :, :]
+
+
+@pytest.fixture(scope="module")
+def upright(films: Films, patient: Patient, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with simulated films and their landmarks; the central rays miss the films' middles."""
+    folder = tmp_path_factory.mktemp("upright")
+    ap, lateral = (
+        replace(v, shape=(v.shape[0] - 5, v.shape[1] - 9), corner=v.corner + 5 * v.row_step + 9 * v.column_step)
+        for v in films[1]
+    )
+    one, other = (Radiograph(film.pixels[5:, 9:], film.pixel_mm) for film in films[0])
+    marks = landmarks.project_landmarks(ap, lateral, films[2], patient.centroids)
+    write_radiographs(folder, (one, other), (ap, lateral), marks)
+    return folder
+
+
+def store_turned(upright: Path, folder: Path, turn: ImageOrientation) -> None:
+    """Copies the films and landmarks, the films stored so that `turn` turns them upright."""
+    shutil.copy(upright / "landmarks.json", folder)
+    for name, letters in LETTERS.items():
+        dataset = pydicom.dcmread(upright / f"{name}.dcm")
+        picture, dataset.PatientOrientation = stored_picture(dataset.pixel_array, letters, turn)
+        dataset.Rows, dataset.Columns = picture.shape
+        dataset.PixelData = np.ascontiguousarray(picture).tobytes()
+        dataset.save_as(folder / f"{name}.dcm")
+
+
+def spine_of(folder: Path) -> Reconstruction:
+    return reconstruct(folder / "ap.dcm", folder / "lateral.dcm", folder / "landmarks.json", Echo(sees=False), draws=0)
+
+
+@pytest.mark.parametrize("flags", [(False, False, True), (True, True, False)], ids=["mirrored", "turned by 90 degrees"])
+def test_the_spine_is_the_same_however_the_films_are_stored(upright: Path, tmp_path: Path, flags: tuple) -> None:
+    turn = ImageOrientation(*flags)
+    store_turned(upright, tmp_path, turn)
+    expected, found = spine_of(upright), spine_of(tmp_path)
+    for one, other in zip(found.vertebrae, expected.vertebrae, strict=True):
+        assert one.level == other.level
+        assert_allclose(one.centroid_ras, other.centroid_ras, atol=1e-6)
+        assert_allclose(one.probability, other.probability, atol=1e-4)
+    assert_array_equal(found.labels.data, expected.labels.data)
+    assert [w for w in found.warnings if w not in expected.warnings] == [
+        f"The {name} film: The picture was {turn.words}, by its recorded orientation." for name in LETTERS
+    ]
+    assert [film.acquisition.to_dict()["turned"] for film in found.films] == [turn.words] * 2
+    assert [view.shape for view in found.views] == [view.shape for view in expected.views]
+
+    # Landmarks of an old file would count on the stored pictures.
+    content = json.loads((tmp_path / "landmarks.json").read_text())
+    (tmp_path / "landmarks.json").write_text(json.dumps(content | {"schema": landmarks.OLD_SCHEMA}))
+    with pytest.raises(InputError, match=f"counts on the ap film's picture before it was {turn.words}; mark the film"):
+        spine_of(tmp_path)

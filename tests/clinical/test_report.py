@@ -33,7 +33,8 @@ def bone(level: int, z_mm: float) -> Vertebra:
     return Vertebra(level, np.array([0.0, 0.0, z_mm]), probability, SPACING_MM)
 
 
-def build() -> Reconstruction:
+@pytest.fixture(scope="module")
+def found() -> Reconstruction:
     """Two blocks, one above the other, and a warning that looks like markup."""
     vertebrae = [bone(20, 30.0), bone(21, 0.0)]
     views = tuple(geometry.covering_view(name, ENDS, 2.0, cone=True) for name in ("ap", "left_lateral"))
@@ -59,8 +60,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
-        self.text = ""
-        self.inner = ""
+        self.text = self.inner = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -73,20 +73,10 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def found() -> Reconstruction:
-    return build()
-
-
-@pytest.fixture(scope="module")
 def folder(found: Reconstruction, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("spine")
     write_reconstruction(found, out, simulated=True)
     return out
-
-
-@pytest.fixture(scope="module")
-def page(folder: Path) -> Reader:
-    return Reader((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_the_files_hold_the_reconstruction(found: Reconstruction, folder: Path) -> None:
@@ -116,16 +106,15 @@ def test_the_report_states_its_use_frame_and_warnings(found: Reconstruction, fol
     assert str(folder) not in text
 
 
-def test_the_page_loads_nothing_and_escapes_what_it_shows(page: Reader) -> None:
+def test_the_page_loads_nothing_and_escapes_what_it_shows(folder: Path, found: Reconstruction) -> None:
+    page = Reader((folder / "report.html").read_text(encoding="utf-8"))
     assert "b" not in page.tags and "L2: <b>odd</b> & unlikely." in page.text
     assert page.tags.count("img") == 3 and page.tags.count("iframe") == 1
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     inner = Reader(page.inner)
     assert not inner.sources and "script" in inner.tags
     assert "link" not in page.tags + inner.tags and "@import" not in page.text
-
-
-def test_the_page_states_what_was_measured_and_how(page: Reader, found: Reconstruction) -> None:
+    # It states what was measured and how.
     text = " ".join(page.text.split())
     assert "For research only, not for diagnosis. The films are simulated from a CT." in text
     assert "miss each other by 1.2 mm" in text

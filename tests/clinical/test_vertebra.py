@@ -60,9 +60,7 @@ def test_exact_landmarks_and_empty_shapes_stay() -> None:
         place, stated = vertebra.refine_centroid(Vertebra(L2, here, shape, SPACING_MM), np.full(3, sd))
         assert_array_equal(place, here)
         assert_array_equal(stated, sd)
-
-
-def test_only_the_uncertain_axis_moves() -> None:
+    # Only the uncertain axis moves.
     shape = Vertebra(L2, np.zeros(3), ball(np.full(3, 8.0)), SPACING_MM, TURN)
     place, sd = vertebra.refine_centroid(shape, np.array([0, 4.0, 0]))
     moved = TURN.T @ place
@@ -153,9 +151,7 @@ def test_a_vertebras_centroid_lies_behind_its_body_along_its_lean(marks: Landmar
         assert_allclose(there[level], body - back * front + up * UP, atol=0.05)
     assert_allclose(there[1], ISOCENTRE + 120 * UP, atol=1e-6)  # C1 has no body to be behind.
     assert vertebra.to_vertebra_centroids(whole, views) is whole
-
-
-def test_a_level_marked_on_one_film_stays(marks: Landmarks, views: tuple[View, View]) -> None:
+    # A level marked on one film stays.
     pixel = np.array([10.0, 20.0])
     once = replace(marks, centroids={**marks.centroids, "ap": {**marks.centroids["ap"], 24: pixel}})
     assert_array_equal(vertebra.to_vertebra_centroids(once, views).centroids["ap"][24], pixel)
@@ -212,14 +208,11 @@ def test_the_more_probable_vertebra_wins_and_stray_parts_go() -> None:
     assert_array_equal(volume.data, vertebra.assemble_spine([strong, weak]).data)
 
 
-def test_gaps_are_missing_and_empty_levels_and_never_t13() -> None:
+def test_gaps_are_missing_and_impossible_spines_refused() -> None:
     empty = Vertebra(18, np.zeros(3), np.zeros((8, 8, 8), np.float32), SPACING_MM)
     assert vertebra.missing_levels([_ball(21, (0, 0, 0)), empty, _ball(16, (0, 0, 90))]) == ["T10", "T11", "T12", "L1"]
     assert vertebra.missing_levels([_ball(T12, (0, 0, 30)), _ball(L1, (0, 0, 0))]) == []
     assert vertebra.missing_levels([]) == []
-
-
-def test_impossible_spines_are_refused() -> None:
     with pytest.raises(InputError, match="no vertebra to assemble"):
         vertebra.assemble_spine([])
     with pytest.raises(InputError, match="T4 is no vertebra or is there twice"):

@@ -17,28 +17,13 @@ from transvert.io import InputError, check_name, share_folder
 URL = "https://raw.githubusercontent.com/someone/bones/0123abc/stl/L1%20vertebra.stl"
 SHA256 = "0123456789abcdef" * 4
 WHEEL = {"package": "small-scan", "version": "1.0", "member": "small_scan/ct.nii.gz"}
-TERMS = {
-    "name": "small",
-    "title": "A small set",
-    "version": "1",
-    "licence": "CC0",
-    "citation": "Someone, 2020.",
-    "access": "Free.",
-}
+TERMS = {"name": "small", "version": "1", "licence": "CC0", "title": "-", "citation": "-", "access": "-"}
 FILES = {
     **TERMS,
     "files": [
         {"role": "ct", "subject": "someone", "sha256": SHA256, "bytes": 10, "wheel": WHEEL},
         {"role": "mask", "subject": "someone", "person": "p1", "convention": "verse", "url": "https://a.org/mask.nii"},
-        {
-            "role": "surface",
-            "subject": "one",
-            "level": "L1",
-            "frame": "LPS",
-            "unit": "mm",
-            "licence": "MIT",
-            "url": URL,
-        },
+        {"role": "surface", "subject": "a", "level": "L1", "frame": "LPS", "unit": "mm", "licence": "MIT", "url": URL},
     ],
 }
 LAYOUT = {
@@ -98,12 +83,7 @@ FILE_RULES = [
     (("files", 2), "level", "L9", " at 'files.3.level': 'L9' is not a vertebral level; use C1-C7"),
     (("files", 2), "levels", ["L1", 2], " at 'files.3.levels.2': '2' is not a vertebral level; use C1-C7"),
     (("files", 2), "levels", ["L1", "L2"], " at 'files.3': a file must have either 'level' or 'levels'."),
-    (
-        ("files", 2),
-        "frame",
-        "RLS",
-        " at 'files.3.frame': 'RLS' is not a frame; use one letter each of r/l, a/p and s/i",
-    ),
+    (("files", 2), "frame", "RLS", " at 'files.3.frame': 'RLS' is not a frame; use one letter each of r/l, a/p an"),
     (("files", 2), "unit", "inch", " at 'files.3.unit': input should be '', 'mm', 'cm', 'm', 'voxel', 'pixel' or"),
     (("files", 2), "role", "film", " at 'files.3': a film must have the key 'view'."),
     (("files", 2), "url", "http://a.org/b", " at 'files.3.url': string should match pattern '^https:"),
@@ -112,25 +92,10 @@ FILE_RULES = [
     (("files", 0, "wheel"), "package", "-r", " at 'files.1.wheel.package': string should match pattern"),
 ]
 LAYOUT_RULES = [
-    (
-        ("layout", 1),
-        "path",
-        "mask.nii",
-        " at 'layout.2': the path mask.nii must hold {subject}, and may hold **/, *, {sub",
-    ),
-    (
-        ("layout", 1),
-        "path",
-        "{subject}/{name}.nii",
-        " at 'layout.2': the path {subject}/{name}.nii must hold {subject}",
-    ),
+    (("layout", 1), "path", "mask.nii", " at 'layout.2': the path mask.nii must hold {subject}, and may hold **/, *"),
+    (("layout", 1), "path", "{subject}/{x}.nii", " at 'layout.2': the path {subject}/{x}.nii must hold {subject}"),
     (("layout", 1), "path", "{subject}/{level}.nii", " at 'layout.2': a mask must have either the key 'convention' or"),
-    (
-        ("layout", 0),
-        "path",
-        "{subject}/{level}.nii",
-        " at 'layout.1': only the path of a mask, or of a surface without",
-    ),
+    (("layout", 0), "path", "{subject}/{level}.nii", " at 'layout.1': only the path of a mask, or of a surface with"),
     (("layout", 1), "role", "ct", " at 'layout.2': only a mask may have the key 'convention', not a ct."),
     (("archives", 0), "url", "ftp://a/b", " at 'archives.1.url': string should match pattern '^https:"),
     (("archives", 0), "md5", "1", " at 'archives.1.md5': string should match pattern '^[0-9a-f]{32}$', not '1'."),
@@ -191,9 +156,6 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
 def test_what_a_path_stands_for(pattern: str, path: str, found: dict | None) -> None:
     match = manifest.Pattern.model_construct(path=pattern).expression.fullmatch(path)
     assert (match and match.groupdict()) == found
-
-
-# The manifests that come with the package
 
 
 @pytest.mark.parametrize("name", manifest.available_manifests())

@@ -78,11 +78,13 @@ def test_a_patch_has_the_picture_s_directions_and_ends_with_it() -> None:
 
 
 def test_a_coarse_patch_averages_fine_pixels() -> None:
-    v = named_view("ap", np.zeros(3), (400, 400), 0.15)
-    board = (np.indices(v.shape).sum(axis=0) % 2).astype(np.float32)
-    patch, valid = patches.cut_patch(board, v, np.array([0.1, 0, -0.07]), 25, 1.0)
-    assert valid.all()
-    assert_allclose(patch, 0.5, atol=0.01)
+    # The second is magnified twice: its points 0.3 mm apart meet every second pixel, all of them white ones.
+    for spacing_mm, more in ((1.0, {}), (0.3, {"cone": True, "source_to_isocentre_mm": 900.0})):
+        v = named_view("ap", np.zeros(3), (401, 401), 0.15 if not more else 0.3, **more)
+        board = (np.indices(v.shape).sum(axis=0) % 2 == 0).astype(np.float32)
+        patch, valid = patches.cut_patch(board, v, np.zeros(3), 25, spacing_mm)
+        assert valid.all()
+        assert_allclose(patch, 0.5, atol=0.05)
 
 
 def test_a_film_of_finest_pixels_is_averaged_as_one_of_twice_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +103,3 @@ def test_a_film_of_finest_pixels_is_averaged_as_one_of_twice_their_size(monkeypa
         inner = ndimage.binary_erosion(valid, np.ones((3, 3)), border_value=1)
         assert_allclose(patch[inner], each[inner], atol=0.06)
         assert np.abs(patch - each)[inner].mean() < 0.015
-
-
-def test_the_averaging_knows_the_magnification() -> None:
-    # Magnified twice, points 0.3 mm apart meet every second pixel of 0.3 mm: all white ones, if nothing is averaged.
-    v = named_view("ap", np.zeros(3), (101, 101), 0.3, cone=True, source_to_isocentre_mm=900.0)
-    board = (np.indices(v.shape).sum(axis=0) % 2 == 0).astype(np.float32)
-    patch, _ = patches.cut_patch(board, v, np.zeros(3), 25, 0.3)
-    assert_allclose(patch, 0.5, atol=0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,9 +31,6 @@ def _write(place: str | Path, subject: str, digest: str, seed: int = 0) -> str:
     arrays = _arrays(seed)
     store.write_group(place, name, pd.DataFrame({"subject": subject, "level": ["T1", "T2", "T3"]}), arrays)
     return name
-
-
-# Groups
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "memory"])
@@ -61,52 +59,40 @@ def test_one_sample_is_read_without_its_neighbours(tmp_path: Path) -> None:
     assert_array_equal(store.read_rows(tmp_path, name, [1])["hu"], _arrays(0)["hu"][[1]])
 
 
-@pytest.mark.parametrize("damage", ["cut short", "overwritten", "emptied", "removed", "group removed", "no metadata"])
+DAMAGED = r"^The samples sub-a-0 can't be read \(.*\); delete this folder of the store to make"
+DAMAGES: dict[str, Callable[[Path, bytes], object]] = {
+    "cut short": lambda chunk, content: chunk.write_bytes(content[: len(content) // 2]),
+    "overwritten": lambda chunk, content: chunk.write_bytes(content[:20] + bytes([content[20] ^ 255]) + content[21:]),
+    "emptied": lambda chunk, _: chunk.write_bytes(b""),
+    "removed": lambda chunk, _: chunk.unlink(),
+    "group removed": lambda chunk, _: shutil.rmtree(chunk.parents[1]),
+    "no metadata": lambda chunk, _: (chunk.parent / ".zarray").write_bytes(b"{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_samples_are_refused_with_a_sentence(damage: str, tmp_path: Path) -> None:
     name = _write(tmp_path, "sub-a", "0")
     chunk = tmp_path / name / "hu" / "1.0.0"
-    content = chunk.read_bytes()
-    if damage == "cut short":
-        chunk.write_bytes(content[: len(content) // 2])
-    elif damage == "overwritten":
-        chunk.write_bytes(content[:20] + bytes([content[20] ^ 255]) + content[21:])
-    elif damage == "emptied":
-        chunk.write_bytes(b"")
-    elif damage == "removed":
-        chunk.unlink()
-    elif damage == "group removed":
-        shutil.rmtree(tmp_path / name)
-    else:
-        (chunk.parent / ".zarray").write_bytes(b"{")
-    with pytest.raises(
-        InputError,
-        match=r"^The samples sub-a-0 can't be read \(.*\); delete this folder of the store to make",
-    ):
+    DAMAGES[damage](chunk, chunk.read_bytes())
+    with pytest.raises(InputError, match=DAMAGED):
         store.read_rows(tmp_path, name, [0, 1, 2])
 
 
 def test_damaged_attributes_are_refused_with_a_sentence(tmp_path: Path) -> None:
     for content in (b"{", b"[]", b"{}", b'{"rows": [{"level": 1}]}'):
         (tmp_path / _write(tmp_path, "sub-a", "0") / ".zattrs").write_bytes(content)
-        with pytest.raises(InputError, match=r"^The samples sub-a-0 can't be read \(.*\); delete this folder"):
+        with pytest.raises(InputError, match=DAMAGED):
             store.read_index(tmp_path)
 
 
-def test_an_address_that_cannot_be_opened_is_refused_with_a_sentence() -> None:
-    with pytest.raises(InputError, match="The store nowhere://x/y can't be opened: .*nowhere"):
-        store.read_index("nowhere://x/y")
-
-
-# The index
-
-
-def test_a_missing_and_an_empty_store_are_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_store_an_empty_one_and_an_unknown_address_are_refused(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path):
-        with pytest.raises(
-            InputError, match="There is no sample store at .*; run notebook 01 or `transvert synthesize"
-        ):
+        with pytest.raises(InputError, match="There is no sample store at .*; run notebook 01 or `transvert synth"):
             store.read_index(place)
     assert store.write_index(tmp_path).empty and not any(tmp_path.iterdir())
+    with pytest.raises(InputError, match="The store nowhere://x/y can't be opened: .*nowhere"):
+        store.read_index("nowhere://x/y")
 
 
 def test_an_outdated_or_broken_index_is_completed_from_the_groups(tmp_path: Path) -> None:
@@ -149,8 +135,6 @@ def test_many_writers_and_readers_work_at_once(tmp_path: Path) -> None:
     for n in range(12):
         assert_array_equal(store.read_rows(tmp_path, f"sub-{n:02d}-0", [2])["hu"], _arrays(n)["hu"][[2]])
 
-
-# Kills and full disks
 
 _KILLED = """
 import os, signal, sys
@@ -208,9 +192,6 @@ def test_a_store_can_be_read_and_completed_after_a_kill_at_any_step(tmp_path: Pa
         store.write_index(place)
         assert store.group_names(place) == ["sub-a-new", "sub-b-new"]
     assert {("sub-a-01d",), ("sub-a-new",), ("sub-a-new", "sub-b-new")} <= seen, "before, between and after"
-
-
-# The cache
 
 
 def test_the_cache_keeps_the_last_samples_and_reads_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,9 +31,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRANSVERT_MIRROR", raising=False)
 
 
-# Sources
-
-
 def put(folder: Path, *names: str) -> None:
     """Files whose names alone count."""
     for name in names:
@@ -123,9 +120,6 @@ def test_a_source_without_subjects_gets_its_sentence(tmp_path: Path) -> None:
         subjects.find_subjects([tmp_path / "absent.yaml"])
 
 
-# CTs, masks, phantoms
-
-
 def test_a_ct_and_a_mask_are_read_as_they_are(patient: Patient, tmp_path: Path) -> None:
     ct, mask, source = subjects.load_subject(patient.subject)
     assert source == "ct" and ct.data.shape == mask.data.shape
@@ -171,9 +165,6 @@ def test_a_cropped_mask_gets_a_margin_and_unused_labels_go(patient: Patient, tmp
     assert not mask.data[[0, -1]].any() and (ct.data[[0, -1]] == volume.AIR_HU).all()
     assert set(np.unique(mask.data)) == {0, L2, L3}
     assert_allclose(mask.world(np.argwhere(mask.data == L2)).mean(0), patient.centroids[L2], atol=1e-4)
-
-
-# Surfaces
 
 
 def frame_axes(frame: str) -> np.ndarray:
@@ -262,13 +253,8 @@ def test_surfaces_that_contradict_what_is_stated_are_refused(tmp_path: Path) -> 
         with pytest.raises(InputError, match=rf"The vertebrae of {path.name} don't stand one above the other; corr"):
             subjects.read_surfaces(of_surfaces({L1: path, L2: path}, frame))
     discs = write_column(tmp_path / "discs.stl", "LPS", (0.0, 34.0), discs=24.0)
-    with pytest.raises(
-        InputError, match=r"^discs\.stl has another closed piece about as large as the smallest of its 2"
-    ):
+    with pytest.raises(InputError, match=r"^discs\.stl has another closed piece about as large as the smallest of"):
         subjects.read_surfaces(of_surfaces({L1: discs, L2: discs}))
-
-
-# Vertices in one file and faces in another
 
 
 def put_tables(folder: Path, points: str | None = None, corners: str | None = None) -> Subject:
@@ -280,12 +266,9 @@ def put_tables(folder: Path, points: str | None = None, corners: str | None = No
     for name, text in (("p.csv", points), ("f.csv", corners)):
         if text is not None:
             (folder / name).write_text(text, encoding="utf-8")
-    layout = (
-        subjects.Pattern(
-            role="surface", path="{subject}/p.csv", faces="f.csv", levels=["L1", "L2"], frame="LPS", unit="mm"
-        ),
-        subjects.Pattern(role="faces", path="{subject}/f.csv"),
-    )
+    more = {"faces": "f.csv", "levels": ["L1", "L2"], "frame": "LPS", "unit": "mm"}
+    points_of = subjects.Pattern(role="surface", path="{subject}/p.csv", **more)
+    layout = (points_of, subjects.Pattern(role="faces", path="{subject}/f.csv"))
     found = fetch.Manifest.model_construct(name="mine", licence="", folder=folder.parent, layout=layout)
     (subject,) = fetch.fetch_subjects(found, roles="surface")
     return subject
@@ -305,14 +288,15 @@ def test_vertices_and_faces_become_one_surface(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("points", "corners", "sentence"),
     [
-        (None, "0,1,2\n", r"The faces in f\.csv must be whole numbers from 1 to \d+, the rows of p\.csv"),
-        (None, "1,2,999999\n", r"The faces in f\.csv must be whole numbers"),
-        (None, "1,2,2.5\n", r"The faces in f\.csv must be whole numbers"),
-        (None, "", r"f\.csv must hold rows of three finite numbers with commas between"),
-        (None, "1,2,3\n1,2\n", r"f\.csv must hold rows of three finite numbers"),
-        (None, "1,2,3,4\n", r"f\.csv must hold rows of three finite numbers"),
-        ("x,y,z\n0,0,0\n", None, r"p\.csv must hold rows of three finite numbers"),
-        ("0 0 0\n", None, r"p\.csv must hold rows of three finite numbers"),
+        *(
+            (None, f, r"The faces in f\.csv must be whole numbers from 1 to \d+")
+            for f in ("0,1,2\n", "1,2,999999\n", "1,2,2.5\n")
+        ),
+        *(
+            (None, f, r"f\.csv must hold rows of three finite numbers with commas")
+            for f in ("", "1,2,3\n1,2\n", "1,2,3,4\n")
+        ),
+        *((p, None, r"p\.csv must hold rows of three finite numbers") for p in ("x,y,z\n0,0,0\n", "0 0 0\n")),
     ],
 )
 def test_tables_that_are_no_surface(tmp_path: Path, points: str | None, corners: str | None, sentence: str) -> None:
