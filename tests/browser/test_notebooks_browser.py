@@ -28,9 +28,9 @@ SEEN_S = 60.0
 def smoke(lab: Lab) -> Lab:
     """A Lab with the notebooks in it, without a single output."""
     parameters = workflow.read_parameters("smoke")
-    for name, known in workflow.declared().items():
+    for name, known in workflow.declared_parameters().items():
         own = {key: value for key, value in parameters.items() if key in known}
-        notebook = parameterize_notebook(load_notebook_node(str(workflow.source(name))), own)
+        notebook = parameterize_notebook(load_notebook_node(str(workflow.notebook_path(name))), own)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
