@@ -1,5 +1,7 @@
 """transvert: a reproducible companion to *Inferring the 3D Standing Spine Posture from 2D Radiographs*.
 
+Two films and their landmarks become a spine::
+
     import transvert
 
     spine = transvert.reconstruct("ap.dcm", "lateral.dcm", "landmarks.json")
