@@ -45,7 +45,7 @@ reproduce: $(RUNTIME)  ## Run the four notebooks in order: make reproduce PARAMS
 	$(BIN)/transvert reproduce $(PARAMS)
 
 test: $(DEV)  ## Unit tests, the notebooks as saved, and a papermill run, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 lint: $(DEV)  ## Check style, types and the order of imports
 	$(BIN)/ruff check .

@@ -35,6 +35,10 @@ def bone(level: int, z_mm: float) -> Vertebra:
 
 @pytest.fixture(scope="module")
 def found() -> Reconstruction:
+    return build()
+
+
+def build() -> Reconstruction:
     """Two blocks, one above the other, and a warning that looks like markup."""
     vertebrae = [bone(20, 30.0), bone(21, 0.0)]
     views = tuple(geometry.covering_view(name, ENDS, 2.0, cone=True) for name in ("ap", "left_lateral"))
