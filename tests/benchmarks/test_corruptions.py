@@ -66,7 +66,7 @@ def test_a_corruption_changes_the_pictures_and_is_reproducible(kind: str, box_sa
     once, again = (corruptions.corrupt_images(box_samples, corruptions.KINDS[kind].make(amount)) for _ in range(2))
     assert_array_equal(once[0], again[0])
     assert np.abs(once[0] - corruptions.corrupt_images(box_samples)[0]).max() > 0.05
-    # A vertebra's own chance is its own, whoever else is shown.
+    # The random errors of a vertebra do not depend on which others are evaluated with it.
     alone = corruptions.corrupt_images(box_samples.chosen([22]), corruptions.KINDS[kind].make(amount))
     assert_allclose(alone[0][0], once[0][2], atol=1e-5)
 
