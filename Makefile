@@ -8,7 +8,8 @@ PYTHON ?= python3.11 python3
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
-# Python compiles what it imports; compiling every package at once would take longer than the installation.
+# Python compiles what it imports and keeps that; compiling every package at once would take longer than the installation.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help venv spine reproduce test lint lab bench-drr bench-store bench-synthesis bench-augment bench-networks bench-proposal bench-standing bench-refine site clean
