@@ -24,6 +24,7 @@ from benchmarks.studies.summary import (
     OTHER_PERSON_MM,
     PAPER_DICE,
     PORT_DICE,
+    read_reliability,
     read_study,
     readable_summary,
     summarise,
@@ -31,7 +32,6 @@ from benchmarks.studies.summary import (
 )
 from transvert import levels
 from transvert.model.augment import AUGMENTATIONS
-from transvert.model.calibration import read_reliability
 from transvert.model.train import Recipe
 from transvert.runs import write_table
 
@@ -97,7 +97,7 @@ def write_pages(folder: Path) -> None:
         write_figure_and_page(name, read_study(name), folder)
     write_page(folder / "dice_and_millimetres.md", dice_and_millimetres())
     write_page(folder / "field_of_view.md", field_of_view())
-    report = read_reliability(HERE / "calibration")
+    report = read_reliability()
     _save(charts.reliability_diagram(report), folder / "calibration.png")
     write_page(folder / "calibration.md", charts.describe_reliability(report))
 

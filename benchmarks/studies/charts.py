@@ -19,7 +19,6 @@ from transvert.plots.figures import BLUE, GREY, REGION_COLOURS
 _MARKS = {"C": "^", "T": "o", "L": "s", "all": "D"}
 _NAMES = metrics.REGIONS | {"all": "all"}
 _TITLES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)", "nsd_1p5mm": "NSD at 1.5 mm"}
-_STATED = {"dice": ("Dice", ""), "assd_mm": ("ASSD", " (mm)")}
 _FIELDS_OF_VIEW = {"full": ("#0072B2", "o-"), "crop": ("#D55E00", "s--")}
 
 
@@ -147,12 +146,9 @@ def people(table: pd.DataFrame) -> Figure:
 
 def reliability_diagram(report: ReliabilityReport) -> Figure:
     """Stated against observed: voxels, surface points and vertebrae of people that no fit has seen."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 9.5), layout="constrained")
-    _voxel_panel(axes[0, 0], report)
-    _surface_panel(axes[0, 1], report)
-    for axis, measure in zip(axes[1], _STATED, strict=True):
-        _vertebra_panel(axis, report, measure)
-    for axis in axes.flat:
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
+    for axis, panel in zip(axes, (_voxel_panel, _surface_panel, _vertebra_panel), strict=True):
+        panel(axis, report)
         low, high = max(axis.get_xlim()[0], 0), axis.get_xlim()[1]
         axis.plot([low, high], [low, high], color="k", lw=1, ls="--", label="as stated", zorder=1)
         axis.grid(alpha=0.3)
@@ -166,26 +162,25 @@ def describe_reliability(report: ReliabilityReport) -> str:
     """A caption of the reliability diagram."""
     s = report.summary
     network, calibrated = (100 * s[f"voxel_calibration_error_{source}"] for source in ("network", "calibrated"))
+    rank = report.vertebrae["dice"].corr(report.vertebrae["dice_stated"], method="spearman")
     text = (
         f"Stated against observed, {s['vertebrae']:.0f} vertebrae of {s['people']:.0f} people. Mean errors of what is "
         f"stated: probabilities of voxels near the surface {calibrated:.1f} points (the network's own: {network:.1f}); "
-        f"distances of surface points {s['surface_calibration_error_mm']:.2f} mm"
+        f"distances of surface points {s['surface_calibration_error_mm']:.2f} mm; "
+        f"Dice {s['dice_mean_absolute_error']:.3f}, rank correlation {rank:.2f}"
     )
-    for measure, (name, unit) in _STATED.items():
-        rank = report.vertebrae[measure].corr(report.vertebrae[f"{measure}_stated"], method="spearman")
-        text += f"; {name}{unit} {s[f'{measure}_mean_absolute_error']:.3f}, rank correlation {rank:.2f}"
-        if f"{measure}_coverage" in s:
-            inside, stated = s[f"{measure}_coverage"], report.calibration.coverage
-            text += f", {100 * inside:.0f} % within their {100 * stated:.0f} % intervals"
+    if "dice_coverage" in s:
+        inside, stated = s["dice_coverage"], report.calibration.coverage
+        text += f", {100 * inside:.0f} % within their {100 * stated:.0f} % intervals"
     return f"{text}."
 
 
 def _voxel_panel(axis: Axes, report: ReliabilityReport) -> None:
     counts = axis.twinx()
-    sources = (("network", GREY, "s", "the network's own"), ("calibrated", BLUE, "o", "calibrated on other people"))
+    sources = (("network", GREY, "s", "the network's own"), ("calibrated", BLUE, "o", "calibrated"))
     for n, (source, colour, marker, label) in enumerate(sources):
         rows = report.voxels[report.voxels["source"] == source]
-        label = f"{label}: {100 * report.summary[f'voxel_calibration_error_{source}']:.1f} points off in the mean"
+        label = f"{label}: {100 * report.summary[f'voxel_calibration_error_{source}']:.1f} points off"
         axis.plot(rows["stated"], rows["observed"], marker=marker, color=colour, label=label)
         places = np.arange(len(rows)) / 10 + 0.03 + 0.04 * n
         counts.bar(places, rows["voxels"], width=0.035, color=colour, alpha=0.35)
@@ -208,20 +203,16 @@ def _surface_panel(axis: Axes, report: ReliabilityReport) -> None:
     axis.set(xlabel="stated distance from the true surface, RMS (mm)", ylabel="observed distance, RMS (mm)")
 
 
-def _vertebra_panel(axis: Axes, report: ReliabilityReport, measure: str) -> None:
-    name, unit = _STATED[measure]
-    table = report.vertebrae[np.isfinite(report.vertebrae[measure])]
-    stated, both = table[f"{measure}_stated"], table[[measure, f"{measure}_stated"]]
-    if f"{measure}_coverage" in report.summary:
+def _vertebra_panel(axis: Axes, report: ReliabilityReport) -> None:
+    table = report.vertebrae
+    stated, observed = table["dice_stated"], table["dice"]
+    if "dice_coverage" in report.summary:
         label = f"{100 * report.calibration.coverage:.0f} % interval"
-        ends = table[f"{measure}_low"], table[f"{measure}_high"]
-        axis.vlines(stated, *ends, color="0.8", lw=1.5, label=label, zorder=1)
+        axis.vlines(stated, table["dice_low"], table["dice_high"], color="0.8", lw=1.5, label=label, zorder=1)
     for letter, marker in _MARKS.items():
         here = table["level"].str[0] == letter
         if here.any():
             look: dict[str, Any] = {"color": REGION_COLOURS[letter], "marker": marker, "label": metrics.REGIONS[letter]}
-            axis.scatter(stated[here], table[measure][here], 24, zorder=2, **look)
-    top = 1.1 * float(both.max(axis=None)) if unit else 1.0
-    low = 0.0 if unit else max(0.0, float(both.min(axis=None)) - 0.1)
-    axis.set(title=f"vertebrae: {name}", xlabel=f"stated {name}{unit}", ylabel=f"observed {name}{unit}")
-    axis.set(xlim=(low, top), ylim=(low, top))
+            axis.scatter(stated[here], observed[here], 24, zorder=2, **look)
+    low = max(0.0, float(min(stated.min(), observed.min())) - 0.1)
+    axis.set(title="vertebrae", xlabel="stated Dice", ylabel="observed Dice", xlim=(low, 1), ylim=(low, 1))

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from transvert.io import read_json
 from transvert.model import metrics
+from transvert.model.calibration import Calibration, ReliabilityReport
 
 HERE = Path(__file__).resolve().parent
 KEYS = ("variant", "budget", "optimiser", "learning_rate", "tested_on", "amount", "unit")
@@ -33,6 +35,14 @@ _METRICS = (
 def read_study(name: str) -> pd.DataFrame:
     """The committed table of a study, such as "ablation" or "people": one row per vertebra and variant."""
     return pd.read_csv(HERE / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"fold": str})
+
+
+def read_reliability() -> ReliabilityReport:
+    """The committed report of `transvert calibrate`."""
+    folder = HERE / "calibration"
+    card = read_json(folder / "calibration.json", "calibration")["calibration"]
+    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("vertebrae", "voxels", "surface")}
+    return ReliabilityReport(Calibration.from_card(card), **tables)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from transvert.data.samples import Samples
 from transvert.data.store import read_index
 from transvert.io import InputError
 from transvert.model import metrics, networks
-from transvert.model.calibration import read_reliability
 from transvert.model.train import Recipe
 
 L1, L2 = 20, 21
@@ -232,11 +231,11 @@ def test_committed_tables_and_their_figures_are_complete(name: str) -> None:
 
 
 def test_the_reliability_diagram_has_units_and_its_caption_counts_people() -> None:
-    report = read_reliability(summary.HERE / "calibration")
+    report = summary.read_reliability()
     figure = charts.reliability_diagram(report)
     labels = {axis.get_xlabel() for axis in figure.axes} | {axis.get_ylabel() for axis in figure.axes}
     plt.close(figure)
-    assert {"stated ASSD (mm)", "observed ASSD (mm)", "stated probability of bone", "voxels (bars)"} <= labels
+    assert {"stated Dice", "observed Dice", "observed distance, RMS (mm)", "voxels (bars)"} <= labels
     assert charts.describe_reliability(report) in (summary.HERE / "calibration.md").read_text(encoding="utf-8")
 
 

@@ -25,12 +25,11 @@ from transvert.model.calibration import (
     ConformalInterval,
     HeldOutVertebra,
     _logit,
-    expected_metrics,
+    expected_dice,
     fit_calibration,
     fit_interval,
     make_report,
     measure_vertebrae,
-    read_reliability,
     reliability_histogram,
     surface_sd_mm,
     write_reliability,
@@ -54,20 +53,20 @@ def points_on_ball(radius_mm: float = 20.0) -> np.ndarray:
 
 
 def expect(probability: np.ndarray, calibration: Calibration = PLAIN) -> pd.Series:
-    return expected_metrics([reliability_histogram(probability, np.zeros((SIZE,) * 3, bool))], calibration).loc[0]
+    return expected_dice([reliability_histogram(probability, np.zeros((SIZE,) * 3, bool))], calibration).loc[0]
 
 
 def make_case(person: str, seed: int, hidden: Calibration, factor: float = 1.0) -> HeldOutVertebra:
-    """A vertebra whose truth is drawn from probabilities calibrated by `hidden`; Dice and ASSD are off by `factor`."""
+    """A vertebra whose truth is drawn from probabilities calibrated by `hidden`; its Dice error is off by `factor`."""
     random = np.random.default_rng(seed)
     probability = ball(random.uniform(12, 20), random.uniform(0.5, 1.0))
     stated = expect(probability, hidden)
     slope = random.uniform(0.5, 2.0, 300)
     distance = np.abs(random.logistic(0, 1, 300) / slope * hidden.temperature)
-    errors = min(1.0, factor * stated["dice_error"]), factor * stated["assd_error_mm"]
+    error = min(1.0, factor * stated["dice_error"])
     truth = np.random.default_rng(seed).uniform(size=probability.shape) < hidden.apply(_logit(probability))
     histogram = reliability_histogram(probability, truth)
-    return HeldOutVertebra(person, person, "T5", histogram, 1 - errors[0], errors[1], slope, np.zeros(300), distance)
+    return HeldOutVertebra(person, person, "T5", histogram, 1 - error, slope, np.zeros(300), distance)
 
 
 @pytest.fixture(scope="module")
@@ -91,47 +90,41 @@ def test_the_expected_dice_is_the_mean_over_truths_drawn_voxel_by_voxel() -> Non
     assert np.mean(seen) < 0.95
 
 
-def test_the_expected_metrics_hold_for_truths_whose_voxels_are_correlated() -> None:
+def test_the_expected_dice_holds_for_truths_whose_voxels_are_correlated() -> None:
     """True balls whose radius is drawn."""
     width = 0.8
     radii = 20.0 + np.random.default_rng(1).logistic(0, width, 4000)
     dice = 2 * np.minimum(radii, 20.0) ** 3 / (20.0**3 + radii**3)
-    stated = expect(ball(width_mm=width))
-    assert stated["dice_stated"] == pytest.approx(dice.mean(), abs=0.006)
-    assert stated["assd_mm_stated"] == pytest.approx(np.abs(radii - 20.0).mean(), rel=0.1)
+    assert expect(ball(width_mm=width))["dice_stated"] == pytest.approx(dice.mean(), abs=0.006)
 
 
-def test_a_histogram_counts_the_band_once_and_knows_the_area() -> None:
+def test_a_histogram_counts_the_band_once() -> None:
     probability, truth = ball(), FROM_MIDDLE_MM < 21
     counted, found = reliability_histogram(probability, truth), probability > 0.5
     assert counted.voxels[LOGITS > 0].sum() + counted.deep == found.sum()
     assert counted.bone.sum() + counted.deep == truth.sum()
     inner, outer = (np.count_nonzero(FROM_MIDDLE_MM < 20 + end) for end in (-BAND_MM, BAND_MM))
     assert counted.voxels.sum() == pytest.approx(outer - inner, rel=0.15)
-    for radius, tolerance in ((20.0, 0.03), (12.0, 0.04)):
-        assert reliability_histogram(ball(radius), truth).area_mm2 == pytest.approx(
-            4 * np.pi * radius**2, rel=tolerance
-        )
 
 
 def test_an_empty_prediction_is_certainly_nothing() -> None:
-    calibration = Calibration(dice_interval=ConformalInterval(1.2, 1.0, 1.5), assd_interval=ConformalInterval(1.1))
+    calibration = Calibration(dice_interval=ConformalInterval(1.2, 1.0, 1.5))
     empty = np.full((SIZE,) * 3, 0.2, np.float32)
     nothing, some = expect(empty, calibration), expect(ball(), calibration)
     assert (nothing[["dice_stated", "dice_low", "dice_high"]] == 0).all()
-    assert np.isinf(nothing[["assd_mm_stated", "assd_mm_low", "assd_mm_high"]]).all()
     assert some["dice_low"] < some["dice_stated"] < some["dice_high"]
-    assert some["assd_mm_low"] == 0 and some["assd_mm_high"] == np.inf
+    without = expect(ball(), Calibration(dice_interval=ConformalInterval(1.2)))
+    assert without["dice_low"] == 0 and without["dice_high"] == 1, "without a factor all is possible"
+    assert (expect(empty)[["dice_stated", "dice_low", "dice_high"]] == 0).all()
 
 
 def test_intervals_scale_errors_and_stay_possible() -> None:
-    plain = expect(ball())
-    intervals = ConformalInterval(2.0, 1.0, 1.5), ConformalInterval(0.5, 2.0, 2.0)
-    read = expect(ball(), Calibration(dice_interval=intervals[0], assd_interval=intervals[1]))
-    error, half = plain["dice_error"], plain["assd_error_mm"] ** 2 / 2
-    dice = [1 - read[n] for n in ("dice_high", "dice_stated", "dice_low")]
-    assert dice == pytest.approx([error / 0.75, 2 * error, 3 * error])
-    assert [read[f"assd_mm_{n}"] for n in ("low", "stated", "high")] == pytest.approx([half / 2, half, 2 * half])
+    error = expect(ball())["dice_error"]
+    read = expect(ball(), Calibration(dice_interval=ConformalInterval(2.0, 1.0, 1.5)))
+    errors = [1 - read[n] for n in ("dice_high", "dice_stated", "dice_low")]
+    assert errors == pytest.approx([error / 0.75, 2 * error, 3 * error])
+    bent = expect(ball(), Calibration(dice_interval=ConformalInterval(3.0, 2.0, 2.0)))
+    assert 1 - bent["dice_stated"] == pytest.approx(3 * error**2)
     worst = expect(ball(), Calibration(dice_interval=ConformalInterval(100.0, 1.0, 100.0)))
     assert worst["dice_stated"] == worst["dice_low"] == 0
 
@@ -234,7 +227,7 @@ def test_a_report_is_calibrated(cases: list[HeldOutVertebra]) -> None:
     s = made.summary
     assert s["voxel_calibration_error_calibrated"] < 0.01 and s["voxel_calibration_error_network"] > 0.05
     assert s["dice_mean_absolute_error"] < 0.02
-    assert s["dice_coverage"] >= 0.85 and s["assd_mm_coverage"] >= 0.85
+    assert s["dice_coverage"] >= 0.85
     assert s["surface_calibration_error_mm"] < 0.2
     assert len(made.vertebrae) == 24 and made.voxels.groupby("source")["voxels"].sum().nunique() == 1
     assert made.surface["points"].sum() == 24 * 300
@@ -242,9 +235,7 @@ def test_a_report_is_calibrated(cases: list[HeldOutVertebra]) -> None:
 
 def test_people_are_tested_with_a_calibration_that_has_not_seen_them(cases: list[HeldOutVertebra]) -> None:
     before = make_report(cases).vertebrae.set_index("person")
-    bad = [
-        replace(c, dice=0.1, assd_mm=9.0, histogram=replace(c.histogram, bone=0 * c.histogram.bone)) for c in cases[:2]
-    ]
+    bad = [replace(c, dice=0.1, histogram=replace(c.histogram, bone=0 * c.histogram.bone)) for c in cases[:2]]
     after = make_report(bad + cases[2:]).vertebrae.set_index("person")
     stated = [name for name in before if name.endswith(("_stated", "_low", "_high"))]
     pd.testing.assert_frame_equal(before.loc[["p00"], stated], after.loc[["p00"], stated])
@@ -254,11 +245,13 @@ def test_people_are_tested_with_a_calibration_that_has_not_seen_them(cases: list
 def test_an_empty_prediction_is_stated_as_such_and_changes_no_other(cases: list[HeldOutVertebra]) -> None:
     none = np.zeros(0)
     empty = reliability_histogram(np.zeros((SIZE,) * 3, np.float32), FROM_MIDDLE_MM < 10)
-    made = make_report([*cases, HeldOutVertebra("p99", "p99", "C1", empty, 0.0, np.inf, none, none, none)])
+    made = make_report([*cases, HeldOutVertebra("p99", "p99", "C1", empty, 0.0, none, none, none)])
     last = made.vertebrae[made.vertebrae["person"] == "p99"].iloc[0]
-    assert last["dice_stated"] == 0 and np.isinf(last["assd_mm_stated"])
+    assert last["dice_stated"] == last["dice_high"] == 0
     assert all(np.isfinite(value) for value in made.summary.values())
     assert made.summary["dice_coverage"] >= 0.85
+    without = make_report(cases).summary["dice_mean_absolute_error"]
+    assert made.summary["dice_mean_absolute_error"] == pytest.approx(without)
 
 
 def test_few_people_have_no_interval_and_one_is_refused(cases: list[HeldOutVertebra]) -> None:
@@ -288,25 +281,24 @@ def test_networks_are_examined_fold_by_fold(
 # Files and cards
 
 
-def test_a_report_comes_back_as_it_was_written(cases: list[HeldOutVertebra], tmp_path: Path) -> None:
+def test_a_report_is_written_as_tables_and_a_card(cases: list[HeldOutVertebra], tmp_path: Path) -> None:
     made = make_report(cases)
     write_reliability(made, tmp_path / "r")
-    found = read_reliability(tmp_path / "r")
-    assert found.calibration == made.calibration and found.summary == pytest.approx(made.summary, rel=1e-4)
     for name in ("vertebrae", "voxels", "surface"):
-        pd.testing.assert_frame_equal(getattr(found, name), getattr(made, name), rtol=1e-5)
-    (tmp_path / "r" / "voxels.csv").unlink()
-    with pytest.raises(InputError, match="does not hold a report of `transvert calibrate`"):
-        read_reliability(tmp_path / "r")
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "r" / f"{name}.csv"), getattr(made, name), rtol=1e-5)
+    found = json.loads((tmp_path / "r" / "calibration.json").read_text())
+    assert Calibration.from_card(found["calibration"]) == made.calibration and found["summary"] == made.summary
 
 
 def test_a_calibration_is_read_from_cards_of_today_and_of_the_shipped_weights() -> None:
-    intervals = ConformalInterval(1.1, 1.8), ConformalInterval(0.9, 1.2, 1.6)
-    made = Calibration(1.7, -0.8, *intervals, 0.8, 9, 51, TTAConfig(passes=4, seed=2))
-    assert Calibration.from_card(json.loads(json.dumps(asdict(made), allow_nan=False))) == made
+    made = Calibration(1.7, -0.8, ConformalInterval(1.1, 1.8), 0.8, 9, 51, TTAConfig(passes=4, seed=2))
+    card = json.loads(json.dumps(asdict(made), allow_nan=False))
+    assert Calibration.from_card(card) == made
+    for old in ("assd_mm", "assd_interval"):  # Dropped since, whatever is in it.
+        assert Calibration.from_card(card | {old: {"ratio": 0.9, "power": 1.3, "factor": 2.0}}) == made
     _, card = networks.load_network("shipped")
     shipped = Calibration.from_card(card["calibration"])
-    assert "jitter" in card["calibration"] and shipped.tta == TTAConfig() and shipped.people == 16
+    assert {"jitter", "assd_mm"} <= card["calibration"].keys() and shipped.tta == TTAConfig() and shipped.people == 16
     assert shipped.dice_interval.ratio == pytest.approx(4.277, abs=1e-3)
 
 

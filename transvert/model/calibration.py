@@ -1,10 +1,9 @@
 """Calibration: the errors that a prediction states before the truth is known, fitted and tested on held-out people.
 
 Networks trained for overlap are overconfident and predict too much. `Calibration` corrects their probabilities p near the
-surface. Three statements follow:
+surface. Two statements follow:
 
 - Dice: 2 sum(p in predicted) / (n + sum(p)) for n predicted voxels.
-- ASSD: the volume expected to be wrong, sum(1 - p) inside and sum(p) outside, over the area of the surface.
 - A surface point's error: where p falls along the normal as a logistic curve, the true surface is spread about the
   curve's middle with a standard deviation of pi / sqrt(3) over the slope of its logit.
 
@@ -30,7 +29,7 @@ from transvert.data.patches import SPACING_MM
 from transvert.data.samples import Samples
 from transvert.imaging import mesh
 from transvert.imaging.volume import Volume
-from transvert.io import InputError, read_json, write_json
+from transvert.io import InputError, write_json
 from transvert.model import metrics
 from transvert.model.predict import TTAConfig, tta_predict
 from transvert.runs import write_table
@@ -44,10 +43,10 @@ _BINS = 120  # Of the logit on either side of 0, ten per unit.
 LOGITS = (np.arange(2 * _BINS) - _BINS + 0.5) / 10
 _SURFACE_POINTS = 500  # Per vertebra, evenly chosen.
 _SD_EDGES_MM = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # Of the groups in the reliability diagram.
-_TABLES = ("vertebrae", "voxels", "surface")
 # Keys of older cards, and their names today.
-_OLD_KEYS = {"jitter": "tta", "dice_error": "dice_interval", "assd_mm": "assd_interval"}
+_OLD_KEYS = {"jitter": "tta", "dice_error": "dice_interval"}
 _OLD_KEYS |= {"answers": "passes", "click_mm": "landmark_sd_mm", "magnification": "scale_sd", "noise": "noise_sd"}
+_GONE_KEYS = {"assd_mm", "assd_interval"}  # An interval of the ASSD, in older cards.
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ class Calibration:
     temperature: float = 1.0  #: Divides the logit; above 1 the network was overconfident.
     bias: float = 0.0  #: Is then added; below 0 the network predicted too much.
     dice_interval: ConformalInterval = field(default_factory=ConformalInterval)  #: Of 1 - Dice.
-    assd_interval: ConformalInterval = field(default_factory=ConformalInterval)  #: Of the ASSD in mm.
     coverage: float = COVERAGE  #: Probability that the truth lies in an interval, for a vertebra of a new person.
     people: int = 0
     vertebrae: int = 0
@@ -89,9 +87,9 @@ class Calibration:
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Calibration:
         """From the card of weights of any version; other content is an InputError."""
-        kinds = {"dice_interval": ConformalInterval, "assd_interval": ConformalInterval, "tta": TTAConfig}
+        kinds = {"dice_interval": ConformalInterval, "tta": TTAConfig}
         try:
-            values = {_OLD_KEYS.get(key, key): value for key, value in card.items()}
+            values = {_OLD_KEYS.get(key, key): value for key, value in card.items() if key not in _GONE_KEYS}
             for name in kinds.keys() & values.keys():
                 values[name] = kinds[name](**{_OLD_KEYS.get(key, key): value for key, value in values[name].items()})
             return cls(**values)
@@ -106,7 +104,6 @@ class ReliabilityHistogram:
     voxels: np.ndarray  #: (240,) within `BAND_MM`.
     bone: np.ndarray  #: (240,) those of them that are truly bone.
     deep: int  #: Predicted voxels farther inside.
-    area_mm2: float  # Of the predicted surface; 0 for an empty prediction.
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,6 @@ class HeldOutVertebra:
     level: str
     histogram: ReliabilityHistogram
     dice: float
-    assd_mm: float
     slope: np.ndarray  #: (M,) of the logit per mm, at points of the predicted surface.
     logit: np.ndarray  #: (M,) there.
     distance_mm: np.ndarray  #: (M,) from there to the true surface.
@@ -128,8 +124,8 @@ class HeldOutVertebra:
 class ReliabilityReport:
     """A calibration, and its errors on people whom it was not fitted on.
 
-    A row of `vertebrae` has person, subject, level, the observed `dice`, and `dice_stated`, `dice_low` and `dice_high`
-    (likewise `assd_mm`). `voxels` are grouped by tenths of stated probability, for the `source` "network" and "calibrated":
+    A row of `vertebrae` has person, subject, level, the observed `dice`, and `dice_stated`, `dice_low` and `dice_high`.
+    `voxels` are grouped by tenths of stated probability, for the `source` "network" and "calibrated":
     their number `voxels`, means `stated` and `observed`. `surface` are points grouped by stated error: their number
     `points`, root mean squares `stated_mm` and `observed_mm`.
     """
@@ -141,18 +137,17 @@ class ReliabilityReport:
 
     @property
     def summary(self) -> dict[str, float]:
-        """Counts, mean errors of what is stated, and the coverages of the intervals, if there are any."""
+        """Counts, mean errors of what is stated, and the coverage of the intervals, if there are any."""
         result: dict[str, float] = {"people": self.vertebrae["person"].nunique(), "vertebrae": len(self.vertebrae)}
         for source, rows in self.voxels.groupby("source"):
             gaps = (rows["stated"] - rows["observed"]).abs()
             result[f"voxel_calibration_error_{source}"] = float((rows["voxels"] * gaps).sum() / rows["voxels"].sum())
-        found = self.vertebrae[np.isfinite(self.vertebrae["assd_mm_stated"])]  # Not of empty predictions.
-        for name in ("dice", "assd_mm"):
-            result[f"{name}_mean_absolute_error"] = float((found[name] - found[f"{name}_stated"]).abs().mean())
-            observed, low, high = (self.vertebrae[f"{name}{end}"] for end in ("", "_low", "_high"))
-            inside = ((observed >= low) & (observed <= high))[(low > 0) | (high < 1)]
-            if len(inside):
-                result[f"{name}_coverage"] = float(inside.mean())
+        observed, stated, low, high = (self.vertebrae[f"dice{end}"] for end in ("", "_stated", "_low", "_high"))
+        found = high > 0  # Not of empty predictions.
+        result["dice_mean_absolute_error"] = float((observed - stated)[found].abs().mean())
+        inside = ((observed >= low) & (observed <= high))[(low > 0) | (high < 1)]
+        if len(inside):
+            result["dice_coverage"] = float(inside.mean())
         gaps = (self.surface["stated_mm"] - self.surface["observed_mm"]).abs()
         error = (self.surface["points"] * gaps).sum() / max(1, self.surface["points"].sum())
         return result | {"surface_calibration_error_mm": float(error)}
@@ -174,25 +169,23 @@ def reliability_histogram(probability: np.ndarray, truth: np.ndarray) -> Reliabi
     found = probability > 0.5
     if not found.any():
         none = np.zeros(2 * _BINS, int)
-        return ReliabilityHistogram(none, none, 0, 0.0)
+        return ReliabilityHistogram(none, none, 0)
     distance = ndimage.distance_transform_edt(found) + ndimage.distance_transform_edt(~found)
     band = distance * SPACING_MM <= BAND_MM
     # Rounded up, so that the bins above 0 hold what is predicted.
     bins = np.clip(np.ceil(10 * _logit(probability[band])).astype(int) + _BINS - 1, 0, 2 * _BINS - 1)
-    slope = ndimage.gaussian_gradient_magnitude(np.pad(found, 4).astype(np.float32), 0.7)
     return ReliabilityHistogram(
         np.bincount(bins, minlength=2 * _BINS),
         np.bincount(bins[truth[band]], minlength=2 * _BINS),
         int((found & ~band).sum()),
-        float(slope.sum()) * SPACING_MM**2,
     )
 
 
-def expected_metrics(histograms: Sequence[ReliabilityHistogram], calibration: Calibration) -> pd.DataFrame:
-    """The metrics expected of vertebrae before their truth is known, one row each.
+def expected_dice(histograms: Sequence[ReliabilityHistogram], calibration: Calibration) -> pd.DataFrame:
+    """The Dice expected of vertebrae before their truth is known, one row each.
 
-    `dice_stated` and `assd_mm_stated` have intervals from `_low` to `_high`; `dice_error` and `assd_error_mm` are what the
-    probabilities state alone. An empty prediction has Dice 0 and an infinite ASSD.
+    `dice_stated` has an interval from `dice_low` to `dice_high`; `dice_error` is 1 - Dice as the probabilities state it
+    alone. An empty prediction has Dice 0.
     """
     probability = calibration.apply(LOGITS)
     rows = []
@@ -201,14 +194,10 @@ def expected_metrics(histograms: Sequence[ReliabilityHistogram], calibration: Ca
         found = one.voxels[_BINS:].sum() + one.deep
         wrong = found - one.deep - inside + outside
         bone = one.deep + inside + outside
-        rows.append((wrong / (found + bone), wrong * SPACING_MM**3 / one.area_mm2) if found else (1.0, np.inf))
-    dice, assd = np.array(rows, float).T
-    empty = np.isinf(assd)
-    error, low, high = (np.where(empty, 1.0, np.minimum(e, 1.0)) for e in calibration.dice_interval.apply(dice))
-    table = {"dice_error": dice, "assd_error_mm": assd}
-    table |= {"dice_stated": 1 - error, "dice_low": 1 - high, "dice_high": 1 - low}
-    ends = zip(("stated", "low", "high"), calibration.assd_interval.apply(assd), strict=True)
-    return pd.DataFrame(table | {f"assd_mm_{end}": np.where(empty, np.inf, value) for end, value in ends})
+        rows.append(wrong / (found + bone) if found else 1.0)  # Only an empty prediction is wrong altogether.
+    stated = np.array(rows)
+    error, low, high = (np.where(stated < 1, np.minimum(e, 1.0), 1.0) for e in calibration.dice_interval.apply(stated))
+    return pd.DataFrame({"dice_error": stated, "dice_stated": 1 - error, "dice_low": 1 - high, "dice_high": 1 - low})
 
 
 def fit_calibration(cases: Sequence[HeldOutVertebra]) -> Calibration:
@@ -231,13 +220,11 @@ def fit_calibration(cases: Sequence[HeldOutVertebra]) -> Calibration:
 
     best = optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-4, 4), (-10, 10)])
     plain = Calibration(temperature=float(np.exp(best.x[0])), bias=float(best.x[1]))
-    stated = expected_metrics(histograms, plain)
-    found = np.isfinite(stated["assd_error_mm"].to_numpy())  # Empty predictions need no interval.
-    dice, assd = (np.array([getattr(case, name) for case in cases])[found] for name in ("dice", "assd_mm"))
-    dice_interval = fit_interval(stated["dice_error"].to_numpy()[found], 1 - dice, people[found])
-    assd_interval = fit_interval(stated["assd_error_mm"].to_numpy()[found], assd, people[found])
-    plain = replace(plain, people=len(set(people)), vertebrae=len(cases))
-    return replace(plain, dice_interval=dice_interval, assd_interval=assd_interval)
+    stated = expected_dice(histograms, plain)["dice_error"].to_numpy()
+    found = stated < 1  # Empty predictions need no interval.
+    observed = 1 - np.array([case.dice for case in cases])
+    interval = fit_interval(stated[found], observed[found], people[found])
+    return replace(plain, dice_interval=interval, people=len(set(people)), vertebrae=len(cases))
 
 
 def fit_interval(stated: np.ndarray, observed: np.ndarray, people: np.ndarray) -> ConformalInterval:
@@ -261,16 +248,16 @@ def measure_vertebrae(network: nn.Module, held_out: Samples) -> list[HeldOutVert
     predicted = tta_predict(network, held_out.images())
     cases = []
     for level, probability, truth in zip(held_out.levels, predicted, held_out.targets(), strict=True):
-        observed = metrics.compare(probability > 0.5, truth, SPACING_MM)
+        dice = metrics.compare(probability > 0.5, truth, SPACING_MM)["dice"]
         points = np.zeros((0, 3))
-        if observed["dice"] > 0:
+        if dice > 0:
             points = np.asarray(mesh.extract_surface(probability, affine).vertices)
             points = points[:: max(1, len(points) // _SURFACE_POINTS)]
         slope, logit = _measure_slopes(probability, points, affine)
         distance = np.abs(mesh.signed_distance_at(points, truth, affine)) if len(points) else slope
         names = held_out.person or held_out.subject, held_out.subject, levels.name(level)
         histogram = reliability_histogram(probability, truth)
-        cases.append(HeldOutVertebra(*names, histogram, observed["dice"], observed["assd_mm"], slope, logit, distance))
+        cases.append(HeldOutVertebra(*names, histogram, dice, slope, logit, distance))
     return cases
 
 
@@ -280,11 +267,11 @@ def make_report(cases: Sequence[HeldOutVertebra]) -> ReliabilityReport:
     if len(people) < 2:
         raise InputError(f"A calibration is tested on people it was not fitted on: hold out two, not {len(people)}.")
     tables, bins, points = [], [], []
-    names = ["person", "subject", "level", "dice", "assd_mm"]
+    names = ["person", "subject", "level", "dice"]
     for person in people:
         own = [case for case in cases if case.person == person]
         other = fit_calibration([case for case in cases if case.person != person])
-        stated = expected_metrics([case.histogram for case in own], other).drop(columns=["dice_error", "assd_error_mm"])
+        stated = expected_dice([case.histogram for case in own], other).drop(columns="dice_error")
         tables.append(pd.DataFrame(own)[names].join(stated))
         bins += [(case.histogram, other.apply(LOGITS)) for case in own]
         points += [(_slope_to_sd(case.slope, case.logit, other), case.distance_mm) for case in own]
@@ -296,20 +283,10 @@ def make_report(cases: Sequence[HeldOutVertebra]) -> ReliabilityReport:
 
 
 def write_reliability(report: ReliabilityReport, folder: Path) -> None:
-    """Writes a report's tables and its calibration, for `read_reliability`."""
-    for name in _TABLES:
+    """Writes a report's tables, its calibration and its summary."""
+    for name in ("vertebrae", "voxels", "surface"):
         write_table(folder / f"{name}.csv", getattr(report, name))
     write_json(folder / "calibration.json", {"calibration": asdict(report.calibration), "summary": report.summary})
-
-
-def read_reliability(folder: Path) -> ReliabilityReport:
-    """Reads what `write_reliability` wrote; an InputError if a file is missing or damaged."""
-    content = read_json(folder / "calibration.json", "calibration")
-    try:
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
-        return ReliabilityReport(Calibration.from_card(content["calibration"]), **tables)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} does not hold a report of `transvert calibrate` ({error}).") from None
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:
