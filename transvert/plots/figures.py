@@ -6,7 +6,6 @@ Figures are as large as they are shown; `save_figure` writes them at a higher re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +36,7 @@ if TYPE_CHECKING:
     import trimesh
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
-NETWORK_COLOURS = (BLUE, ORANGE, "#009E73")  # Distinct for colour-blind readers.
-BASELINE_COLOURS = ("#C8C8C8", "#444444")
-REGION_COLOURS = {"C": BLUE, "T": ORANGE, "L": "#009E73"}
+REGION_COLOURS = {"C": BLUE, "T": ORANGE, "L": "#009E73"}  # Distinct for colour-blind readers.
 ERROR_LIMIT_MM = 3.0  # Surface error at which the colours saturate.
 SD_LIMIT_MM = 5.0  # Expected surface error at which the colours saturate, the same in all files, to compare spines.
 SD_MM = "sd_mm"  # The vertex attribute that holds the expected error; PLY and GLB files have it, too.
@@ -91,27 +88,6 @@ class LiveCurve:
         if self._handle is not None:
             self._handle.update(figure)
         plt.close(figure)
-
-
-def dice_by_level(table: pd.DataFrame) -> Figure:
-    """Bars of Dice per vertebra and method. `table` has the columns subject, level, method and dice."""
-    methods = list(dict.fromkeys(table.method))
-    cases = list(dict.fromkeys(zip(table.subject, table.level, strict=True)))
-    figure, axis = plt.subplots(figsize=(max(11, 0.66 * len(cases)), 4.2), layout="constrained")
-    width = 0.8 / len(methods)
-    networks, baselines = cycle(NETWORK_COLOURS), cycle(BASELINE_COLOURS)
-    for m, method in enumerate(methods):
-        colour = next(baselines if method.startswith("baseline") else networks)
-        dice = table[table.method == method].set_index(["subject", "level"]).dice
-        places = np.arange(len(cases)) + (m - (len(methods) - 1) / 2) * width
-        hatch = "//" if method.startswith("baseline") else None
-        heights = [dice.get(case, np.nan) for case in cases]
-        axis.bar(places, heights, width, color=colour, label=method, hatch=hatch, edgecolor="white")
-    axis.set_xticks(range(len(cases)), [f"{level}\n{subject}" for subject, level in cases], fontsize="small")
-    axis.set(ylabel="Dice", ylim=(0, 1))
-    axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    axis.grid(axis="y", alpha=0.3)
-    return figure
 
 
 def by_region(table: pd.DataFrame) -> Figure:
