@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from transvert.drr.geometry import VIEW_NAMES, View, covering_view, named_view, triangulate, view_from_matrix
+from transvert.drr.geometry import VIEW_NAMES, View, covering_view, named_view, triangulate
 from transvert.io import InputError
 
 ISOCENTRE = np.array([10.0, -20.0, 300.0])
@@ -173,77 +173,3 @@ def test_bad_covering_views() -> None:
         covering_view("ap", corners, 1.0, principal_point=(0, 0))
     with pytest.raises(InputError, match="not in front of the whole box"):
         covering_view("ap", corners, 1.0, cone=True, source_to_isocentre_mm=200.0)
-
-
-# Projection matrices
-
-
-def matrix_of(v: View) -> np.ndarray:
-    """(3, 4), from (x, y, z, 1) to (column, row, 1) times the depth: point - source = depth (c, r, 1) in the picture."""
-    origin, depth = (v.corner, v.direction) if v.source is None else (v.source, v.corner - v.source)
-    rows = np.linalg.inv(np.stack([v.column_step, v.row_step, depth], axis=1))
-    matrix = np.column_stack([rows, -rows @ origin])
-    if v.source is None:
-        matrix[2] = [0, 0, 0, 1]
-    return matrix
-
-
-def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Row and column by the textbook."""
-    column, row, factor = matrix @ np.append(points, np.ones((len(points), 1)), axis=1).T
-    return np.stack([row / factor, column / factor], axis=1)
-
-
-@pytest.mark.parametrize("factor", [1, 0.03])
-@pytest.mark.parametrize("cone", [False, True])
-@pytest.mark.parametrize("name", VIEW_NAMES)
-def test_a_view_comes_back_from_its_matrix(name: str, cone: bool, factor: float) -> None:
-    v = view(name, cone=cone, turn_deg=20, tilt_deg=10)
-    again = view_from_matrix(factor * matrix_of(v), v.shape, 0.6)
-    assert again.project(POINTS) == pytest.approx(v.project(POINTS), abs=1e-9)
-    assert apply(matrix_of(v), POINTS) == pytest.approx(v.project(POINTS), abs=1e-9)
-    assert again.pixel_mm == pytest.approx(v.pixel_mm)
-    if cone:
-        for part in ("source", "corner", "direction"):
-            assert getattr(again, part) == pytest.approx(getattr(v, part))
-    else:  # A parallel matrix knows the line, not from which end the rays come.
-        assert abs(again.direction @ v.direction) == pytest.approx(1)
-
-
-def test_matrices_of_skewed_pixels_turned_against_the_rays_triangulate() -> None:
-    found = []
-    for v in (view("ap", cone=True), view("lateral", cone=True)):
-        skewed, away = v.column_step - 0.1 * v.direction, v.row_step + 0.1 * v.column_step + 0.2 * v.direction
-        matrix = matrix_of(replace(v, row_step=away, column_step=skewed))
-        found.append(view_from_matrix(matrix, (401, 301), float(np.linalg.norm(skewed))))
-        assert found[-1].project(POINTS) == pytest.approx(apply(matrix, POINTS), abs=1e-9)
-    first, second = found
-    for point in POINTS:
-        at, miss = triangulate(first, first.project(point), second, second.project(point))
-        assert np.linalg.norm(at - point) < 1e-3 and miss < 1e-6
-
-
-def changed(row: int, values: list[float], cone: bool = True) -> np.ndarray:
-    matrix = matrix_of(view("ap", cone=cone))
-    matrix[row] = values
-    return matrix
-
-
-@pytest.mark.parametrize(
-    ("matrix", "pixel_mm", "message"),
-    [
-        (np.eye(4), 0.6, r"shape \(4, 4\); give 3 x 4"),
-        (np.full((3, 4), np.nan), 0.6, "give 3 x 4 finite"),
-        (np.zeros((3, 4)), 0.6, "degenerate"),
-        (changed(2, [0, 0, 0, 0]), 0.6, "degenerate"),
-        (changed(0, [0, 0, 1, 5]), 0.6, "degenerate"),
-        (changed(0, [0, 0, 1, 5], cone=False), 0.6, "degenerate"),
-        (changed(1, [0, 0, 0, 5]), 0.6, "degenerate"),
-        (matrix_of(view("ap", cone=True)), 0.0, "must be positive"),
-        (matrix_of(view("ap", cone=True)), np.nan, "must be positive"),
-        (matrix_of(view("ap")), 0.5, "has pixels of 0.6 mm, not 0.5 mm"),
-    ],
-)
-def test_bad_matrices(matrix: np.ndarray, pixel_mm: float, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        view_from_matrix(matrix, (401, 301), pixel_mm)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import trimesh
+from skimage.measure import marching_cubes
 
 from transvert.imaging import mesh
 from transvert.imaging.volume import cube_affine
@@ -23,10 +24,9 @@ def _ball(size=32, centre=(0.0, 0.0, 0.0), radius=RADIUS):
 
 
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (-1, -1, -1)])
-@pytest.mark.parametrize("smooth", [False, True])
-def test_a_balls_surface_has_its_volume_area_and_place_and_looks_outward(smooth, flips):
+def test_a_balls_surface_has_its_volume_area_and_place_and_looks_outward(flips):
     ball, affine = _ball(centre=(2.0, -1.0, 3.0))
-    surface = mesh.extract_surface(ball, np.diag([*flips, 1]) @ affine, smooth=smooth)
+    surface = mesh.extract_surface(ball, np.diag([*flips, 1]) @ affine)
     centre = np.array(flips) * (2.0, -1.0, 3.0)
     assert surface.is_watertight
     assert surface.volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.01)
@@ -37,19 +37,20 @@ def test_a_balls_surface_has_its_volume_area_and_place_and_looks_outward(smooth,
 
 def test_smoothing_removes_voxel_steps_and_keeps_the_volume():
     ball, affine = _ball()
-    rough, smooth = (mesh.extract_surface(ball >= 0.5, affine, smooth=smooth) for smooth in (False, True))
-    assert smooth.volume == pytest.approx(rough.volume, rel=0.005)
+    vertices, faces, _, _ = marching_cubes((ball >= 0.5).astype(np.float32), 0.5, spacing=(SPACING,) * 3)
+    rough, smooth = trimesh.Trimesh(vertices, faces), mesh.extract_surface(ball >= 0.5, affine)
+    assert smooth.volume == pytest.approx(abs(rough.volume), rel=0.005)
     assert smooth.area < 4 * np.pi * RADIUS**2 * 1.03 < rough.area
 
 
 def test_a_shape_at_the_border_and_values_exactly_at_the_level_leave_no_holes():
     half = np.zeros((8, 8, 8), bool)
     half[:5, 2:6, 2:6] = True
-    surface = mesh.extract_surface(half, np.eye(4), smooth=False)
+    surface = mesh.extract_surface(half, np.eye(4))
     assert surface.is_watertight
-    assert surface.bounds[0, 0] == pytest.approx(-0.5)
+    assert surface.bounds[0, 0] == pytest.approx(-0.5, abs=0.1)
     steps = np.random.default_rng(0).integers(0, 3, (12, 12, 12)) / 2
-    assert mesh.extract_surface(steps, np.eye(4), smooth=False).is_watertight
+    assert mesh.extract_surface(steps, np.eye(4)).is_watertight
     ball, affine = _ball()
     rounded = mesh.extract_surface(np.rint(2 * ball) / 2, affine)
     assert rounded.is_watertight

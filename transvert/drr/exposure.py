@@ -1,10 +1,9 @@
 """Exposure of a digital radiograph, step by step: from ray integrals to the grey values of the detector.
 
 A signal is (rows, columns) float32, the fraction of the photons that arrive: 1 where nothing attenuates. `expose` applies
-the steps in the order of the physics: primary photons by Beer-Lambert (`transmit`); `blur` by the focal spot, which mixes
-rays before photons are counted, so it softens edges but not noise; `add_scatter`; quantum noise (`count_photons`); `blur`
-by the light of the detector's scintillator, which softens edges and noise; and the response, logarithmic
-(`to_attenuation`) or linear (`to_opacity`).
+the steps in the order of the physics: primary photons by Beer-Lambert (`transmit`); `add_scatter`; quantum noise
+(`count_photons`); `blur` by the light of the detector's scintillator, which softens edges and noise; and the logarithm
+(`to_attenuation`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from scipy import ndimage
 
 from transvert.io import InputError
 
-RESPONSES = ("log", "linear")  # Grey proportional to attenuation or to exposure.
 SCATTER_REACH_MM = 40.0  # Standard deviation of the scatter's blur on the detector: this companion's choice.
 
 # Mass energy-absorption coefficient of dry air: NIST tables (Hubbell and Seltzer 2004).
@@ -33,13 +31,11 @@ def expose(
     seed: int,
     photons: float = 1e6,
     scatter: float = 0.02,
-    focus_mm: float = 0.0,
     blur_mm: float = 0.2,
-    response: str = "log",
 ) -> np.ndarray:
     """A digital radiograph from ray integrals: all steps of this module in their order.
 
-    The defaults are this companion's choice. Without scatter, noise and blur, the "log" response is the integral itself.
+    The defaults are this companion's choice. Without scatter, noise and blur, the result is the integral itself.
 
     Args:
         integral: (rows, columns) float, from `projector.cast` of attenuation, no unit.
@@ -47,23 +43,17 @@ def expose(
         seed: of the noise; equal seeds give equal pictures.
         photons: per pixel where nothing attenuates (see `photons_per_pixel`); 0 for no noise.
         scatter: scattered photons as a fraction of the smoothed primary photons.
-        focus_mm: standard deviation of the focal spot's blur on the detector: that of the spot times (magnification - 1).
         blur_mm: standard deviation of the detector's point spread.
-        response: one of `RESPONSES`.
 
     Returns:
-        (rows, columns) float32, larger where more is attenuated: the attenuation or the fraction of missing photons.
+        (rows, columns) float32, the attenuation, no unit.
 
     Raises:
-        InputError: integrals that are not finite, a negative amount, or an unknown response.
+        InputError: integrals that are not finite, or a negative amount.
     """
-    if response not in RESPONSES:
-        raise InputError(f"The response is {' or '.join(RESPONSES)}, not '{response}'.")
-    primary = blur(transmit(integral), focus_mm, pixel_mm)
-    signal = add_scatter(primary, scatter, pixel_mm)
+    signal = add_scatter(transmit(integral), scatter, pixel_mm)
     signal = count_photons(signal, photons, seed) if photons else signal
-    signal = blur(signal, blur_mm, pixel_mm)
-    return to_attenuation(signal, photons) if response == "log" else to_opacity(signal)
+    return to_attenuation(blur(signal, blur_mm, pixel_mm), photons)
 
 
 def transmit(integral: np.ndarray) -> np.ndarray:
@@ -79,38 +69,33 @@ def add_scatter(primary: np.ndarray, fraction: float, pixel_mm: float | tuple[fl
     return (primary + np.float32(fraction) * blur(primary, SCATTER_REACH_MM, pixel_mm)) / np.float32(1 + fraction)
 
 
-def photons_per_pixel(
-    kerma_ugy: float, pixel_mm: float | tuple[float, float], *, energy_kev: float = 70.0, passing: float = 1.0
-) -> float:
+def photons_per_pixel(kerma_ugy: float, pixel_mm: float | tuple[float, float], *, energy_kev: float = 70.0) -> float:
     """Photons per pixel in the open beam, from the air kerma at the detector.
 
     A monochromatic beam has 1 / (energy x mass energy-absorption coefficient of air) photons per area and kerma: 33,000
     per mm2 and uGy at 70 keV. IEC 62220-1:2003 states 30,174 for the RQA 5 spectrum (70 kV behind 21 mm of aluminium), so
     a real spectrum differs by about 10 %. This companion's choice: the detector counts every photon; for one with 60 %
-    quantum efficiency give 0.6 times the kerma.
+    quantum efficiency give 0.6 times the kerma. For a kerma behind the patient (about 2.5 uGy at speed class 400), divide
+    it by the signal there, such as `np.median(transmit(integral))`.
 
     Args:
         pixel_mm: pitch on the detector, one number or row and column.
         energy_kev: energy of a monochromatic beam, 40 to 150 keV, as in `projector.attenuation`.
-        passing: the signal where the kerma is measured: 1 in the open beam, `np.median(transmit(integral))` or so behind
-            the patient (about 2.5 uGy at speed class 400).
 
     Returns:
         Photons per pixel where the signal is 1, for `count_photons`.
 
     Raises:
-        InputError: a kerma that is not positive, an energy outside the table, or `passing` outside (0, 1].
+        InputError: a kerma that is not positive, or an energy outside the table.
     """
     if not 0 < kerma_ugy < np.inf:
         raise InputError(f"The air kerma is {kerma_ugy:g} uGy; it must be positive.")
     if not _AIR_KEV[0] <= energy_kev <= _AIR_KEV[-1]:
         raise InputError(f"The beam energy {energy_kev:g} keV is outside {_AIR_KEV[0]:g} to {_AIR_KEV[-1]:g} keV.")
-    if not 0 < passing <= 1:
-        raise InputError(f"The fraction of photons that pass is {passing:g}; it must be above 0 and at most 1.")
     row_mm, column_mm = pitch_mm(pixel_mm)
     cm2_per_g = np.exp(np.interp(np.log(energy_kev), np.log(_AIR_KEV), np.log(_AIR_CM2_PER_G)))
     gray_mm2 = energy_kev * _JOULE_PER_KEV * cm2_per_g * 1e5  # Dose of one photon per mm2; 1 cm2/g is 1e5 mm2/kg.
-    return float(kerma_ugy * 1e-6 / gray_mm2 * row_mm * column_mm / passing)
+    return float(kerma_ugy * 1e-6 / gray_mm2 * row_mm * column_mm)
 
 
 def count_photons(signal: np.ndarray, photons: float, seed: int) -> np.ndarray:
@@ -137,11 +122,6 @@ def to_attenuation(signal: np.ndarray, photons: float = 0.0) -> np.ndarray:
     """
     _check_amount(photons, "The number of photons")
     return -np.log(np.maximum(signal, np.float32(0.5 / photons) if photons else np.finfo(np.float32).tiny))
-
-
-def to_opacity(signal: np.ndarray) -> np.ndarray:
-    """Grey values of a linear response: the fraction of missing photons, 0 where nothing attenuates, 1 behind lead."""
-    return np.float32(1) - signal
 
 
 def pitch_mm(pixel_mm: Any) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Radiograph views: source and detector in space, projection, triangulation, and views from projection matrices.
+"""Radiograph views: source and detector in space, projection and triangulation.
 
 World coordinates are RAS millimetres: +x to the patient's right, +y to the front, +z to the head. An image is
 `[row, column]` with row 0 at the top; whole coordinates are the centres of pixels. AP and PA show the patient's right on
@@ -243,53 +243,3 @@ def triangulate(
     along_first, along_second = np.linalg.solve(np.array([[1, -cosine], [cosine, -1]]), np.array([u, v]) @ (b - a))
     on_first, on_second = a + along_first * u, b + along_second * v
     return (on_first + on_second) / 2, float(np.linalg.norm(on_first - on_second))
-
-
-def view_from_matrix(matrix: np.ndarray, shape: tuple[int, int], pixel_mm: float, name: str = "calibrated") -> View:
-    """A view of any pose from its projection matrix, such as the calibration of a C-arm.
-
-    Args:
-        matrix: (3, 4), from (x, y, z, 1), RAS mm, to (column, row, 1) times a factor that is positive in front of the
-            source; column first, as in Hartley and Zisserman, Multiple View Geometry, 2004. A last row of (0, 0, 0, w)
-            makes a parallel view, whose rays run into a picture that is not mirrored.
-        pixel_mm: distance between columns on the detector. A cone view's matrix fixes the rays but not the detector's
-            distance, which follows from this. A parallel matrix fixes the pitch itself, which must agree.
-
-    Raises:
-        InputError: not a finite 3 x 4 matrix, a degenerate one, or a pitch that a parallel matrix contradicts.
-    """
-    matrix = np.asarray(matrix, float)
-    if matrix.shape != (3, 4) or not np.isfinite(matrix).all():
-        raise InputError(f"The matrix of the view '{name}' has the shape {matrix.shape}; give 3 x 4 finite numbers.")
-    if not pixel_mm > 0:
-        raise InputError(f"The pixels of the view '{name}' are {pixel_mm:g} mm; they must be positive.")
-    lengths = np.linalg.norm(matrix[:, :3], axis=1)
-    if lengths[2] <= 1e-12 * lengths.max():
-        return _parallel(matrix, shape, pixel_mm, name)
-    if abs(np.linalg.det(matrix[:, :3])) <= 1e-9 * lengths.prod():
-        raise _degenerate(name)
-    inverse = np.linalg.inv(matrix[:, :3])
-    column_step, row_step, to_corner = (pixel_mm / np.linalg.norm(inverse[:, 0]) * inverse).T
-    source = -inverse @ matrix[:, 3]
-    return View(name, shape, source + to_corner, row_step, column_step, matrix[2, :3] / lengths[2], source)
-
-
-def _parallel(matrix: np.ndarray, shape: tuple[int, int], pixel_mm: float, name: str) -> View:
-    """A parallel view with its detector through the world's origin: row and column stay constant along a ray."""
-    normal = np.cross(matrix[0, :3], matrix[1, :3])
-    size = np.prod(np.linalg.norm(matrix[:2, :3], axis=1))
-    if matrix[2, 3] == 0 or np.linalg.norm(normal) <= 1e-9 * size:
-        raise _degenerate(name)
-    matrix = matrix / matrix[2, 3]
-    column_step, row_step = np.linalg.pinv(matrix[:2, :3]).T
-    found = float(np.linalg.norm(column_step))
-    if abs(found - pixel_mm) > 1e-3 * pixel_mm:
-        raise InputError(f"The matrix of the parallel view '{name}' has pixels of {found:.4g} mm, not {pixel_mm:g} mm.")
-    corner = -matrix[0, 3] * column_step - matrix[1, 3] * row_step
-    return View(name, shape, corner, row_step, column_step, normal / np.linalg.norm(normal))
-
-
-def _degenerate(name: str) -> InputError:
-    return InputError(
-        f"The matrix of the view '{name}' is degenerate: it maps space to a line or a point; check its three rows."
-    )

@@ -26,43 +26,37 @@ _DIRECTIONS = {"r": (0, 1), "l": (0, -1), "a": (1, 1), "p": (1, -1), "s": (2, 1)
 _SHRINK, _GROW, _ROUNDS = 0.5, 0.525, 10  # Taubin's steps (pass band 1/_SHRINK - 1/_GROW below 0.1, as he advises).
 
 
-def extract_surface(
-    probability_or_mask: np.ndarray, affine: np.ndarray, *, level: float = 0.5, smooth: bool = True
-) -> trimesh.Trimesh:
-    """The closed surface around the voxels above `level`.
+def extract_surface(probability_or_mask: np.ndarray, affine: np.ndarray) -> trimesh.Trimesh:
+    """The closed surface around the voxels above 0.5, with smoothed voxel steps (Taubin) and its volume within 0.5 %.
 
     Args:
         probability_or_mask: (X, Y, Z) float, bool or uint8; a shape that touches the border is closed there.
         affine: (4, 4), voxel index to RAS mm; it may mirror.
-        level: the value on the surface.
-        smooth: smooth the voxel steps (Taubin) and keep the volume within 0.5 %.
 
     Returns:
         A watertight mesh in RAS mm with faces wound outward.
 
     Raises:
-        InputError: no voxel is above `level`.
+        InputError: no voxel is above 0.5.
     """
     import trimesh
     from skimage.measure import marching_cubes
 
     values = np.pad(probability_or_mask.astype(np.float32), 1)
     # A voxel with exactly this value would place several vertices at one point, and the mesh would not close.
-    nudge = 1e-4 * max(abs(level), 1e-3)
-    values[np.abs(values - level) < nudge] = level + nudge
-    if not values.max() > level:
-        raise InputError(f"No voxel reaches {level:g}, so there is no surface.")
-    vertices, faces, _, _ = marching_cubes(values, level)
+    values[np.abs(values - 0.5) < 5e-5] = 0.5 + 5e-5
+    if not values.max() > 0.5:
+        raise InputError("No voxel reaches 0.5, so there is no surface.")
+    vertices, faces, _, _ = marching_cubes(values, 0.5)
     vertices = (vertices - 1) @ affine[:3, :3].T + affine[:3, 3]
     # No merging of coinciding vertices: it would join parts that only touch.
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     if mesh.volume < 0:
         mesh.invert()
-    if smooth:
-        volume = mesh.volume
-        trimesh.smoothing.filter_taubin(mesh, lamb=_SHRINK, nu=_GROW, iterations=_ROUNDS)
-        # Uneven triangles change the volume a little; a shift along the normals restores it.
-        mesh.vertices += mesh.vertex_normals * (volume - mesh.volume) / mesh.area
+    volume = mesh.volume
+    trimesh.smoothing.filter_taubin(mesh, lamb=_SHRINK, nu=_GROW, iterations=_ROUNDS)
+    # Uneven triangles change the volume a little; a shift along the normals restores it.
+    mesh.vertices += mesh.vertex_normals * (volume - mesh.volume) / mesh.area
     return mesh
 
 
