@@ -78,17 +78,9 @@ def between(given: Collection[int]) -> list[int]:
 
 
 def to_verse(labels: np.ndarray, convention: str) -> np.ndarray:
-    """Maps a label array to VerSe levels.
+    """Maps integer labels of any shape and one of `CONVENTIONS` to VerSe levels, uint8; other structures become 0.
 
-    Args:
-        labels: integers of any shape.
-        convention: "verse" or "totalsegmentator"; labels of other structures become 0.
-
-    Returns:
-        uint8, the same shape.
-
-    Raises:
-        InputError: an unknown convention.
+    An unknown convention is an InputError.
     """
     if convention not in CONVENTIONS:
         raise InputError(f"'{convention}' is not a known label convention; use {' or '.join(CONVENTIONS)}.")

@@ -119,7 +119,9 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
     if subject.mask is not None:
         mask = read_subject_mask(subject)
     elif subject.surfaces:
-        mask = _merge({level: mesh.voxelise(found, _SPACING_MM) for level, found in read_surfaces(subject).items()})
+        mask = merge_levels(
+            {level: mesh.voxelise(found, _SPACING_MM) for level, found in read_surfaces(subject).items()}
+        )
     else:
         raise InputError(f"The subject {subject.name} has neither a mask nor surfaces of vertebrae.")
     if subject.ct is None:
@@ -222,8 +224,8 @@ def _read_table(path: Path) -> np.ndarray:
     return rows
 
 
-def _merge(parts: dict[int, Volume]) -> Volume:
-    """Masks of single levels on one axis-aligned grid, with a margin so that none touches its border."""
+def merge_levels(parts: dict[int, Volume]) -> Volume:
+    """Masks of single levels from `mesh.voxelise` on one grid, with a margin so that none touches its border."""
     corners = np.concatenate([part.corners() for part in parts.values()])
     # `voxelise` puts voxel centres on whole multiples of the spacing, and so does this grid.
     low = np.floor(corners.min(0) / _SPACING_MM) - 3

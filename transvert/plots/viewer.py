@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from transvert import levels
+from transvert.data.subjects import merge_levels
 from transvert.imaging import mesh
 from transvert.io import InputError
 from transvert.progress import is_interactive
@@ -124,17 +125,10 @@ def _view_with_itkwidgets(meshes: Mapping[int, trimesh.Trimesh]) -> None:
     import itkwidgets
     import ngff_zarr
 
-    solids = {level: mesh.voxelise(surface, 1.0) for level, surface in meshes.items()}
-    # All their grids are parts of one.
-    firsts = {level: np.rint(solid.affine[:3, 3]).astype(int) for level, solid in solids.items()}
-    first = np.min(list(firsts.values()), axis=0)
-    last = np.max([firsts[level] + solid.data.shape for level, solid in solids.items()], axis=0)
-    labels = np.zeros(last - first, np.uint8)
-    for level, solid in solids.items():
-        block = tuple(slice(a, a + n) for a, n in zip(firsts[level] - first, solid.data.shape, strict=True))
-        labels[block][solid.data > 0] = level
-    start = dict(zip("xyz", (1.0 - last[0], 1.0 - last[1], float(first[2])), strict=True))
-    flipped = np.ascontiguousarray(labels[::-1, ::-1].T)
+    labels = merge_levels({level: mesh.voxelise(surface, 1.0) for level, surface in meshes.items()})
+    last, first = labels.world(np.array(labels.data.shape) - 1), labels.affine[:3, 3]
+    start = dict(zip("xyz", (-last[0], -last[1], first[2]), strict=True))
+    flipped = np.ascontiguousarray(labels.data[::-1, ::-1].T)
     image = ngff_zarr.to_ngff_image(flipped, dims=["z", "y", "x"], scale=dict.fromkeys("xyz", 1.0), translation=start)
     itkwidgets.view(label_image=image)
 
