@@ -77,6 +77,19 @@ def between(given: Collection[int]) -> list[int]:
     return order[min(places) : max(places) + 1] if places else []
 
 
+def neighbour(given: Collection[int], level: int, step: int) -> int | None:
+    """The given level right above (step -1) or below (1) a level; None if it or a level between them is not given."""
+    order = in_order({level, *given})
+    n = order.index(level) + step
+    return order[n] if 0 <= n < len(order) and len(between([level, order[n]])) == 2 else None
+
+
+def place(level: int) -> float:
+    """The position along the spine: 0 for C1, 7 for T1, 19 for L1, 24 for the sacrum; T13 is 18.5 and L6 23.5."""
+    common = [n for n in NAMES if n not in RARE]
+    return float(common.index(level)) if level in common else {28: 18.5, 25: 23.5}[level]
+
+
 def to_verse(labels: np.ndarray, convention: str) -> np.ndarray:
     """Maps integer labels of any shape and one of `CONVENTIONS` to VerSe levels, uint8; other structures become 0.
 

@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from transvert.data.patches import SPACING_MM, network_input
+from transvert.data.patches import SPACING_MM, in_pictures, neighbour_offsets, network_input
 from transvert.data.samples import MIDDLE, Samples
 from transvert.model import intensity, warp
 from transvert.model.augment import WATER_PER_MM, bone_contrast, warp_background
@@ -84,7 +84,7 @@ def corrupt_images(
         seed: of landmark errors and noise; a vertebra's own are equal for all corruptions.
 
     Returns:
-        Images (N, 2, 2, 64, 64) float32, and the shift (N, 3) of the patch centres from those of the samples, mm. Pass the
+        Images (N, 2, 4, 64, 64) float32, and the shift (N, 3) of the patch centres from those of the samples, mm. Pass the
         shift to `shift_back` with the predictions.
     """
     corruption = corruption or Corruption()
@@ -112,7 +112,8 @@ def corrupt_images(
         patches = functional.interpolate(patches, scale_factor=corruption.coarse, mode="bilinear")
     offsets = np.zeros((len(cube), 2, 2))
     offsets[:, :, 0] = clicks[:, :, 0] + moved[:, 2:]  # The landmarks' heights differ, the patches' do not.
-    parts = zip(patches.numpy(), seen.numpy(), offsets, strict=True)
+    around = in_pictures(neighbour_offsets(subject.levels, subject.centroids) - moved[:, None])
+    parts = zip(patches.numpy(), seen.numpy(), offsets, around, subject.levels.tolist(), strict=True)
     return np.stack([network_input(*part) for part in parts]), moved
 
 

@@ -133,7 +133,7 @@ def at_rest(bones: Iterable[Bone], coronal: bool) -> Iterator[dict[str, Any]]:
         plates = there[level].plates
         if plates is None:
             continue
-        above, below = (endplates.neighbour(chain, level, step) for step in (-1, 1))
+        above, below = (levels.neighbour(chain, level, step) for step in (-1, 1))
         for name, plane in PLANES.items():
             if name == "coronal" and not coronal:
                 continue

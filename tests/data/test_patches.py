@@ -63,10 +63,15 @@ def test_a_far_box_is_projected_along_its_own_rays() -> None:
     x, y, z = _grid(100)
     box = (np.abs(x) < 21) & (np.abs(y) < 15) & (np.abs(z) < 12)
     pictures = [projector.cast(_solid(box, axes, FAR), view) for view in views]
-    clicks = [view.project(FAR) for view in views]
-    shown, found = patches.crop_patches(pictures, views, clicks, FAR)
+    above = FAR + 30 * axes[:, 2]
+    clicks = [{20: view.project(FAR), 19: view.project(above), 22: view.project(FAR - above)} for view in views]
+    shown, found = patches.crop_patches(pictures, views, clicks, 20, FAR)
     assert_allclose(found, axes)
-    assert shown.shape == (2, 2, SIZE, SIZE) and shown.dtype == np.float32
+    assert shown.shape == (2, 4, SIZE, SIZE) and shown.dtype == np.float32
+    # The neighbour above is 30 mm up in both patches; L3 is no neighbour of L1.
+    for context in shown[:, 2]:
+        assert_allclose(context, patches.centroid_map(np.array([-30.0, 0.0])), atol=1e-4)
+    assert (shown[:, 3] == patches.level_code(20)).all()
     steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     for which, (half, thick) in enumerate(((21, 30), (15, 42))):
         square = patches.plane(axes, which)

@@ -88,15 +88,37 @@ def test_pictures_show_the_vertebra_as_a_radiograph_is_viewed(box_samples: Sampl
 
 def test_the_image_is_standardised_and_its_map_peaks_in_the_middle(box_samples: Samples) -> None:
     images = box_samples.images()
-    assert images.shape == (3, 2, 2, SIZE, SIZE) and images.dtype == np.float32
+    assert images.shape == (3, 2, 4, SIZE, SIZE) and images.dtype == np.float32
     assert np.isfinite(images).all()
     patches = box_samples.pictures[:, :, samples.MIDDLE, samples.MIDDLE]
     assert not np.isfinite(patches).all()  # L1's patch reaches beyond the film
-    for image, patch in zip(images.reshape(-1, 2, SIZE, SIZE), patches.reshape(-1, SIZE, SIZE), strict=True):
+    for image, patch in zip(images.reshape(-1, 4, SIZE, SIZE), patches.reshape(-1, SIZE, SIZE), strict=True):
         assert_allclose(image[0], standardise(patch))
         assert (image[0][np.isnan(patch)] == 0).all()
         weights = image[1] / image[1].sum()
         assert_allclose([(weights * i).sum() for i in np.indices((SIZE, SIZE))], MID, atol=1e-3)
+
+
+def test_images_show_the_neighbours_and_tell_the_level(box_samples: Samples) -> None:
+    """Row offsets run against z; columns against x in the AP view and against y in the lateral one."""
+    images = box_samples.images()
+    steps = np.diff(box_samples.centroids, axis=0)
+    for n, step in enumerate(steps):
+        for view, axis in enumerate((0, 1)):
+            below = patches.centroid_map(-step[[2, axis]])
+            above = patches.centroid_map(step[[2, axis]])
+            assert (images[n, view, 2] >= below - 1e-5).all() and below.max() > 0.9
+            assert (images[n + 1, view, 2] >= above - 1e-5).all()
+    assert_allclose(images[1, 0, 2], patches.centroid_map(steps[0][[2, 0]]) + patches.centroid_map(-steps[1][[2, 0]]))
+    assert [set(np.unique(image[:, 3])) for image in images] == [{20.0}, {21.0}, {22.0}]
+
+
+def test_a_missing_level_is_no_neighbour() -> None:
+    found = patches.neighbour_offsets(np.array([18, 19, 20, 22]), np.arange(12.0).reshape(4, 3))
+    assert np.isnan(found[:, :, 0]).tolist() == [[True, False], [False, False], [False, True], [True, True]]
+    assert_allclose(found[1], [[-3, -3, -3], [3, 3, 3]])
+    thirteenth = patches.neighbour_offsets(np.array([19, 28, 20]), np.zeros((3, 3)))
+    assert not np.isnan(thirteenth[1]).any() and np.isfinite(thirteenth[2, 0]).all()
 
 
 def test_a_centroid_map_is_a_gaussian_of_5_mm_at_its_offset() -> None:

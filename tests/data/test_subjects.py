@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from transvert import levels
 from transvert.data import fetch, subjects
 from transvert.data.manifest import DataFile, Subject
-from transvert.imaging import mesh, volume
+from transvert.imaging import mesh
 from transvert.imaging.volume import Volume, cube_affine
 from transvert.io import InputError
 from transvert.phantom import paint
@@ -151,19 +152,28 @@ def test_a_mask_alone_becomes_a_phantom_of_its_own(patient: Patient, tmp_path: P
     assert painted[0] == painted[1] and len(set(painted)) == 3
 
 
-def test_a_cropped_mask_gets_a_margin_and_unused_labels_go(patient: Patient, tmp_path: Path) -> None:
+def test_a_cropped_ct_stands_in_a_painted_body_and_unused_labels_go(patient: Patient, tmp_path: Path) -> None:
     low, high = (f(np.argwhere(patient.mask.data), axis=0) for f in (np.min, np.max))
     box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
     affine = patient.mask.affine.copy()
     affine[:3, 3] = patient.mask.world(low)
     mask_path = store_as(Volume(patient.mask.data[box], affine), "RAS", tmp_path / "m.nii.gz")
-    hu = np.where(patient.mask.data[box] > 0, 600, -900).astype(np.int16)
+    hu = np.full(patient.mask.data[box].shape, 300, np.int16)
+    hu[0, 0, 0] = -1000  # At a corner, which is not shown.
     ct_path = store_as(Volume(hu, affine), "RAS", tmp_path / "ct.nii.gz")
     file = DataFile(role="mask", subject="a", url="https://a.org/m", convention="verse", cropped=True, without=["L1"])
     ct, mask, _ = subjects.load_subject(Subject("a", ct_path, mask_path, "verse", files={mask_path: file}))
-    assert ct.data.shape == mask.data.shape == tuple(high - low + 3)
-    assert not mask.data[[0, -1]].any() and (ct.data[[0, -1]] == volume.AIR_HU).all()
+    assert mask.data.shape == tuple(high - low + 3) and not mask.data[[0, -1]].any()
     assert set(np.unique(mask.data)) == {0, L2, L3}
+    body = paint.paint_phantom(mask, zlib.crc32(b"a/0"))
+    ends = Volume(hu, affine).corners()
+    places = ct.world(np.moveaxis(np.indices(ct.data.shape), 0, -1))
+    depth = np.minimum(places - ends.min(0), ends.max(0) - places).min(-1)
+    assert_array_equal(ct.data[depth < 0], body.data[depth < 0])
+    assert (ct.data[depth > subjects.BLEND_MM] == 300).all() and (depth > subjects.BLEND_MM).any()
+    half = np.abs(depth - subjects.BLEND_MM / 2) < 1e-3
+    assert half.any()
+    assert_allclose(ct.data[half], (body.data[half] + 300) / 2, atol=1)
     assert_allclose(mask.world(np.argwhere(mask.data == L2)).mean(0), patient.centroids[L2], atol=1e-4)
 
 

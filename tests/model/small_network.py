@@ -23,7 +23,7 @@ class Small(nn.Module):
         self.lift = nn.Conv2d(width, 8, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return functional.interpolate(self.lift(self.encode(images.flatten(1, 2)))[:, None], scale_factor=8)
+        return functional.interpolate(self.lift(self.encode(images[:, :, :2].flatten(1, 2)))[:, None], scale_factor=8)
 
 
 networks.NETWORKS["small"] = Small

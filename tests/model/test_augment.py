@@ -13,13 +13,14 @@ from conftest import Patient
 from numpy.testing import assert_allclose, assert_array_equal
 
 from transvert.data import store
-from transvert.data.patches import SIZE, SPACING_MM, centroid_map
+from transvert.data.patches import SIZE, SPACING_MM, centroid_map, level_code, neighbour_offsets
 from transvert.data.samples import MIDDLE, WIDE, Samples, StoredSamples, cut_samples, write_samples
 from transvert.drr import projector
 from transvert.model import augment as augment_module
 from transvert.model.augment import (
     AugmentConfig,
     Sampler,
+    _centroids,
     _draw_affine,
     _draw_maps,
     _draw_views,
@@ -48,11 +49,16 @@ class _Middle(Random):
         return torch.zeros(shape, device=self.device)
 
 
-def _draw(samples: Samples, config: AugmentConfig, random: Random | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _draw(
+    samples: Samples, config: AugmentConfig, random: Random | None = None, neighbours: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """One draw of each sample, in order: images and targets. By default in the middle of all chance."""
+    if neighbours is None:
+        neighbours = neighbour_offsets(samples.levels, samples.centroids)
+    context = torch.from_numpy(neighbours), torch.tensor([level_code(int(level)) for level in samples.levels])
     parts = zip(*(unpack_sample(samples, n) for n in range(len(samples))), strict=True)
     arrays = (torch.from_numpy(np.stack(part)) for part in parts)
-    images, targets = augment_batch(*arrays, config, random or _Middle(0))
+    images, targets = augment_batch(*arrays, *context, config, random or _Middle(0))
     return images.numpy(), targets[:, 0].numpy() > 0.5
 
 
@@ -285,13 +291,62 @@ def test_a_turned_view_turns_picture_and_landmark_but_no_target(box_samples: Sam
 def test_the_landmark_follows_its_view(box_samples: Samples) -> None:
     config = replace(STILL, view_deg=5.0, magnification=0.05)
     thickness = torch.zeros(1, 2, SIZE, SIZE)
-    thickness[0, 0, 40, 20] = thickness[0, 1, 52, 20] = 1  # The centroid at x 12.75, y 30.75 and z -17.25 mm.
+    thickness[0, 0, 40, 20] = thickness[0, 1, 52, 20] = 1
     x, y, z = MM[[40, 52, 20]]
+    point = _centroids(thickness)
+    assert_allclose(point, [[x, y, z]], atol=1e-5)
     views = _draw_views(1, config, _Views(0))
     sine, cosine = np.sin(np.deg2rad(5)), np.cos(np.deg2rad(5))
-    ap, lateral = _draw_maps(thickness, views, STILL, _Middle(0))[0].numpy()
+    ap, lateral = _draw_maps(point[:, None], views, STILL, _Middle(0))[0, :, 0].numpy()
     assert_allclose(ap, centroid_map(-1.05 * np.array([z, x * cosine + y * sine])), atol=1e-4)
     assert_allclose(lateral, centroid_map(-1.05 * np.array([z * cosine - x * sine, y])), atol=1e-4)
+
+
+# Context
+
+
+def test_without_chance_the_context_is_that_of_the_samples(box_samples: Samples) -> None:
+    images, _ = _draw(box_samples, STILL)
+    plain = box_samples.images()
+    assert images.shape == plain.shape == (3, 2, 4, SIZE, SIZE)
+    assert_allclose(images[:, :, 2:], plain[:, :, 2:], atol=1e-4)
+
+
+def test_neighbours_move_with_the_vertebra(box_samples: Samples) -> None:
+    """A rod turned by 15 degrees about the left-right axis points at the neighbour 30 mm above it."""
+
+    class Turned(_Middle):
+        def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
+            found = super().uniform(low, high, *shape)
+            if shape == (1, 3) and high == 1.0:  # The angles.
+                found[0, 0] = 1.0
+            return found
+
+    above = np.array([[[0.0, 0.0, 30.0], [np.nan] * 3]], np.float32)
+    labels = np.zeros((1, WIDE, WIDE, WIDE), np.uint8)
+    labels[0, 40:44, 40:44, 22:62] = L2
+    rod = replace(box_samples.chosen([L2]), labels=labels)
+    images, targets = _draw(rod, replace(STILL, tilt_deg=15.0), Turned(0), above)
+    _, y, z = (np.argwhere(targets[0]) * SPACING_MM + MM[0]).T
+    slope = float(np.polyfit(z, y, 1)[0])
+    assert abs(np.degrees(np.arctan(slope))) == pytest.approx(15, abs=1)
+    place = 30 * np.array([0, slope, 1]) / np.hypot(1, slope)
+    for view in (0, 1):
+        assert_allclose(images[0, view, 2], centroid_map(-place[[2, view]]), atol=0.05)
+    upright, _ = _draw(rod, STILL, None, above)
+    assert_allclose(upright[0, :, 2], [centroid_map(np.array([-30.0, 0.0]))] * 2, atol=1e-4)
+
+
+def test_neighbours_and_level_are_left_out_at_the_stated_rate(box_samples: Samples) -> None:
+    config = replace(STILL, drop_neighbour=0.3, drop_level=0.4)
+    images = np.concatenate([_draw(box_samples, config, Random(seed))[0] for seed in range(40)])
+    codes = images[:, 0, 3, 0, 0].reshape(40, 3)
+    told = codes > 0
+    assert 0.5 < told.mean() < 0.7
+    assert all(set(codes[told[:, n], n]) == {level_code(20 + n)} for n in range(3))
+    # L2 has two neighbours, each known in both views or in none.
+    known = images.reshape(40, 3, 2, 4, SIZE, SIZE)[:, 1, :, 2].max((2, 3)) > 0.5
+    assert (known[:, 0] == known[:, 1]).all() and 0.75 < known[:, 0].mean() <= 1
 
 
 # Films

@@ -20,7 +20,7 @@ Make = Callable[[str], nn.Module]
 
 
 def _images(batch: int = 1, seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, 2, 2, 64, 64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, 2, 4, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
 def _loud(made: nn.Module) -> nn.Module:
@@ -36,7 +36,7 @@ def _loud(made: nn.Module) -> nn.Module:
 
 def test_network_sizes_are_those_of_the_benchmark() -> None:
     sizes = {name: sum(p.numel() for p in networks.build_network(name).parameters()) for name in NAMES}
-    assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_516_026}
+    assert sizes == {"transvert": 2_970_363, "transvert_hull": 4_522_202}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,6 +104,26 @@ def test_maps_and_attention_can_be_left_out(name: str) -> None:
         with torch.no_grad():
             assert torch.equal(made(plain), made(moved)) is not maps
     assert not torch.equal(plain, moved)
+
+
+def test_context_is_seen_unless_left_out() -> None:
+    plain, other = _images(), _images()
+    plain[:, :, 3], other[:, :, 3] = 12.0, 20.0
+    far = plain.clone()
+    far[:, :, 2] = plain[:, :, 2].flip(-2)
+    for context in (True, False):
+        made = networks.build_network("transvert_hull", width=8, context=context).eval()
+        with torch.no_grad():
+            assert torch.equal(made(plain), made(other)) is not context
+            assert torch.equal(made(plain), made(far)) is not context
+
+
+def test_an_unknown_level_embeds_as_zero_and_near_levels_alike() -> None:
+    embed = networks.LevelEmbedding(16)
+    with torch.no_grad():
+        unknown, first, second, far = embed(torch.tensor([0.0, 10.0, 11.0, 24.0]))
+    assert not unknown.any()
+    assert (first - second).norm() < 0.7 * (first - far).norm()
 
 
 # Layers
@@ -201,6 +221,22 @@ def test_weights_come_back_exactly_with_their_card(name: str, tiny: Make, tmp_pa
         assert torch.equal(found.state_dict()[key], value), key
     with torch.no_grad():
         assert torch.equal(found(_images()), made(_images()))
+
+
+def test_a_network_starts_from_weights_that_know_less(tmp_path: Path) -> None:
+    old = networks.build_network("transvert_hull", width=8, context=False).eval()
+    path = networks.save_weights(tmp_path / "w.safetensors", old, "transvert_hull", {"width": 8})
+    assert networks.load_weights(path)[0].levels is None, "weights of version 0.1 do not state their context"
+    new = networks.build_network("transvert_hull", width=8).eval()
+    networks.start_from(new, path)
+    with torch.no_grad():
+        torch.testing.assert_close(new(_images()), old(_images()))
+    wide = networks.build_network("transvert_hull", width=16)
+    with pytest.raises(InputError, match="do not fit this network, which has no 'encoders"):
+        networks.start_from(networks.build_network("transvert", width=8), path)
+    networks.save_weights(path, wide, "transvert_hull", {"width": 16})
+    with pytest.raises(InputError, match="do not fit this network: its '.*' has another shape"):
+        networks.start_from(new, path)
 
 
 def test_entries_are_added_to_a_card_and_the_weights_stay(tmp_path: Path) -> None:

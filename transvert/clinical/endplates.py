@@ -198,12 +198,6 @@ def lean_and_wedge_deg(plates: Endplates, plane: int) -> tuple[float, float]:
     return (upper + lower) / 2, upper - lower
 
 
-def neighbour(order: Sequence[int], level: int, step: int) -> int | None:
-    """The level above (step -1) or below (1) in `order`, head to tail; None if a level between them is missing."""
-    n = order.index(level) + step
-    return order[n] if 0 <= n < len(order) and len(levels.between([level, order[n]])) == 2 else None
-
-
 def tilt_endplates(plates: Endplates, superior: np.ndarray, inferior: np.ndarray) -> Endplates:
     """Endplates with new tilts, (2,) degrees each; heights at the front and the back follow."""
     up, down = (unit(np.array([*np.tan(np.radians(tilt)), 1.0])) for tilt in (superior, inferior))
@@ -281,7 +275,7 @@ def _tilt_equations(
             mean, sd = known[kind, plane, here]
             found.append((weights, value - mean, sd, {}))
         found.append((wedge, *known["wedge", plane, here], {}))
-        above, below = (neighbour(placed, level, step) for step in (-1, 1))
+        above, below = (levels.neighbour(placed, level, step) for step in (-1, 1))
         if below in upper:
             found.append(({top + 1: 1.0, upper[below]: -1.0}, *known["disc", plane, here], {}))
         ends = [n if n in places else None for n in (above, below)]

@@ -43,7 +43,7 @@ WARN_SD = 2.5  # A shift of more standard deviations of the landmark than this i
 Points = Mapping[int, np.ndarray]  # Level to (3,).
 Pixels = Mapping[str, Points]  # View to level to (2,) row and column.
 Views = tuple[View, View]  # AP and lateral.
-Predict = Callable[[np.ndarray], np.ndarray]  # Images (N, 2, 2, S, S) of `patches.network_input` to (N, S, S, S).
+Predict = Callable[[np.ndarray], np.ndarray]  # Images (N, 2, 4, S, S) of `patches.network_input` to (N, S, S, S).
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,9 @@ def predict_vertebrae(
 
     Films are (rows, columns), AP and lateral, brighter is more attenuation; `points` are RAS mm, `pixels` their landmarks.
     """
-    patched = [patches.crop_patches(films, views, [pixels[w][n] for w in VIEWS], at) for n, at in points.items()]
-    probabilities = predict(np.array([images for images, _ in patched], np.float32).reshape(-1, 2, 2, SIZE, SIZE))
+    clicks = [pixels[which] for which in VIEWS]
+    patched = [patches.crop_patches(films, views, clicks, level, at) for level, at in points.items()]
+    probabilities = predict(np.array([images for images, _ in patched], np.float32).reshape(-1, 2, 4, SIZE, SIZE))
     return [
         Vertebra(level, point, probability, SPACING_MM, axes)
         for (level, point), probability, (_, axes) in zip(points.items(), probabilities, patched, strict=True)

@@ -9,11 +9,12 @@ sampled in the rotated cube's own plane. This companion's choice; the paper does
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
 
+from transvert import levels
 from transvert.drr.geometry import View
 from transvert.io import InputError
 
@@ -30,29 +31,37 @@ _PARTS = 3  #: Least number of image samples per patch pixel along rows and colu
 
 
 def crop_patches(
-    films: Sequence[np.ndarray], views: tuple[View, View], clicks: Sequence[np.ndarray], centre: np.ndarray
+    films: Sequence[np.ndarray],
+    views: tuple[View, View],
+    clicks: Sequence[Mapping[int, np.ndarray]],
+    level: int,
+    centre: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A network's input for one vertebra, and the axes of the cube that the network predicts.
 
     Args:
         films: the AP and the lateral picture, (rows, columns); brighter is more attenuation.
         views: their views.
-        clicks: the vertebra's landmark in each picture, (2,) row and column.
+        clicks: the landmarks in each picture, VerSe number to (2,) row and column; the neighbours' are used too.
+        level: the vertebra's VerSe number.
         centre: (3,) RAS mm, of the cube.
 
     Returns:
-        (2, 2, 64, 64) float32 as from `network_input`, and (3, 3) as from `local_axes`.
+        (2, 4, 64, 64) float32 as from `network_input`, and (3, 3) as from `local_axes`.
     """
     axes = local_axes(*views, centre)
-    patches, valid, offsets = [], [], []
-    for which, (pixels, view, click) in enumerate(zip(films, views, clicks, strict=True)):
+    patches, valid, offsets, around = [], [], [], np.full((2, 2, 2), np.nan)
+    for which, (pixels, view, marked) in enumerate(zip(films, views, clicks, strict=True)):
         steps = plane(axes, which)
         patch, inside = cut_patch(pixels, view, centre, SIZE, SPACING_MM, steps)
         patches.append(patch)
         valid.append(inside)
         # The two rays rarely meet, so each landmark lies a little off its patch's centre.
-        offsets.append(offset_mm(view, click, centre, steps))
-    return network_input(np.array(patches), np.array(valid), np.array(offsets)), axes
+        offsets.append(offset_mm(view, marked[level], centre, steps))
+        for n, step in enumerate((-1, 1)):
+            if other := levels.neighbour(marked, level, step):
+                around[which, n] = offset_mm(view, marked[other], centre, steps)
+    return network_input(np.array(patches), np.array(valid), np.array(offsets), around, level), axes
 
 
 def local_axes(ap: View, lateral: View, point: np.ndarray) -> np.ndarray:
@@ -200,13 +209,57 @@ def centroid_map(offset: np.ndarray, sigma_mm: float = CENTROID_SIGMA_MM) -> np.
     return np.outer(rows, columns).astype(np.float32)
 
 
-def network_input(patches: np.ndarray, valid: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(2, 2, 64, 64) float32, a network's input: per view the standardised patch and the centroid map.
+def network_input(
+    patches: np.ndarray,
+    valid: np.ndarray,
+    offsets: np.ndarray,
+    neighbours: np.ndarray | None = None,
+    level: int | None = None,
+) -> np.ndarray:
+    """A network's input from two patches and what is known about the vertebra.
 
     Args:
         patches: (2, 64, 64), AP and lateral, brighter is more attenuation, any linear grey scale.
         valid: (2, 64, 64) bool, False beyond the film.
         offsets: (2, 2) mm along rows and columns from each patch's centre to its landmark.
+        neighbours: (2, 2, 2) mm, per view from the patch's centre to the landmarks of the vertebrae above and below; NaN
+            where unknown. None for none.
+        level: VerSe number; None where unknown.
+
+    Returns:
+        (2, 4, 64, 64) float32: per view the standardised patch, the centroid map, the map of the neighbours' centroids,
+        and a constant plane of `level_code`.
     """
-    pairs = zip(patches, valid, offsets, strict=True)
-    return np.stack([[standardise(patch, inside), centroid_map(offset)] for patch, inside, offset in pairs])
+    neighbours = np.full((2, 2, 2), np.nan) if neighbours is None else neighbours
+    plane = np.full((SIZE, SIZE), level_code(level), np.float32)
+    views = []
+    for patch, inside, offset, around in zip(patches, valid, offsets, neighbours, strict=True):
+        beside = sum((centroid_map(o) for o in around if np.isfinite(o).all()), np.zeros_like(plane))
+        views.append([standardise(patch, inside), centroid_map(offset), beside, plane])
+    return np.array(views, np.float32)
+
+
+def level_code(level: int | None) -> float:
+    """The value of the level channel: 1 for C1, 2 for C2 and so on down the spine; 0 where the level is unknown."""
+    return 0.0 if level is None else 1.0 + levels.place(level)
+
+
+def neighbour_offsets(numbers: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """(N, 2, 3) mm from each centroid to those of the vertebrae above and below; NaN where that one is absent.
+
+    Args:
+        numbers: (N,) VerSe numbers.
+        centroids: (N, 3) RAS mm.
+    """
+    rows = {int(n): row for row, n in enumerate(numbers)}
+    found = np.full((len(numbers), 2, 3), np.nan, np.float32)
+    for level, row in rows.items():
+        for n, step in enumerate((-1, 1)):
+            if other := levels.neighbour(rows, level, step):
+                found[row, n] = centroids[rows[other]] - centroids[row]
+    return found
+
+
+def in_pictures(steps_mm: np.ndarray) -> np.ndarray:
+    """Steps (N, K, 3) in RAS along rows and columns of the AP and the lateral picture, (N, 2, K, 2)."""
+    return -np.stack([steps_mm[..., [2, 0]], steps_mm[..., [2, 1]]], axis=1)

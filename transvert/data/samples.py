@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from transvert import levels
-from transvert.data.patches import SIZE, SPACING_MM, cut_patch, network_input
+from transvert.data.patches import SIZE, SPACING_MM, cut_patch, in_pictures, neighbour_offsets, network_input
 from transvert.data.store import SampleCache, group_name, read_index, read_rows, write_group
 from transvert.drr import geometry, projector
 from transvert.drr.geometry import VIEWS
@@ -63,10 +63,13 @@ class Samples:
         return self.labels[:, MIDDLE, MIDDLE, MIDDLE] == self.levels[:, None, None, None]
 
     def images(self) -> np.ndarray:
-        """(N, 2, 2, 64, 64) float32, a network's input: per view the standardised patch and the centroid map."""
+        """(N, 2, 4, 64, 64) float32, a network's input, as `network_input` makes it with exact landmarks."""
         patches = self.pictures[:, :, MIDDLE, MIDDLE]
         middle = np.zeros((2, 2))
-        return np.stack([network_input(pair, np.isfinite(pair), middle) for pair in patches])
+        parts = zip(patches, in_pictures(neighbour_offsets(self.levels, self.centroids)), self.levels, strict=True)
+        return np.stack(
+            [network_input(pair, np.isfinite(pair), middle, around, int(level)) for pair, around, level in parts]
+        )
 
     def chosen(self, wanted: list[int]) -> Samples:
         """The samples of the wanted levels only, in the wanted order."""
@@ -228,6 +231,7 @@ class StoredSamples:
         self._cache, self._rows = cache, rows
         self.subject, self.source, self.field_of_view = rows[["subject", "source", "field_of_view"]].iloc[0]
         self.levels = np.array([levels.number(level) for level in rows["level"]], np.uint8)
+        self.centroids = rows[[f"centroid_{axis}_mm" for axis in "xyz"]].to_numpy(np.float32)
         self._places = list(zip(rows["group"], rows["row"], strict=True))
 
     def __len__(self) -> int:
@@ -250,7 +254,7 @@ class StoredSamples:
             source=self.source,
             projection=first["projection"],
             levels=self.levels,
-            centroids=self._rows[[f"centroid_{axis}_mm" for axis in "xyz"]].to_numpy(np.float32),
+            centroids=self.centroids,
             notes=first["notes"].splitlines(),
             field_of_view=self.field_of_view,
             person=first["person"],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
 
 from transvert import levels
 from transvert.data import fetch
@@ -23,6 +24,7 @@ from transvert.phantom import paint
 if TYPE_CHECKING:
     import trimesh
 
+BLEND_MM = 8.0
 _SPACING_MM = 1.0
 _LEAST_PITCH_MM = 6.0
 """Pieces of a file whose centres differ less than this in height are not vertebrae that stand on each other."""
@@ -108,7 +110,7 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
     """Reads a subject's CT and mask, or paints a phantom where there is no CT.
 
     Returns:
-        CT or phantom, float32, HU; mask on the same grid, uint8, VerSe levels; and "ct" or "phantom". The phantom's
+        CT or phantom, float32, HU; mask, uint8, VerSe levels, which may cover less; and "ct" or "phantom". The phantom's
         material depends on the seed and the subject's name.
 
     Raises:
@@ -128,10 +130,31 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
         return paint.paint_phantom(mask, zlib.crc32(f"{subject.name}/{seed}".encode())), mask, "phantom"
     ct = volume.read_ct(subject.ct)
     if subject.mask in subject.files and subject.files[subject.mask].cropped:
-        ct = _add_margin(ct, AIR_HU)
+        volume.check_same_grid(_add_margin(ct, AIR_HU), mask, (f"CT {subject.ct.name}", "mask"))
+        body = paint.paint_phantom(mask, zlib.crc32(f"{subject.name}/{seed}".encode()))
+        return insert_ct(ct, body), mask, "ct"
     volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
     # The affines of one grid, written by two programs, may differ in rounding.
     return ct, Volume(mask.data, ct.affine), "ct"
+
+
+def insert_ct(ct: Volume, body: Volume) -> Volume:
+    """Inserts a CT that was cropped to the bones into a painted body, in place; they blend over `BLEND_MM` at its faces."""
+    mapping = np.linalg.inv(ct.affine) @ body.affine
+    corners = body.index(ct.corners())
+    low = np.clip(np.floor(corners.min(0)).astype(int), 0, body.data.shape)
+    high = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, body.data.shape)
+    block, shape = tuple(slice(a, b) for a, b in zip(low, high, strict=True)), tuple(high - low)
+    start = mapping[:3, :3] @ low + mapping[:3, 3]
+    values = ndimage.affine_transform(ct.data, mapping[:3, :3], start, shape, order=1, mode="nearest")
+    index = np.einsum("ij,jxyz->ixyz", mapping[:3, :3], np.indices(shape, np.float32)) + start[:, None, None, None]
+    depth_mm = np.full(shape, np.inf)
+    for axis, n in enumerate(ct.data.shape):
+        faces = np.minimum(index[axis] + 0.5, n - 0.5 - index[axis]) * ct.spacing_mm[axis]
+        depth_mm = np.minimum(depth_mm, faces)
+    share = np.clip(depth_mm / BLEND_MM, 0, 1).astype(np.float32)
+    body.data[block] += share * (values - body.data[block])
+    return body
 
 
 def read_subject_mask(subject: Subject) -> Volume:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from transvert.data.patches import CENTROID_SIGMA_MM, SIZE, SPACING_MM
+from transvert.data.patches import CENTROID_SIGMA_MM, SIZE, SPACING_MM, level_code, neighbour_offsets
 from transvert.data.samples import MIDDLE, WIDE, Samples, StoredSamples
 from transvert.drr import projector
 from transvert.model import intensity, warp
@@ -55,6 +55,8 @@ class AugmentConfig:
     noise: float = 0.25  #: SD at the mean attenuation, relative to bone contrast. Usual dose 0.03, a hundredth 0.25.
     contrast: float = 0.4  #: Logarithm of the exponent of a grey-value power law.
     collimation: float = 0.15  #: Probability that the edge of the exposed field cuts the patch.
+    drop_neighbour: float = 0.1  #: Probability that a neighbour's centroid is left out.
+    drop_level: float = 0.15  #: Probability that the level is left out.
 
 
 AUGMENTATIONS = {
@@ -94,10 +96,11 @@ class Sampler:
         self.seed = seed
         self.device = torch.device(device)
         self.stride = stride
+        self.neighbours = [neighbour_offsets(s.levels, s.centroids) for s in subjects]
         self.rows = [(s, row) for s, samples in enumerate(subjects) for row in range(len(samples))]
 
     def draw(self, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws a step's batch: images (size, 2, 2, 64, 64) and targets (size, 1, 64, 64, 64), float32.
+        """Draws a step's batch: images (size, 2, 4, 64, 64) and targets (size, 1, 64, 64, 64), float32.
 
         Steps walk through shuffled passes over all samples, so that each pass holds every sample once.
         """
@@ -110,12 +113,14 @@ class Sampler:
         hu, parts, outside = (
             torch.from_numpy(np.stack(arrays)).to(self.device) for arrays in zip(*unpacked, strict=True)
         )
+        neighbours = torch.from_numpy(np.stack([self.neighbours[s][row] for s, row in chosen])).to(self.device)
+        codes = torch.tensor([level_code(int(self.subjects[s].levels[row])) for s, row in chosen], device=self.device)
         random = Random(int(np.random.default_rng([self.seed, 1, step]).integers(2**62)), self.device)
         # One thread: pictures are too small to be shared among several.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return augment_batch(hu, parts, outside, self.config, random, threads)
+            return augment_batch(hu, parts, outside, neighbours, codes, self.config, random, threads)
         finally:
             torch.set_num_threads(threads)
 
@@ -150,6 +155,8 @@ def augment_batch(
     hu: torch.Tensor,
     parts: torch.Tensor,
     outside: torch.Tensor,
+    neighbours: torch.Tensor,
+    codes: torch.Tensor,
     config: AugmentConfig,
     random: Random,
     threads: int = 1,
@@ -160,11 +167,14 @@ def augment_batch(
         hu: (B, 84, 84, 84) int16, HU, RAS order.
         parts: (B, 84, 84, 84) uint8, `warp.OWN` in the vertebra, `warp.OTHER` in any other, or 0.
         outside: (B, 2, 84, 84) float32, attenuation × mm outside the middle 96 mm, AP and lateral; NaN beyond the film.
+        neighbours: (B, 2, 3) float32, mm from the sample's centre to the centroids of the vertebrae above and below; NaN
+            where there is none.
+        codes: (B,) float32, `patches.level_code`.
         config, random: ranges of the augmentation, and the source of random numbers.
         threads: CPU threads for the 3D steps.
 
     Returns:
-        images (B, 2, 2, 64, 64) and targets (B, 1, 64, 64, 64), float32.
+        images (B, 2, 4, 64, 64), as `patches.network_input` makes them, and targets (B, 1, 64, 64, 64), float32.
     """
     batch = len(hu)
     matrix, shift = _draw_affine(batch, config, random)
@@ -181,12 +191,17 @@ def augment_batch(
     thickness = torch.stack([target.sum(2), target.sum(1)], dim=1) * SPACING_MM
     amounts = {name: getattr(config, name) for name in ("background", "blur", "noise", "contrast", "collimation")}
     images = intensity.expose_patches(attenuation, bone_contrast(thickness), exposed | ~full, random, **amounts)
-    maps = _draw_maps(thickness, views, config, random)
-    return torch.stack([images, maps], dim=2), target[:, None]
+    own = _draw_maps(_centroids(thickness)[:, None], views, config, random)[:, :, 0]
+    # From the sample's frame to the new cube's.
+    moved = torch.linalg.solve(matrix[:, None], (neighbours - shift[:, None])[..., None])[..., 0]
+    known = torch.isfinite(moved).all(-1) & (random.uniform(0, 1, batch, 2) >= config.drop_neighbour)
+    beside = (_draw_maps(moved.nan_to_num(), views, config, random) * known[:, None, :, None, None]).sum(2)
+    told = codes * (random.uniform(0, 1, batch) >= config.drop_level)
+    return torch.stack([images, own, beside, told[:, None, None, None].expand_as(own)], dim=2), target[:, None]
 
 
 def drop_views(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """View dropout: images (B, 2, 2, 64, 64) with zeros for one view in a share of the samples, AP or lateral alike.
+    """View dropout: images (B, 2, C, 64, 64) with zeros for one view in a share of the samples, AP or lateral alike.
 
     The generator is on the CPU, so that equal seeds drop equal views on every device.
     """
@@ -306,14 +321,20 @@ def _repaint(density: torch.Tensor, bone: torch.Tensor, wanted: torch.Tensor, ra
     return density
 
 
-def _draw_maps(thickness: torch.Tensor, views: torch.Tensor, config: AugmentConfig, random: Random) -> torch.Tensor:
-    """(B, 2, 64, 64) maps of the vertebra's centroid in each view, each with its own landmark error."""
+def _centroids(thickness: torch.Tensor) -> torch.Tensor:
+    """(B, 3) mm from the cube's middle, of vertebrae whose thickness (B, 2, x or y, z) is given along both views' rays."""
     mm = _STEPS_MM.to(thickness.device)
     total = thickness.sum((-2, -1)).clamp(min=1e-6)
-    x_or_y = thickness.sum(-1) @ mm / total
-    z = thickness.sum(-2) @ mm / total
-    points = torch.stack([x_or_y, x_or_y.flip(1), z], dim=-1)  # Beside, deep, up: one view's depth is the other's side.
-    shown = (warp.projection_matrices(views) @ points[..., None])[..., 0]
+    z = (thickness.sum(-2) @ mm / total)[:, :1]
+    return torch.cat([thickness.sum(-1) @ mm / total, z], dim=1)
+
+
+def _draw_maps(points: torch.Tensor, views: torch.Tensor, config: AugmentConfig, random: Random) -> torch.Tensor:
+    """(B, 2, N, 64, 64) maps of N points (B, N, 3) mm in each view, each with its own landmark error."""
+    mm = _STEPS_MM.to(points.device)
+    # Beside, deep and up: one view's depth is the other's side.
+    sides = torch.stack([points, points[..., [1, 0, 2]]], dim=1)
+    shown = sides @ warp.projection_matrices(views).mT
     limit = config.landmark_shift_mm
     offsets = -shown.flip(-1) + random.uniform(-limit, limit, *shown.shape)
     rows, columns = (torch.exp(-0.5 * ((mm - offsets[..., i, None]) / CENTROID_SIGMA_MM) ** 2) for i in (0, 1))

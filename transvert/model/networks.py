@@ -96,9 +96,18 @@ class Encoder(nn.Module):
     `kernel` is the size of the first convolution. With `attention` the coarsest scale ends in self-attention.
     """
 
-    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], *, kernel: int = 7, attention: bool = False):
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        *,
+        inputs: int = 2,
+        kernel: int = 7,
+        attention: bool = False,
+    ):
         super().__init__()
-        self.stem = nn.Sequential(conv(2, widths[0], 2, kernel), *(Residual(widths[0], 2) for _ in range(depths[0])))
+        first = conv(inputs, widths[0], 2, kernel)
+        self.stem = nn.Sequential(first, *(Residual(widths[0], 2) for _ in range(depths[0])))
         self.stages = nn.ModuleList(
             nn.Sequential(conv(a, b, 2, stride=2), *(Residual(b, 2) for _ in range(depth)))
             for (a, b), depth in zip(pairwise(widths), depths[1:], strict=True)
@@ -106,7 +115,7 @@ class Encoder(nn.Module):
         self.attention = Attention(widths[-1]) if attention else nn.Identity()
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """Patch and centroid map (B, 2, 64, 64) to the features of each scale, finest first."""
+        """Patch and maps (B, inputs, 64, 64) to the features of each scale, finest first."""
         features = [self.stem(picture)]
         for stage in self.stages:
             features.append(stage(features[-1]))
@@ -185,6 +194,21 @@ class ViewLift(nn.Module):
         return volume.permute(0, 4, 1, 3, 2) if self.axis == 1 else volume.permute(0, 4, 1, 2, 3)
 
 
+class LevelEmbedding(nn.Module):
+    """A vector for a vertebra's level that changes smoothly along the spine; zero where the level is unknown."""
+
+    def __init__(self, channels: int, centres: int = 13):
+        super().__init__()
+        self.centres: Tensor
+        self.register_buffer("centres", torch.linspace(1, 25, centres), persistent=False)
+        self.project = nn.Linear(centres, channels)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """`patches.level_code` (B,) to (B, channels)."""
+        near = torch.exp(-0.5 * ((code[:, None] - self.centres) / 2) ** 2)
+        return self.project(near) * (code > 0)[:, None]
+
+
 class Head(nn.Module):
     """Logits at 64³ from features at 32³: eight sub-voxels each, plus the product of both views' 64² features.
 
@@ -209,7 +233,7 @@ def to_ras(logits: Tensor) -> Tensor:
 
 
 def drop_maps(picture: Tensor, maps: bool) -> Tensor:
-    """A picture (B, 2, 64, 64) with its centroid map, or with zeros in the map's place."""
+    """A picture (B, C, 64, 64) with its maps, or with zeros in their place."""
     return picture if maps else torch.cat([picture[:, :1], torch.zeros_like(picture[:, 1:])], dim=1)
 
 
@@ -234,8 +258,8 @@ class TransVert(nn.Module):
         self.head = Head(width // 2, widths[0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
-        ap, lateral = (encode(drop_maps(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
+        """Images (B, 2, 4, 64, 64) to logits (B, 1, 64, 64, 64), RAS order; the context is not used."""
+        ap, lateral = (encode(drop_maps(images[:, v, :2], self.maps)) for v, encode in enumerate(self.encoders))
         grown = [grow(features[-1]) for grow, features in zip(self.grow, (ap, lateral), strict=True)]
         solid = self.decode(self.fuse(torch.cat(grown, dim=1)))
         return to_ras(self.head(solid, ap[0], lateral[0]))
@@ -246,15 +270,17 @@ class TransVertHull(nn.Module):
 
     A U-shaped 2D network per view, with attention across both views at the coarsest scale, finds the vertebra. Its
     features are lifted to 3D and added at 32³, 16³ and 8³. 64³ is left to the head. `width` is the number of channels at
-    8² and 8³.
+    8² and 8³. With `context` the network also sees the neighbours' centroids and is told the level; without `maps` it sees
+    neither these nor its own centroid.
     """
 
-    def __init__(self, width: int = 128, attention: bool = True, maps: bool = True):
+    def __init__(self, width: int = 128, attention: bool = True, maps: bool = True, context: bool = True):
         super().__init__()
-        self.maps = maps
+        self.maps, self.inputs = maps, 3 if context else 2
+        self.levels = nn.ModuleList(LevelEmbedding(width) for _ in range(3)) if context else None
         flat = (width // 8, width // 4, width // 2, width)
         solid = (width // 4, width // 2, width)
-        self.encoders = nn.ModuleList(Encoder(flat, (0, 1, 1, 2), kernel=5) for _ in range(2))
+        self.encoders = nn.ModuleList(Encoder(flat, (0, 1, 1, 2), inputs=self.inputs, kernel=5) for _ in range(2))
         self.exchange = CrossViewAttention(width) if attention else None
         self.decoders = nn.ModuleList(Decoder(flat, 2) for _ in range(2))
         # The AP view does not show y, the lateral view does not show x: axes 1 and 2 of [z, y, x].
@@ -267,8 +293,14 @@ class TransVertHull(nn.Module):
         self.head = Head(solid[0], flat[0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
-        ap, lateral = (encode(drop_maps(images[:, v], self.maps)) for v, encode in enumerate(self.encoders))
+        """Images (B, 2, 4, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
+        seen = images[:, :, : self.inputs]
+        ap, lateral = (encode(drop_maps(seen[:, v], self.maps)) for v, encode in enumerate(self.encoders))
+        if self.levels is not None:
+            # Zero where a view is missing, so the larger one.
+            in_ap, in_lateral, in_solid = (embed(images[:, :, 3].amax((1, 2, 3))) for embed in self.levels)
+            ap[-1] = ap[-1] + in_ap[:, :, None, None]
+            lateral[-1] = lateral[-1] + in_lateral[:, :, None, None]
         if self.exchange is not None:
             ap[-1], lateral[-1] = self.exchange(ap[-1], lateral[-1])
         ap, lateral = (decode(features) for decode, features in zip(self.decoders, (ap, lateral), strict=True))
@@ -277,6 +309,8 @@ class TransVertHull(nn.Module):
             lift_lateral(b) + lift_ap(a)
             for lift_ap, lift_lateral, a, b in zip(self.ap_lifts, self.lateral_lifts, ap[1:], lateral[1:], strict=True)
         ]
+        if self.levels is not None:
+            lifted[-1] = lifted[-1] + in_solid[:, :, None, None, None]
         lifted[-1] = self.first(lifted[-1])
         return to_ras(self.head(self.decode(lifted)[0], ap[0], lateral[0]))
 
@@ -339,7 +373,10 @@ def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     name = metadata["network"]
     if name not in NETWORKS:
         raise InputError(f"{path.name} holds weights of the network '{name}'; known are {', '.join(NETWORKS)}.")
-    network = build_network(name, **json.loads(metadata["options"]))
+    options = json.loads(metadata["options"])
+    if name == "transvert_hull":  # Weights of version 0.1 know no context.
+        options.setdefault("context", "levels.0.project.weight" in tensors)
+    network = build_network(name, **options)
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
@@ -350,6 +387,24 @@ def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a trained network and its card from a file, or the shipped one for None, "" or "shipped"."""
     return load_weights(SHIPPED_WEIGHTS if weights in (None, "", "shipped") else Path(weights))
+
+
+def start_from(network: nn.Module, weights: str | Path) -> None:
+    """Gives a network the weights of a file; an input or a layer that the file's network lacks begins at zero.
+
+    Raises:
+        InputError: weights of another kind of network.
+    """
+    given = load_network(weights)[0].state_dict()
+    own = network.state_dict()
+    for key, tensor in own.items():
+        part = given.pop(key, torch.zeros_like(tensor))
+        if part.dim() != tensor.dim() or any(a > b for a, b in zip(part.shape, tensor.shape, strict=True)):
+            raise InputError(f"The weights {weights} do not fit this network: its '{key}' has another shape.")
+        tensor.zero_()
+        tensor[tuple(slice(n) for n in part.shape)] = part
+    if given:
+        raise InputError(f"The weights {weights} do not fit this network, which has no '{next(iter(given))}'.")
 
 
 def add_to_card(path: str | Path, **more: Any) -> None:

@@ -24,7 +24,7 @@ def predict(network: nn.Module, images: np.ndarray, *, batch: int = 4, mirror: b
 
     Args:
         network: trained, on any device; it is switched to evaluation mode.
-        images: (N, 2, 2, 64, 64) float32, as `patches.network_input` makes them.
+        images: (N, 2, 4, 64, 64) float32, as `patches.network_input` makes them.
         batch: vertebrae at a time; memory grows with it.
         mirror: whether to average with the prediction of the mirrored patient, for twice the time.
 
@@ -97,12 +97,14 @@ def apply_landmark_errors(images: Tensor, errors_mm: Tensor, scales: Tensor) -> 
     row = errors_mm[:, 0].mean()
     patch = torch.stack([row.expand(2), errors_mm[:, 1]], dim=1)
     half = SPACING_MM * (SIZE - 1) / 2
-    size = torch.stack([1 / scales, torch.ones(2)], dim=1)
-    shift = torch.stack([patch, patch - errors_mm], dim=1) / half
-    theta = torch.zeros(2, 2, 2, 3)
+    channels = images.shape[2]
+    size, shift = (1 / scales)[:, None].repeat(1, channels), patch[:, None].repeat(1, channels, 1)
+    size[:, 1], shift[:, 1] = 1, patch - errors_mm  # The vertebra's own map.
+    shift = shift / half
+    theta = torch.zeros(2, channels, 2, 3)
     theta[..., 0, 0] = theta[..., 1, 1] = size
     theta[..., 0, 2], theta[..., 1, 2] = shift[..., 1], shift[..., 0]
-    grid = functional.affine_grid(theta.reshape(4, 2, 3), [4, 1, SIZE, SIZE], align_corners=True).to(images)
+    grid = functional.affine_grid(theta.reshape(-1, 2, 3), [2 * channels, 1, SIZE, SIZE], align_corners=True).to(images)
     flat = images.reshape(-1, 1, SIZE, SIZE)
     moved = functional.grid_sample(flat, grid.repeat(len(images), 1, 1, 1), "bicubic", "border", align_corners=True)
     return moved.reshape(images.shape)
@@ -133,7 +135,7 @@ def _predict_changed(
     """(B, 64, 64, 64) prediction from changed images, in a cube at the wrong place, moved back to the true one."""
     film = images[:, :, 0] != 0  # No noise beyond the film, or where a view is missing.
     images = apply_landmark_errors(images, errors_mm, scales)
-    images = torch.stack([images[:, :, 0] + noise.to(images) * film, images[:, :, 1]], dim=2)
+    images = torch.cat([images[:, :, :1] + (noise.to(images) * film)[:, :, None], images[:, :, 1:]], dim=2)
     logits = network(_mirror(images)).float()[:, 0].flip(1) if mirrored else network(images).float()[:, 0]
     return _shift(logits, landmark_offset_mm(errors_mm).tolist()).sigmoid()
 

@@ -75,6 +75,7 @@ class Recipe:
     precision: str = "auto"  #: "32", "bf16", or "auto" for bf16 where the processor is fast with it.
     device: str = "auto"  #: "auto", "cpu" or "cuda".
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+    start: str = ""  #: Weights file to begin with, "shipped" too; "" for random weights.
     seed: int = 0  #: Of the weights and of every batch.
 
 
@@ -113,8 +114,9 @@ def train_network(
 
     torch.manual_seed(recipe.seed)
     network = networks.build_network(recipe.network, **recipe.options).to(device)
-    chosen = recipe.learning_rate, recipe.weight_decay, torch.bfloat16 if bf16 else torch.float32
-    optimiser = build_optimiser(recipe.optimiser, network.parameters(), *chosen)
+    if recipe.start:
+        networks.start_from(network, recipe.start)
+    optimiser = build_optimiser(recipe.optimiser, network.parameters(), recipe.learning_rate, recipe.weight_decay)
     ema_model = AveragedModel(network, avg_fn=average_weights, use_buffers=True)
     ema_model.n_averaged += 1  # The untrained weights are the first ones averaged.
     model = distribute(network, device)
