@@ -62,11 +62,14 @@ def film(tmp_path: Path) -> Callable[..., Radiograph]:
 Film = Callable[..., Radiograph]
 
 
-def test_projections_of_every_kind_are_films_and_bits_beyond_the_stored_ones_are_ignored(film: Film) -> None:
+def test_projections_of_every_kind_are_films_and_an_overlay_s_bits_are_ignored(film: Film, tmp_path: Path) -> None:
     for modality in ("CR", "DX", "RF", "XA", "RG", None):
         assert_array_equal(film(Modality=modality).pixels, GREY12)
     overlay = RNG.integers(0, 16, SHAPE).astype(np.uint16)
-    assert_array_equal(film(GREY12 | (overlay << 12)).pixels, GREY12)
+    dataset = pydicom.dcmread(stored(tmp_path / "f.dcm", GREY12 | (overlay << 12)))
+    dataset.add_new(0x60000102, "US", 12)
+    dataset.save_as(tmp_path / "f.dcm")
+    assert_array_equal(read_radiograph(tmp_path / "f.dcm").pixels, GREY12)
     # As old files have them: the picture in the upper bits, something else in the lower ones.
     assert_array_equal(film((GREY12 << 4) | overlay, HighBit=15).pixels, GREY12)
 
@@ -185,6 +188,22 @@ def test_compressed_films_come_back(tmp_path: Path, kind: str, bits: int) -> Non
     assert difference.max() <= (0 if kind != "JPEG 2000" else 2)
 
 
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize(
+    "code", [None, *(LOSSLESS[name][0] for name in ("JPEG lossless", "JPEG 2000 lossless", "RLE"))]
+)
+def test_values_that_take_more_bits_than_are_stated_are_believed(tmp_path: Path, bits: int, code: int | None) -> None:
+    path = stored(tmp_path / "f.dcm")
+    dataset = pydicom.dcmread(path if code is None else _recoded(path, code))
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.save_as(path)
+    read = read_radiograph(path)
+    assert_array_equal(read.pixels, GREY12)
+    assert read.acquisition.notes == (
+        f"The file states {bits} bits a pixel, but its values take 12, which were believed.",
+    )
+
+
 def _encapsulated(path: Path, code: bytes, uid: str, **changes: Any) -> Path:
     dataset = pydicom.dcmread(stored(path, (GREY12 >> 4).astype(np.uint8), 8, **changes))
     dataset.PixelData = encapsulate([code])
@@ -279,6 +298,10 @@ def test_a_stated_orientation_replaces_the_file_s_and_has_words(tmp_path: Path) 
         ({}, "lateral", "is a frontal one by its view position, but it is given as the lateral one; exchange"),
         ({"PatientOrientation": ["P", "F"]}, None, "is a lateral one by its orientation, but .* the frontal one"),
         ({"PatientOrientation": ["L", "P"], "ViewPosition": None}, "ap", "neither as a frontal nor as a lateral film"),
+        *(
+            ({"ViewPosition": code, "PatientOrientation": None}, "ap", rf"f.dcm is neither .* view position \({code}\)")
+            for code in ("LAO", "RAO", "OBLIQUE", "AXIAL", "LLD", "RLD", "RLO")
+        ),
         ({"PatientOrientation": ["CR", "V"], "ViewPosition": None}, None, "orientation of the film f.dcm is not under"),
     ],
 )
@@ -292,7 +315,7 @@ def test_a_film_of_another_view_is_refused(tmp_path: Path, changes: dict, view: 
     [
         *[("PA", "U", "pa"), ("LL", "U", "left_lateral"), ("RL", "U", "right_lateral"), ("RLAT", "L", "right_lateral")],
         *[("LATERAL", "R", "right_lateral"), ("LAT", "L", "left_lateral"), ("LAT", "U", "lateral")],
-        *[("RLO", "U", None), (None, "U", None)],
+        (None, "U", None),
     ],
 )
 def test_the_view_that_a_file_names(film: Film, position: str | None, laterality: str, view: str | None) -> None:
@@ -357,11 +380,15 @@ def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> No
             read_radiograph(path, wrong)
 
 
+_SLOT = {"DetectorConfiguration": "SLOT", "Manufacturer": "EOS imaging"}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         *[({"Modality": m}, f"f.dcm is a {m} image, not a film") for m in ("CT", "MR", "US", "PT", "NM", "MG", "XC")],
         ({"Modality": "PLANTED"}, "f.dcm is of another modality, not a film; give a radiograph"),
+        *(({key: value}, "one of a slot scanner .*can't be used yet") for key, value in _SLOT.items()),
         ({"NumberOfFrames": 12}, "has 12 frames; give one picture a view"),
         ({"PhotometricInterpretation": "RGB"}, "is a colour picture, such as a photograph; give the radiograph itself"),
         ({"SamplesPerPixel": 3}, "is a colour picture"),
@@ -380,6 +407,38 @@ def test_files_that_are_no_film_get_one_sentence(tmp_path: Path, changes: dict, 
     with pytest.raises(InputError, match=sentence) as caught:
         read_radiograph(path)
     assert "\n" not in str(caught.value) and "PLANTED" not in str(caught.value)
+
+
+def test_odd_headers_are_read(tmp_path: Path) -> None:
+    whole = stored(tmp_path / "f.dcm").read_bytes()
+    header = 144 + int.from_bytes(whole[140:144], "little")
+    for content in (whole[132:], whole[header:]):  # Without a preamble, and without a header.
+        (tmp_path / "bare.dcm").write_bytes(content)
+        assert_array_equal(read_radiograph(tmp_path / "bare.dcm").pixels, GREY12)
+    read = read_radiograph(stored(tmp_path / "f.dcm", PhotometricInterpretation=None, ViewPosition="PLANTED"))
+    assert_array_equal(read.pixels, GREY12)
+    assert read.acquisition.notes == (
+        "The file's view position is not a known code; make sure that it is the right film.",
+    )
+    # A grey film as a secondary capture in colour.
+    grey = (GREY12 >> 4).astype(np.uint8)
+    rgb = {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0}
+    path = stored(tmp_path / "f.dcm", grey, 8, **rgb, PixelData=np.stack([grey] * 3, -1).tobytes())
+    assert_array_equal(read_radiograph(path).pixels, grey)
+    path = stored(tmp_path / "f.dcm", grey, 8, **rgb, PixelData=np.stack([grey, grey, grey // 2], -1).tobytes())
+    with pytest.raises(InputError, match="f.dcm is a colour picture, such as a photograph; give the radiograph itself"):
+        read_radiograph(path)
+
+
+def test_a_deflated_file_is_not_unpacked_beyond_the_largest_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stored(tmp_path / "f.dcm", np.zeros((1000, 1000), np.uint16), Columns=10)
+    path = _recoded(path, gdcm.TransferSyntax.DeflatedExplicitVRLittleEndian)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(dicom, "MOST_PIXELS", 500_000)
+    with pytest.raises(InputError, match="f.dcm has more than 0 million pixels; make it smaller"):
+        read_radiograph(path)
 
 
 def test_an_encrypted_file(tmp_path: Path) -> None:

@@ -290,3 +290,13 @@ def test_a_wrong_file_gets_one_sentence(content: Any, sentence: str, tmp_path: P
     with pytest.raises(InputError, match=sentence) as caught:
         landmarks.read_landmarks(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_level_that_stands_twice_in_the_file_is_refused(tmp_path: Path) -> None:
+    text = json.dumps(_content())
+    for name in ("L1", "l1"):  # JSON's own reader keeps the last of two equal names.
+        (tmp_path / "f.json").write_text(text.replace('"L1": [', f'"{name}": [10.0, 10.0], "L1": [', 1))
+        with pytest.raises(InputError, match=r"file f\.json .*L1'? (is marked )?twice.*; keep one of the two"):
+            landmarks.read_landmarks(tmp_path / "f.json")
+    (tmp_path / "f.json").write_text(text)
+    assert landmarks.read_landmarks(tmp_path / "f.json").levels == _marks().levels

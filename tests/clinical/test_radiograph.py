@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from pydicom.pixels import apply_voi_lut
@@ -185,6 +186,8 @@ def test_files_that_are_no_film(tmp_path: Path) -> None:
     Image.new("1", (12_000, 13_000)).save(tmp_path / "large.png")
     (tmp_path / "films.zip").write_bytes(b"PK\x03\x04" + bytes(100))
     (tmp_path / "note.txt").write_text("no film")
+    (tmp_path / "folder").mkdir()
+    tifffile.imwrite(tmp_path / "doubles.tif", GREY8.astype(np.float64))
     pages = [Image.fromarray(GREY8)] * 2
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     for name, sentence in (
@@ -192,7 +195,9 @@ def test_files_that_are_no_film(tmp_path: Path) -> None:
         ("none.png", "The film none.png does not exist"),
         ("films.zip", "films.zip is a ZIP archive; unpack it and give the film within"),
         ("note.txt", "neither DICOM nor PNG, JPEG or TIFF"),
-        ("pages.tif", "holds 2 pictures; give one a view"),
+        ("pages.tif", "holds more than one picture; give one a view"),
+        ("folder", "The film folder is a folder; give the film's file in it"),
+        ("doubles.tif", "of a kind that can't be read, such as of 64-bit numbers; save it with 16 bits a pixel"),
     ):
         with pytest.raises(InputError, match=sentence):
             read_radiograph(tmp_path / name, 1.0)

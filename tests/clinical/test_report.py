@@ -79,6 +79,8 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(found: Reconstruction, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("spine")
+    (out / "surfaces").mkdir()
+    (out / "surfaces" / "T7.ply").touch()  # Of an earlier spine.
     write_reconstruction(found, out, simulated=True)
     return out
 

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ ROWS = 256  # Rows that are converted at a time, so that a large film is held in
 _VIEWS = {code: view for view, code in POSITIONS.items()} | {"LAT": "lateral", "LATERAL": "lateral"}
 _VIEWS |= {"LLAT": "left_lateral", "RLAT": "right_lateral"}
 _FRONTAL = ("ap", "pa")
+# Codes of views that are neither frontal nor lateral, and of films of a lying patient's side.
+_OTHER_VIEWS = ("LAO", "RAO", "LPO", "RPO", "LLO", "RLO", "OBLIQUE", "AXIAL", "LLD", "RLD", "LD", "RD", "DECUBITUS")
 _PIXEL_MM = (0.01, 10.0)  # The range of a film's pixel pitch; values beyond it are not believed.
 _DISTANCE_MM = (400.0, 10_000.0)
 
@@ -52,13 +55,14 @@ _NOT_FILMS = (
 _READ = (
     *("Modality", "NumberOfFrames", "PresentationIntentType", "EncryptedAttributesSequence", "PixelData"),
     *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"),
-    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape"),
-    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("PlanarConfiguration", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PresentationLUTShape", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
     *("PixelIntensityRelationship", "PixelIntensityRelationshipSign"),
     *("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacing", "PixelSpacingCalibrationType"),
     *("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor"),
-    *("PatientOrientation", "ViewPosition", "ImageLaterality"),
+    *("PatientOrientation", "ViewPosition", "ImageLaterality", "DetectorConfiguration", "Manufacturer"),
 )
+_OVERLAY_BITS = [0x60000102 + n * 0x20000 for n in range(16)]  # The bit of the picture's words that holds an overlay.
 
 # What (transposed, upside down, mirrored) do to a picture, counted in binary.
 _ORIENTATIONS = (
@@ -142,20 +146,27 @@ def read_dicom(
     Raises:
         InputError: no film, or not the expected view. The message quotes nothing from the file but DICOM's own codes.
     """
-    import pydicom
     from pydicom.pixels import pixel_array
 
     try:
         with _silence():
-            dataset = pydicom.dcmread(path, specific_tags=list(_READ))
+            dataset = _read_dataset(path)
             _check_film(dataset, path.name)
+            colour = dataset.SamplesPerPixel == 3
+            bits = dataset.BitsStored
+            if dataset.file_meta.TransferSyntaxUID.is_encapsulated and not dataset.PixelRepresentation:
+                dataset.BitsStored = dataset.BitsAllocated  # Decoders cut off the bits beyond.
+            stored = pixel_array(dataset, raw=not colour, view_only=True, correct_unused_bits=False)
+            dataset.BitsStored = bits
+            if colour:
+                stored = grey_channel(stored, path.name)
+                dataset.PhotometricInterpretation = "MONOCHROME2"
+            stored = stored.view(f"{stored.dtype.byteorder}u{stored.itemsize}")
+            widened = _widen(dataset, stored)
             grey, notes = _grey_of_stored(dataset)
-            pixel_mm, acquisition = _read_acquisition(dataset, path.name, view, orientation, notes)
-            stored = pixel_array(dataset, raw=True, view_only=True, correct_unused_bits=False)
-            stored = acquisition.orientation.upright_picture(stored.view(f"{stored.dtype.byteorder}u{stored.itemsize}"))
-            # Overlays may lie in the bits above the picture's, or below them in old files.
-            encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
-            shift = 0 if encapsulated else dataset.HighBit + 1 - dataset.BitsStored
+            pixel_mm, acquisition = _read_acquisition(dataset, path.name, view, orientation, [*widened, *notes])
+            stored = acquisition.orientation.upright_picture(stored)
+            shift = _shift(dataset)
             pixels = np.empty(stored.shape, np.float32)
             for top in range(0, len(stored), ROWS):
                 pixels[top : top + ROWS] = grey[(stored[top : top + ROWS] >> shift) & (len(grey) - 1)]
@@ -197,10 +208,46 @@ def too_large(name: str) -> str:
     return f"The film {name} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller."
 
 
+def grey_channel(channels: np.ndarray, name: str) -> np.ndarray:
+    """(rows, columns) of a grey picture (rows, columns, 3); one in colour raises an InputError."""
+    # JPEG may part the channels of a grey picture by a step or two.
+    if np.ptp(channels, axis=2).max() > 2:
+        raise InputError(
+            f"The film {name} is a colour picture, such as a photograph; give the radiograph itself, as DICOM or grey PNG."
+        )
+    return np.ascontiguousarray(channels[..., 1])
+
+
+def _read_dataset(path: Path) -> Dataset:
+    """The tags that are read of a file with or without DICOM's preamble and header."""
+    import pydicom
+    from pydicom import filereader, uid
+
+    with path.open("rb") as file:
+        filereader.read_preamble(file, force=True)
+        # A deflated file is unpacked whole, so its size is counted before.
+        if filereader._read_file_meta_info(file).get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+            inflate, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read(1 << 20)
+            while rest:
+                size += len(inflate.decompress(rest, 1 << 24))
+                if size > 3 * MOST_PIXELS:
+                    raise InputError(too_large(path.name))
+                rest = inflate.unconsumed_tail or file.read(1 << 20)
+    tags: list[Any] = [*_READ, *_OVERLAY_BITS]
+    dataset = pydicom.dcmread(path, specific_tags=tags, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+    return dataset
+
+
 def _check_film(dataset: Dataset, name: str) -> None:
     """Refuses a file that does not hold one grey film that can be decoded."""
     from pydicom.pixels import get_decoder
+    from pydicom.uid import MediaStorageDirectoryStorage
 
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise InputError(f"{name} is a DICOMDIR, the list of a disc's files; give the film's own file.")
     modality, frames = _code(dataset, "Modality"), int(dataset.get("NumberOfFrames") or 1)
     if modality not in _FILMS:
         kind = f"a {modality} image" if modality in _NOT_FILMS else "of another modality"
@@ -209,8 +256,14 @@ def _check_film(dataset: Dataset, name: str) -> None:
         raise InputError(f"The film {name} is encrypted; decrypt it before you give it here.")
     if frames > 1:
         raise InputError(f"The film {name} has {frames} frames; give one picture a view.")
-    if dataset.get("SamplesPerPixel", 1) != 1 or "MONOCHROME" not in _code(dataset, "PhotometricInterpretation"):
+    dataset.SamplesPerPixel = dataset.get("SamplesPerPixel", 1)
+    if dataset.SamplesPerPixel == 1 and not _code(dataset, "PhotometricInterpretation"):
+        dataset.PhotometricInterpretation = "MONOCHROME2"  # `_check_evidence` sees if bone is not white.
+    kinds = {1: "MONOCHROME", 3: "RGB YBR"}.get(dataset.SamplesPerPixel, "")
+    if not any(_code(dataset, "PhotometricInterpretation").startswith(kind) for kind in kinds.split()):
         raise InputError(f"The film {name} is a colour picture, such as a photograph; give the radiograph itself.")
+    if _code(dataset, "DetectorConfiguration") == "SLOT" or "EOS" in _code(dataset, "Manufacturer").split():
+        raise InputError(slot_scanned(name))
     if dataset.Rows * dataset.Columns > MOST_PIXELS:
         raise InputError(too_large(name))
     if dataset.BitsAllocated not in (8, 16):
@@ -221,6 +274,30 @@ def _check_film(dataset: Dataset, name: str) -> None:
             return
     known = f"compressed as {syntax.name}" if syntax.name != syntax else "compressed or encrypted in a private way"
     raise InputError(f"The film {name} is {known}, which can't be read here; export it uncompressed (gdcmconv --raw).")
+
+
+def slot_scanned(name: str) -> str:
+    """The error message for a film whose rays are parallel along the body and a fan across it."""
+    return (
+        f"The film {name} is one of a slot scanner (such as EOS), or stitched from several: neither a cone of rays nor "
+        "parallel ones; such films can't be used yet, give films of one exposure each."
+    )
+
+
+def _shift(dataset: Dataset) -> int:
+    """Old files may hold something else in the bits below the picture's."""
+    encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    return 0 if encapsulated else int(dataset.HighBit) + 1 - int(dataset.BitsStored)
+
+
+def _widen(dataset: Dataset, stored: np.ndarray) -> list[str]:
+    """Raises `BitsStored` to what unsigned values (any shape) take, with a note, unless an overlay lies in those bits."""
+    bits = int(stored.max(initial=0)).bit_length() - _shift(dataset)
+    if dataset.PixelRepresentation or bits <= dataset.BitsStored or any(map(dataset.get_item, _OVERLAY_BITS)):
+        return []
+    note = f"The file states {dataset.BitsStored} bits a pixel, but its values take {bits}, which were believed."
+    dataset.HighBit, dataset.BitsStored = _shift(dataset) + bits - 1, bits
+    return [note]
 
 
 @contextlib.contextmanager
@@ -278,7 +355,15 @@ def _read_acquisition(
     dataset: Dataset, name: str, view: str | None, letters: Sequence[str] | None, notes: Sequence[str]
 ) -> tuple[tuple[float, float] | None, Acquisition]:
     """The upright picture's pixel pitch, None if the file has no plausible one, and the acquisition metadata."""
-    recorded_view, recorded_letters = _VIEWS.get(_code(dataset, "ViewPosition")), dataset.get("PatientOrientation")
+    position, recorded_letters = _code(dataset, "ViewPosition"), dataset.get("PatientOrientation")
+    if position in _OTHER_VIEWS and not letters:
+        raise InputError(
+            f"The film {name} is neither frontal nor lateral by its view position ({position}); give one of each, or state "
+            "the film's orientation."
+        )
+    if position and position not in (*_VIEWS, *_OTHER_VIEWS):
+        notes = (*notes, "The file's view position is not a known code; make sure that it is the right film.")
+    recorded_view = _VIEWS.get(position)
     if recorded_view == "lateral":
         recorded_view = _VIEWS.get(_code(dataset, "ImageLaterality") + "LAT", recorded_view)
     orientation = ImageOrientation()

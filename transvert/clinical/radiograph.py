@@ -6,6 +6,7 @@ the top, the patient's right (AP, PA) or front (lateral) on the left. Every pixe
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from transvert.drr.geometry import View
 from transvert.io import InputError, atomic_path
 
 _SCREEN_DPI = (72, 96, 144)  # Written by drawing programs and screenshots without any measurement.
+_BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # The first group of a DICOM file without preamble, or without header.
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # Object identifiers of enveloped, encrypted, and authenticated-enveloped data (RFC 5652, 5083).
 _ENCRYPTED = [b"\x2a\x86\x48\x86\xf7\x0d\x01" + end for end in (b"\x07\x03", b"\x07\x06", b"\x09\x10\x01\x17")]
 
@@ -81,10 +84,11 @@ def read_radiograph(
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"The film {path.name} does not exist.")
+        problem = "is a folder; give the film's file in it" if path.is_dir() else "does not exist"
+        raise InputError(f"The film {path.name} {problem}.")
     with path.open("rb") as file:
         head = file.read(132)
-    if head[128:] == b"DICM":
+    if head[128:] == b"DICM" or head[:2] in _BARE_DICOM:
         pixels, pitch, acquisition = dicom.read_dicom(path, view, orientation)
     else:
         stored, pitch = _read_picture(path, head)
@@ -221,6 +225,8 @@ def _read_picture(path: Path, head: bytes) -> tuple[np.ndarray, tuple[float, flo
             problem = "is encrypted; decrypt it before you give it here."
         elif head.startswith(b"PK"):
             problem = "is a ZIP archive; unpack it and give the film within."
+        elif head[:4] in _TIFF:
+            problem = "is a TIFF of a kind that can't be read, such as of 64-bit numbers; save it with 16 bits a pixel."
         else:
             problem = "is not a film: it is neither DICOM nor PNG, JPEG or TIFF."
         raise InputError(f"{path.name} {problem}") from None
@@ -231,9 +237,10 @@ def _read_picture(path: Path, head: bytes) -> tuple[np.ndarray, tuple[float, flo
 
 
 def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, float] | None]:
-    pictures = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-    if pictures > 1:
-        raise InputError(f"The film {name} holds {pictures} pictures; give one a view.")
+    with contextlib.suppress(EOFError):  # Not `n_frames`, which reads every page of a long file.
+        image.seek(1 if image.format == "TIFF" else 0)
+        if image.tell():
+            raise InputError(f"The film {name} holds more than one picture; give one a view.")
     if image.width * image.height > MOST_PIXELS:
         raise InputError(dicom.too_large(name))
     white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
@@ -247,12 +254,7 @@ def _decode(name: str, image: Image.Image) -> tuple[np.ndarray, tuple[float, flo
         part = image.crop((0, top, image.width, min(top + dicom.ROWS, image.height)))
         rows = np.asarray(part if single else part.convert("RGB"))
         if not single:
-            # JPEG may part the channels of a grey picture by a step or two.
-            if np.ptp(rows, axis=2).max() > 2:
-                raise InputError(
-                    f"The film {name} is a colour picture, such as a photograph; export it as DICOM or as a grey PNG."
-                )
-            rows = rows.mean(axis=2, dtype=np.float32)
+            rows = dicom.grey_channel(rows, name)
         pixels[top : top + dicom.ROWS] = rows
     if not np.isfinite(pixels).all():
         raise InputError(f"The film {name} has NaN or infinite values, which have no grey; save it as 16-bit integers.")

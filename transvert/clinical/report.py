@@ -7,6 +7,7 @@ neither files nor patients.
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ def write_reconstruction(
     volume.write_volume(found.labels, out / "spine.nii.gz")
     meshes = surfaces(found)
     named = {levels.name(level): surface for level, surface in meshes.items()}
+    for name, ending in itertools.product(levels.NUMBERS, mesh.WRITABLE):  # Of an earlier spine in this folder.
+        (out / "surfaces" / f"{name}{ending}").unlink(missing_ok=True)
     for name, surface in named.items():
         for ending in mesh.WRITABLE:
             mesh.write_surface(out / "surfaces" / f"{name}{ending}", surface)
