@@ -220,6 +220,15 @@ def test_silhouettes_lie_on_the_vertebrae_of_both_films(
             assert shown.pixels[picture].mean() > shown.pixels[around].mean() + 0.1
 
 
+def test_silhouettes_of_large_films_are_binned(found: Reconstruction, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = silhouettes(found)
+    monkeypatch.setattr("transvert.plots.figures.LONGEST", -(-max(found.views[0].shape) // 3))
+    for whole, binned in zip(fine, silhouettes(found), strict=True):
+        for level, shape in whole.items():
+            bins = figures.bin_picture(shape.astype(float), figures.LONGEST)[0]
+            assert bins.shape == binned[level].shape and _dice(bins > 0.5, binned[level]) > 0.93
+
+
 def test_landmarks_that_miss_each_other_mark_their_patches(films: Films, marks: Landmarks, oracle: Oracle) -> None:
     moved = {which: dict(pixels) for which, pixels in marks.centroids.items()}
     moved["lateral"][L2] = moved["lateral"][L2] + (9.0, 0.0)

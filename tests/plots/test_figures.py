@@ -127,5 +127,13 @@ def test_a_figure_of_films_keeps_no_picture_for_each_outline() -> None:
     tracemalloc.stop()
     assert kept < 4 * picture.nbytes  # The picture itself, as matplotlib keeps it, and lines.
     texts = {text.get_text() for text in figure.axes[0].texts}
-    assert texts >= {"R", "L", "head", "feet"}
+    assert texts >= {"R", "L", "head", "feet", "T1", "T12"} and "L1" not in texts
     plt.close(figure)
+
+
+def test_a_large_picture_is_binned() -> None:
+    picture = np.arange(35.0).reshape(5, 7)
+    small, factor = figures.bin_picture(picture, 3)
+    assert factor == 3 and small.shape == (2, 3)
+    assert small[0, 0] == picture[:3, :3].mean() and small[1, 2] == np.mean([27, 27, 27, 34, 34, 34, 34, 34, 34])
+    assert figures.bin_picture(picture, 7) == (picture, 1)

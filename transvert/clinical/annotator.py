@@ -32,6 +32,7 @@ from transvert.clinical.landmarks import (
 from transvert.clinical.radiograph import Radiograph
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import PACKAGE, InputError
+from transvert.plots import figures
 
 LONGEST = 3000  # The longer side of a picture in the browser, in pixels; coordinates stay those of the film.
 
@@ -208,16 +209,8 @@ class Annotator(anywidget.AnyWidget):
 
 
 def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """A film as an 8-bit picture of at most `LONGEST` pixels a side; NaN becomes black.
-
-    Returns (rows, columns) uint8 and `factor`: a pixel is the mean of `factor` x `factor` of the film's, whose last rows
-    and columns are repeated to fill it up.
-    """
-    factor = -(-max(pixels.shape) // LONGEST)
-    padding = [(0, -n % factor) for n in pixels.shape]
-    padded = np.pad(np.asarray(pixels, np.float32), padding, mode="edge")
-    rows, columns = (n // factor for n in padded.shape)
-    small = padded.reshape(rows, factor, columns, factor).mean(axis=(1, 3))
+    """A film as an 8-bit picture, binned to `LONGEST` by `figures.bin_picture`; NaN becomes black."""
+    small, factor = figures.bin_picture(pixels, LONGEST)
     exposed = np.isfinite(small)
     if not exposed.any():
         return np.zeros(small.shape, np.uint8), factor

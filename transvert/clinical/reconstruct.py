@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,9 +161,16 @@ def posture_table(found: Reconstruction, truth: Samples | None = None) -> pd.Dat
 
 
 def silhouettes(found: Reconstruction) -> list[dict[int, np.ndarray]]:
-    """Per film, each vertebra projected back onto it: level to (rows, columns) bool."""
+    """Per film, each vertebra projected back onto it, binned as `figures.bin_picture`: level to (rows, columns) bool."""
     solids = {v.level: Volume((v.probability > 0.5).astype(np.float32), v.affine) for v in found.vertebrae}
-    return [{level: cast(solid, view) > 0.5 * SPACING_MM for level, solid in solids.items()} for view in found.views]
+    views = []
+    for view in found.views:
+        factor = -(-max(view.shape) // figures.LONGEST)
+        rows, columns = (-(-n // factor) for n in view.shape)
+        steps = factor * view.row_step, factor * view.column_step
+        corner = view.corner + (factor - 1) / 2 * (view.row_step + view.column_step)
+        views.append(replace(view, shape=(rows, columns), corner=corner, row_step=steps[0], column_step=steps[1]))
+    return [{level: cast(solid, view) > 0.5 * SPACING_MM for level, solid in solids.items()} for view in views]
 
 
 def surfaces(found: Reconstruction) -> dict[int, trimesh.Trimesh]:

@@ -40,6 +40,7 @@ REGION_COLOURS = {"C": BLUE, "T": ORANGE, "L": "#009E73"}  # Distinct for colour
 ERROR_LIMIT_MM = 3.0  # Surface error at which the colours saturate.
 SD_LIMIT_MM = 5.0  # Expected surface error at which the colours saturate, the same in all files, to compare spines.
 SD_MM = "sd_mm"  # The vertex attribute that holds the expected error; PLY and GLB files have it, too.
+LONGEST = 1500  # Pixels of a radiograph's longer side as a figure shows it; larger ones are binned.
 AROUND_MM = 70  # Width shown on each side of the silhouettes.
 
 _SD_COLOURS = colormaps["cividis"]  # Reads alike with and without colour vision: dark blue is a small error.
@@ -50,6 +51,19 @@ _PATCH_BOX = (-_HALF, _HALF, _HALF, -_HALF)
 _EDGED: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="k")]  # Legible on bright bone.
 
 plt.rcParams.update({"figure.dpi": 72, "font.size": 11})
+
+
+def bin_picture(picture: np.ndarray, longest: int = LONGEST) -> tuple[np.ndarray, int]:
+    """The means of `factor` x `factor` pixels, so that no side is longer than `longest`; and `factor`.
+
+    The last rows and columns are repeated to fill up the last bins.
+    """
+    factor = -(-max(picture.shape) // longest)
+    if factor == 1:
+        return picture, 1
+    padded = np.pad(picture, [(0, -n % factor) for n in picture.shape], mode="edge")
+    rows, columns = (n // factor for n in padded.shape)
+    return padded.reshape(rows, factor, columns, factor).mean(axis=(1, 3)), factor
 
 
 def save_figure(figure: Figure, path: str | Path) -> Figure:
@@ -180,28 +194,35 @@ def radiographs(
 ) -> Figure:
     """Radiographs side by side, in mm on the detector.
 
-    `landmarks` are per picture level to (2,) row and column, drawn as named crosses; `overlays` level to a (rows, columns)
-    silhouette, drawn as an outline, beside which `AROUND_MM` of the picture are shown; `unit` is that of the grey values.
+    `landmarks` are per picture level to (2,) row and column, drawn as named crosses; `overlays` level to a silhouette, (rows,
+    columns) as binned by `bin_picture`, drawn as a named outline, beside which `AROUND_MM` of the picture are shown; `unit`
+    is that of the grey values.
     """
     count = len(pictures)
     figure, axes = plt.subplots(1, count, figsize=(11, 5.6 if count < 3 else 4), layout="constrained", squeeze=False)
     for n, (axis, picture, view) in enumerate(zip(axes[0], pictures, views, strict=True)):
         row_mm, column_mm = view.pixel_mm
-        box = (-column_mm / 2, (picture.shape[1] - 0.5) * column_mm, (picture.shape[0] - 0.5) * row_mm, -row_mm / 2)
-        low, high = np.nanpercentile(picture, (1, 99.7))
-        shown = axis.imshow(picture, cmap="gray", extent=box, vmin=low, vmax=high)
+        small, factor = bin_picture(picture)
+        rows, columns = (n * factor - 0.5 for n in small.shape)
+        box = (-column_mm / 2, columns * column_mm, rows * row_mm, -row_mm / 2)
+        low, high = np.nanpercentile(small, (1, 99.7))
+        shown = axis.imshow(small, cmap="gray", extent=box, vmin=low, vmax=high)
         figure.colorbar(shown, ax=axis, label=unit, shrink=0.8)
         axis.set(title=titles[n], xlabel="mm on the detector", ylabel="mm on the detector")
         for level, (row, column) in (landmarks[n] if landmarks else {}).items():
             place = np.array([column * column_mm, row * row_mm])
             style: dict[str, Any] = {"color": ORANGE, "path_effects": _EDGED}
             axis.plot(*place, "+", ms=7, **style)
-            axis.annotate(levels.name(level), place + [4, 0], fontsize="x-small", va="center", **style)
+            axis.annotate(levels.name(level), place + [4, 0], fontsize="small", weight="bold", va="center", **style)
         silhouettes = overlays[n] if overlays else {}
         for level, silhouette in silhouettes.items():
             _outline(axis, silhouette, box, level_colours(np.array(level)))
+            if silhouette.any():
+                row, column = np.argwhere(silhouette).mean(axis=0) * factor
+                style = {"color": "w", "path_effects": _EDGED, "ha": "center", "va": "center", "fontsize": "small"}
+                axis.annotate(levels.name(level), (column * column_mm, row * row_mm), **style)
         if silhouettes:
-            seen = np.flatnonzero(np.any([shape.any(0) for shape in silhouettes.values()], axis=0)) * column_mm
+            seen = np.flatnonzero(np.any([shape.any(0) for shape in silhouettes.values()], axis=0)) * factor * column_mm
             axis.set_xlim(max(box[0], seen.min() - AROUND_MM), min(box[1], seen.max() + AROUND_MM))
         _mark_sides(axis, *_SIDES.get(view.name, ("", "")), "head", "feet")
     return figure
