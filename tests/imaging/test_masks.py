@@ -171,3 +171,38 @@ def test_voxels_count_by_their_size(patient: Patient) -> None:
     made = masks.clean_mask(Volume(data, patient.mask.affine))
     assert list(made.parts) == [L1, L2, L3] and made.counts == {"whole": 3, "moved": 1}
     assert made.parts[L2][0].sum() == (patient.mask.data == L2).sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "counts", "said"),
+    [
+        (lambda ct, mask: None, {"whole": 3}, ""),
+        (lambda ct, mask: mask.__setitem__(..., mask[:, ::-1].copy()), {"turned": 3}, "do not point backwards"),
+        (lambda ct, mask: mask.__setitem__(..., np.roll(mask, -12, 1)), {"off bone": 3}, "off the bone"),
+        (lambda ct, mask: np.negative(ct, out=ct), {"off bone": 3}, "-600 HU in its rim, "),
+        (lambda ct, mask: ct.__iadd__(1024), {"off bone": 3}, "the CT is not in HU"),
+        (lambda ct, mask: ct.__itruediv__(8), {"off bone": 3}, "75 HU in its rim, "),
+        (lambda ct, mask: _cut_slanted(ct, mask, -1024), {"whole": 2, "truncated": 1}, "the edge of what the CT shows"),
+        (lambda ct, mask: _cut_slanted(ct, mask, 0), {"whole": 2, "truncated": 1}, "the edge of what the CT shows"),
+    ],
+)
+def test_a_vertebra_without_bone_in_the_ct_or_turned_is_skipped(
+    make: Callable[[np.ndarray, np.ndarray], object], counts: dict[str, int], said: str, patient: Patient
+) -> None:
+    ct, mask = (Volume(one.data.copy(), one.affine) for one in (patient.ct, patient.mask))
+    make(ct.data, mask.data)
+    made = masks.clean_mask(mask, ct)
+    assert made.counts == counts and all(said in note for note in made.notes), made.notes
+
+
+def _cut_slanted(ct: np.ndarray, mask: np.ndarray, padding: int) -> None:
+    """Cuts the upper front of L1 off by a plane, as resampling onto a turned grid does."""
+    _, y, z = np.ogrid[tuple(slice(n) for n in ct.shape)]
+    beyond = y * 1.2 + z * 2.0 > 190
+    ct[np.broadcast_to(beyond, ct.shape)], mask[np.broadcast_to(beyond, ct.shape)] = padding, 0
+
+
+@pytest.mark.parametrize(("first", "good"), [(L1, True), (2, False), (8, False)])
+def test_sizes_that_no_such_level_has_are_skipped(first: int, good: bool, column: Volume) -> None:
+    mask = Volume(np.where(column.data, column.data - (L1 - first), 0).astype(np.uint8), np.diag([1.2] * 3 + [1]))
+    assert masks.clean_mask(mask).counts == {"whole" if good else "size": 5}

@@ -110,7 +110,7 @@ def cut_samples(
     """
     if field_of_view not in FIELDS_OF_VIEW:
         raise InputError(f"'{field_of_view}' is not a field of view; use {' or '.join(FIELDS_OF_VIEW)}.")
-    cleaned = masks.clean_mask(mask)
+    cleaned = masks.clean_mask(mask, ct if source == "ct" else None)
     found = cleaned.parts
     if not found:
         raise InputError(f"No whole vertebra in {subject}: " + " ".join(cleaned.notes or ["its mask is empty."]))

@@ -44,7 +44,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**26),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
-_VERSION = 4  #: Part of a group's digest. Raise it when the same files and settings give other samples.
+_VERSION = 5  #: Part of a group's digest. Raise it when the same files and settings give other samples.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -2,9 +2,10 @@
 
 A vertebra is the largest piece of its label. Another piece is joined to it within `GAP_MM`, or moved to the level that it
 touches, or dropped as a fragment, unless it is half as large: then two vertebrae have one number. Then vertebrae are
-skipped, in this order: at the volume's border, split into two numbers, merged with others (too tall or too large for
-itself or beside its neighbours), with a flat end as from a border, or too small. Each event is counted and noted. The
-thresholds are this companion's choice, far from the values of the whole vertebrae of three masks.
+skipped, in this order: at the volume's border, split into two numbers, merged with others (too tall, or too large beside
+its neighbours), with a flat end as from a border, too small, of a size that its level never has, turned, and, where there
+is a CT, without bone or at the edge of what the CT shows. Each event is counted and noted. The thresholds are this
+companion's choice, far from the values of the whole vertebrae of 35 masks and 6 CTs.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ LEAST_SHARE = 0.02  # Smallest volume of a piece to be joined or moved, relative
 MERGED_SHARE = 0.5
 FLAT_SHARE = 0.7  # Area of a flat end slice relative to the largest slice. Whole vertebrae have about 0.1.
 TALLEST_MM = {"C": 65.0, "T": 75.0, "L": 80.0}
-LARGEST_MM3 = {"C": 45e3, "T": 75e3, "L": 130e3}
 SMALLEST_MM3 = 1.5e3
+# Mean volume in cm³ of C1, C2, C3, C7, T1, T4, T8, T12, L1, L3, L5, by `levels.place`, and the limits relative to it.
+USUAL_CM3 = ((0, 1, 2, 6, 7, 10, 14, 18, 19, 21, 23), (12, 16, 11, 15, 18, 20, 27, 41, 47, 60, 65))
+SIZES = (0.2, 2.2)
+RIM_MM, AROUND_MM = 3.0, (1.5, 5.0)  # Depth of the rim of a vertebra, and distances of the tissue around it.
+LEAST_BONE_HU, MOST_BONE_HU, LEAST_CONTRAST_HU = 100.0, 1000.0, 60.0  # Of the rim's median. The CTs have 237 to 375.
+PADDING_HU, PADDING_SHARE = (-1024, -1000, 0), 0.05
 CLOSEST_MM = {"C": 8.0, "T": 11.0, "L": 16.0}  # Between centroids along the column, by the upper one's region.
 # Limits relative to the median of the nearby levels; C1 and C2 are left out, since their volumes differ.
 LARGER_THAN_NEIGHBOURS, SMALLER_THAN_NEIGHBOURS, CLOSER_THAN_NEIGHBOURS, HALF_SHARE = 1.6, 0.5, 0.6, 0.8
@@ -42,6 +48,9 @@ NOTES = {
     "split": "{} and {} are one vertebra with two numbers, skipped.",
     "merged": "two or more vertebrae with one number, skipped.",
     "small": "only {:.1f} cm3, so a part of it is missing, skipped.",
+    "size": "{:.1f} cm3, {:.1f} times the usual size: wrong numbers or voxel size, skipped.",
+    "turned": "its processes do not point backwards: the mask or its affine is turned, skipped.",
+    "off bone": "{:.0f} HU in its rim, {:.0f} HU around it: the mask is off the bone or the CT is not in HU, skipped.",
 }
 _ORDER = {level: place for place, level in enumerate(levels.NAMES)}
 
@@ -66,11 +75,12 @@ class CleanedMask:
         self.notes.append(f"{levels.name(level)}: {NOTES[event].format(*details)}")
 
 
-def clean_mask(mask: Volume) -> CleanedMask:
+def clean_mask(mask: Volume, ct: Volume | None = None) -> CleanedMask:
     """Corrects a mask's pieces and finds its whole vertebrae.
 
     Args:
         mask: (X, Y, Z) uint8, VerSe levels.
+        ct: HU, any grid; then a vertebra without bone in this CT is skipped.
     """
     made = CleanedMask()
     cleaned, doubled = _assign_pieces(mask, made)
@@ -97,7 +107,6 @@ def clean_mask(mask: Volume) -> CleanedMask:
         for level in set(pair) & set(volumes):
             skip("split", level, *map(levels.name, pair))
     large = [n for n, mm3 in volumes.items() if mm3 > LARGER_THAN_NEIGHBOURS * _usual_volume(volumes, n, mm3)]
-    large += [n for n, mm3 in volumes.items() if mm3 > LARGEST_MM3[levels.region(n)]]
     large += [n for n in volumes if heights[n] > TALLEST_MM[levels.region(n)] or n in doubled]
     for level in dict.fromkeys(large):
         skip("merged", level)
@@ -107,6 +116,21 @@ def clean_mask(mask: Volume) -> CleanedMask:
     for level, mm3 in list(volumes.items()):
         if mm3 < max(SMALLEST_MM3, SMALLER_THAN_NEIGHBOURS * _usual_volume(volumes, level, mm3)):
             skip("small", level, mm3 / 1e3)
+    sizes = {level: mm3 / 1e3 / np.interp(levels.place(level), *USUAL_CM3) for level, mm3 in volumes.items()}
+    for level, size in sizes.items():
+        # With wrong numbers some levels fit by chance, so the median counts too.
+        if wrong := [s for s in (size, float(np.median([*sizes.values()]))) if not SIZES[0] < s < SIZES[1]]:
+            skip("size", level, volumes[level] / 1e3, wrong[0])
+        elif _is_turned(mask, *parts[level]):
+            skip("turned", level)
+        elif ct is not None:
+            rim, around = _rim_and_around(ct, mask, *parts[level])
+            if not (
+                LEAST_BONE_HU < np.median(rim) < MOST_BONE_HU and np.median(rim) - np.median(around) > LEAST_CONTRAST_HU
+            ):
+                skip("off bone", level, np.median(rim), np.median(around))
+            elif np.isin(around, PADDING_HU).mean() > PADDING_SHARE:
+                skip("truncated", level, "truncated by the edge of what the CT shows")
     for level, part in parts.items():
         if level in skipped:
             event, details = skipped[level]
@@ -186,6 +210,28 @@ def _is_flat(voxels: np.ndarray) -> bool:
         areas = voxels.sum(axes)
         ends.append(max(areas[0], areas[-1]) / areas.max())
     return max(ends) > FLAT_SHARE
+
+
+def _is_turned(mask: Volume, part: np.ndarray, box: tuple[slice, ...]) -> bool:
+    """Whether a vertebra's body, its thickest part, is not in front of its centre of mass (by 1 mm at the atlas)."""
+    depth = ndimage.distance_transform_edt(np.pad(part, 1), sampling=mask.spacing_mm)[1:-1, 1:-1, 1:-1]
+    offset = np.array(ndimage.center_of_mass(depth**2)) - np.argwhere(part).mean(0)
+    right, front, _ = mask.affine[:3, :3] @ offset
+    return front < -1.5 or abs(right) > front + 2.5
+
+
+def _rim_and_around(
+    ct: Volume, mask: Volume, part: np.ndarray, box: tuple[slice, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) and (M,) HU of a vertebra's rim, which is mostly cortical bone, and of the tissue around it."""
+    margin = int(np.ceil(AROUND_MM[1] / mask.spacing_mm.min()))
+    inside = np.pad(part, margin)
+    depth, away = (ndimage.distance_transform_edt(side, sampling=mask.spacing_mm) for side in (inside, ~inside))
+    found = []
+    for chosen in (inside & (depth <= RIM_MM), (away > AROUND_MM[0]) & (away <= AROUND_MM[1])):
+        points = mask.world(np.argwhere(chosen) + [side.start - margin for side in box])
+        found.append(ndimage.map_coordinates(ct.data, ct.index(points).T, order=0, mode="nearest"))
+    return found[0], found[1]
 
 
 def _usual_volume(volumes: dict[int, float], level: int, unknown: float) -> float:

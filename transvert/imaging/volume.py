@@ -28,6 +28,10 @@ FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5  # A plausible voxel, volume
 
 _PACKED = {".nii": 1, ".gz": 1032}  # Largest ratio of content to file size; 1032 is the limit of deflate.
 _AT_ONCE = 2**20  # Voxels that are read and scaled at a time, in whole slices.
+_MOST_ZEROS = 0.1  # Share of a CT's voxels at exactly 0 HU. Real CTs have 0.01.
+_MOST_TOUCHING = (
+    0.04  # Voxels behind another level's, relative to all. Masks have up to 0.004, after interpolation 0.14.
+)
 _CRUMB = 0.05  # Smaller labels, relative to the largest, are ignored when the order of a mask's labels is checked.
 
 
@@ -107,16 +111,25 @@ def read_ct(path: str | Path) -> Volume:
         InputError: not a NIfTI file, truncated, not 3D, no usable affine, or values that are not HU.
     """
     volume = _read(path, np.float32)
-    low, high = float(volume.data.min()), float(volume.data.max())  # NaN if any voxel is.
-    if not (math.isfinite(low) and math.isfinite(high)):
+    lowest, high = float(volume.data.min()), float(volume.data.max())  # NaN if any voxel is.
+    if not (math.isfinite(lowest) and math.isfinite(high)):
         raise InputError(f"The CT {Path(path).name} has NaN or infinite voxels; fill them with -1000 HU.")
-    if low > -200 or high < 150 or high > 40000 or low < -40000:
+    zeros, low = 0, math.inf
+    for plane in volume.data:  # One by one, to avoid a boolean array of the volume's size.
+        outside = plane < -1024
+        low = min(low, float(plane.min(initial=math.inf, where=~outside)))
+        plane[outside] = AIR_HU
+        zeros += plane.size - np.count_nonzero(plane)
+    if low > -300 or high < 300 or high > 40000 or lowest < -40000:
         raise InputError(
             f"The CT {Path(path).name} has values from {low:g} to {high:g}, which are not Hounsfield units "
             "(air is near -1000, cortical bone above 300); rescale it to HU."
         )
-    for plane in volume.data:  # One by one, to avoid a boolean array of the volume's size.
-        plane[plane < -1024] = AIR_HU
+    if zeros > _MOST_ZEROS * volume.data.size:
+        share = zeros / volume.data.size
+        raise InputError(
+            f"The CT {Path(path).name} is 0 HU in {share:.0%} of its voxels; fill its background with -1000."
+        )
     return volume
 
 
@@ -132,9 +145,19 @@ def read_mask(path: str | Path, convention: str = "verse") -> Volume:
     """
     volume = _read(path, None)
     values = volume.data
-    if not all(np.isfinite(plane).all() and np.array_equal(plane, np.rint(plane)) for plane in values):
+    if not all(np.isfinite(plane).all() and np.abs(plane - np.rint(plane)).max() < 1e-2 for plane in values):
         raise InputError(f"The mask {Path(path).name} has values that are not whole numbers: it holds no labels.")
+    if values.dtype.kind == "f":
+        np.rint(values, out=values)
     labels = levels.to_verse(values, convention)
+    # From back to front, since vertebrae touch each other from head to tail.
+    pairs = ((plane[1:], plane[:-1]) for plane in labels)
+    touching = sum(np.count_nonzero((one != other) & (one > 0) & (other > 0)) for one, other in pairs)
+    if touching > _MOST_TOUCHING * np.count_nonzero(labels):
+        raise InputError(
+            f"The mask {Path(path).name} has shells of other numbers around its vertebrae, as after resampling with "
+            "interpolation; resample it with nearest neighbours."
+        )
     _check_convention(values, labels, convention, Path(path).name)
     return Volume(labels, volume.affine)
 
