@@ -12,8 +12,9 @@ import pytest
 
 from transvert import levels
 from transvert.clinical import autofill, landmark_checks, landmarks
-from transvert.clinical.landmarks import Landmarks
-from transvert.clinical.radiograph import Radiograph
+from transvert.clinical.dicom import Acquisition
+from transvert.clinical.landmarks import Landmarks, ViewSetup
+from transvert.clinical.radiograph import BY_DPI, Radiograph
 from transvert.drr import geometry
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import InputError
@@ -201,3 +202,54 @@ def test_wrong_films_are_found_by_their_curves(change: Callable[..., tuple[float
     points = {n: np.array([*change(*p[:2]), p[2]]) for n, p in _points(T1_L5, scoliosis).items()}
     (found,) = _check(_marks(points))
     assert found.startswith(warning)
+
+
+STATED = {"source_to_detector_mm": 1800.0, "source_to_patient_mm": 1500.0}
+
+
+@pytest.mark.parametrize(
+    ("acquisition", "setup", "warning"),
+    [
+        (STATED, {}, ""),
+        ({}, {"source_to_detector_mm": 1800.0}, ""),
+        (
+            {},
+            {},
+            "The {} film's distance from source to detector is not known, 1800 mm was taken: state it; films of a slot",
+        ),
+        (
+            STATED | {"source_to_patient_mm": 1746.0},
+            {},
+            "the patient is 54 mm before the detector, .* they end at the stand",
+        ),
+        (STATED | {"source_to_patient_mm": 1746.0}, {"source_to_isocentre_mm": 1600.0}, ""),
+        (STATED | {"pixel_mm_from": BY_DPI}, {}, "The {} film's pixels of 0.5 mm come from the picture's resolution"),
+        (STATED | {"pixel_mm_from": BY_DPI}, {"pixel_mm": (0.5, 0.5)}, ""),
+    ],
+)
+def test_how_films_were_taken_is_doubted(acquisition: dict, setup: dict, warning: str) -> None:
+    marks = _marks()
+    marks = replace(marks, setups={name: ViewSetup(name=marks.setups[name].name, **setup) for name in VIEWS})
+    marks = replace(marks, setups={n: s.model_copy(update={"projection": "cone"}) for n, s in marks.setups.items()})
+    films = [Radiograph(np.zeros(SHAPES[name]), (0.5, 0.5), Acquisition(**acquisition)) for name in VIEWS]
+    found = _check(marks, films=films)
+    assert len(found) == 2 * bool(warning)
+    assert all(re.search(warning.format(film), line) for film, line in zip(("AP", "lateral"), found, strict=False))
+
+
+def test_sizes_that_nobody_measured_are_asked_for_and_high_films_too() -> None:
+    films = [Radiograph(np.zeros(SHAPES[name]), (0.5, 0.5), Acquisition(pixel_mm_from=BY_DPI)) for name in VIEWS]
+    setups = {name: ViewSetup(name=setup.name, projection="cone") for name, setup in _marks().setups.items()}
+    small = replace(_marks(_points(T1_L5, size=0.7)), setups=setups)
+    with pytest.raises(
+        InputError, match=r"0\.70 times as far apart .* from the picture's resolution \(dpi\): state pixel"
+    ):
+        _check(small, films=films)
+    high = replace(small, setups={name: ViewSetup(name=setup.name) for name, setup in setups.items()})
+    with pytest.raises(
+        InputError, match=r"AP film is 1000 mm high: films of slot scanners .* state \"projection\": \"cone\""
+    ):
+        _check(high, films=films)
+    # A factor between the films, as of distances that end at a stand.
+    warning = "Heights on the AP film are 1.05 times those on the lateral film: check distances and pixel sizes."
+    assert warning in _check(_marks(_points(T1_L5[5:14])), views=_views({"ap": 0.5 * 1.05}))

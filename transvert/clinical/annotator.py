@@ -134,7 +134,8 @@ class Annotator(anywidget.AnyWidget):
             stated: dict[str, Any] = {"shape": self._views[name].shape}
             if setup.counted_on == "stored":
                 stated["counted_on"] = "film"
-            if not (setup.pixel_mm or setup.known_distance):
+            by_dpi = self._films[name].acquisition.pixel_mm_from == radiograph.BY_DPI  # Left to be doubted.
+            if not (setup.pixel_mm or setup.known_distance or by_dpi):
                 stated |= {"pixel_mm": self._views[name].pixel_mm, "pixel_plane": None}
             setups[name] = setup.model_copy(update=stated)
         self._setup = Landmarks(setups, {name: {} for name in VIEWS}, marks.isocentre, centroids_of=marks.centroids_of)

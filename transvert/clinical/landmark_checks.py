@@ -17,12 +17,16 @@ import numpy as np
 from transvert import levels
 from transvert.clinical import autofill
 from transvert.clinical.landmarks import CORNERS, ENDS, RESIDUAL_LIMIT_MM, RESIDUAL_WARNING_MM, Landmarks, meet_rays
-from transvert.clinical.radiograph import Radiograph
+from transvert.clinical.radiograph import BY_DPI, Radiograph
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import InputError
 
 SCALE_LIMIT = 0.08  # If the heights on the two films differ by a larger share, one pixel spacing is wrong.
+SCALE_WARNING = 0.03  # A smaller share may be real: the films are then only doubted.
 SIZES = (0.6, 1.35)  # From small children to tall people, relative to the adults of the spacing table.
+ADULTS = (0.8, 1.25)  # Pixels whose size nobody measured are only believed within this.
+LEAST_GAP_MM = {"ap": 80.0, "lateral": 130.0}  # From the spine of a slim adult to the detector behind the patient.
+ONE_EXPOSURE_MM = 600.0  # Most detectors are 430 mm high; higher films are rarely of one exposure.
 CURVE_LEVELS = 12  # With this many levels the curve shows a mirrored lateral film and exchanged films.
 SIDE_REMINDER = (
     "Nothing in these landmarks tells the patient's right from left: the left of the AP picture is taken to be the "
@@ -47,6 +51,12 @@ def check_landmarks(
     """
     for name, view in zip(VIEWS, views, strict=True):
         _check_view(landmarks, name, view)
+        height = view.shape[0] * view.pixel_mm[0]
+        if films and height > ONE_EXPOSURE_MM and "projection" not in landmarks.setups[name].model_fields_set:
+            raise InputError(
+                f"The {_FILM[name]} film is {height:.0f} mm high: films of slot scanners (such as EOS), and stitched ones, "
+                'can\'t be used yet; if it is one exposure, state "projection": "cone" for it in the landmark file.'
+            )
     # Row by row, so that large films are not copied.
     if films and films[0].pixels.shape == films[1].pixels.shape:
         rows = zip(films[0].pixels, films[1].pixels, strict=True)
@@ -63,14 +73,19 @@ def check_landmarks(
     pairs = [(landmarks.centroids["ap"][n], landmarks.centroids["lateral"][n]) for n in marked]
     # (levels, 2, 3) RAS mm, each centroid on its AP ray and on its lateral ray, which may differ in height.
     points = np.array([(meet_rays(ap, a, lateral, b), meet_rays(lateral, b, ap, a)) for a, b in pairs])
-    if len(marked) >= 3:
-        _check_heights(*points[..., 2].T)
+    doubts = _check_heights(*points[..., 2].T) if len(marked) >= 3 else []
+    unmeasured = []
+    for name, film in zip(VIEWS, films or (), strict=bool(films)):
+        film = landmarks.setups[name].measure_film(film, name)
+        doubts += _acquisition_warnings(landmarks, name, film)
+        unmeasured += [name] * (film.acquisition.pixel_mm_from == BY_DPI)
     apart = {n: mm for n, mm in landmarks.place(*views)[1].items() if mm > RESIDUAL_WARNING_MM}
     points = points.mean(axis=1)
     return [
         *_level_warnings(landmarks, trained_levels),
+        *doubts,
         *(f"{levels.name(n)}: its two landmarks disagree by {mm:.1f} mm." for n, mm in apart.items()),
-        *_size_warnings(marked, points),
+        *_size_warnings(marked, points, bool(unmeasured)),
         *_curve_warnings(marked, points),
         *([] if landmarks.s1_endplate["ap"] or any(landmarks.corners["ap"].values()) else [SIDE_REMINDER]),
     ]
@@ -141,8 +156,30 @@ def _check_sides(landmarks: Landmarks, name: str) -> None:
             )
 
 
-def _check_heights(ap: np.ndarray, lateral: np.ndarray) -> None:
-    """Refuses heights, mm by level, that differ throughout: by a factor, by one level, or by a shift."""
+def _acquisition_warnings(landmarks: Landmarks, name: str, film: Radiograph) -> list[str]:
+    """Doubts about the pixel size and the distances that a film states or lacks."""
+    found, setup, taken = [], landmarks.setups[name], film.acquisition
+    if taken.pixel_mm_from == BY_DPI and film.pixel_mm:
+        found.append(
+            f"The {_FILM[name]} film's pixels of {film.pixel_mm[0]:.3g} mm come from {BY_DPI}, which programs write "
+            "without a measurement: state pixel_mm if you know it."
+        )
+    detector, isocentre = setup.source_distances(taken)
+    if setup.projection == "cone" and not (setup.source_to_detector_mm or taken.source_to_detector_mm):
+        found.append(
+            f"The {_FILM[name]} film's distance from source to detector is not known, {detector:.0f} mm was taken: state it; "
+            "films of a slot scanner (such as EOS) can't be used yet."
+        )
+    elif setup.projection == "cone" and not setup.source_to_isocentre_mm and detector - isocentre < LEAST_GAP_MM[name]:
+        found.append(
+            f"By the {_FILM[name]} film's distances the patient is {detector - isocentre:.0f} mm before the detector, less "
+            "than the spine can be, so they end at the stand and sizes are wrong: state source_to_isocentre_mm."
+        )
+    return found
+
+
+def _check_heights(ap: np.ndarray, lateral: np.ndarray) -> list[str]:
+    """Refuses heights, mm by level, that differ throughout: by a factor, by one level, or by a shift. Warns of a doubt."""
     spread = ap.std(), lateral.std()
     ratio = spread[0] / spread[1]
     # A few landmarks, or a short spine, are too uncertain for a strict limit.
@@ -155,7 +192,11 @@ def _check_heights(ap: np.ndarray, lateral: np.ndarray) -> None:
         )
     offsets = ap - lateral
     if abs(np.median(offsets)) <= RESIDUAL_LIMIT_MM:
-        return
+        if abs(np.log(ratio)) <= max(SCALE_WARNING, 4 / 3 * uncertainty):  # Three standard deviations of 2 mm.
+            return []
+        return [
+            f"Heights on the AP film are {ratio:.2f} times those on the lateral film: check distances and pixel sizes."
+        ]
     # If the AP levels are one too low, an AP height is that of the lateral film's next higher level.
     for shifted, word in ((ap[:-1] - lateral[1:], "lower"), (ap[1:] - lateral[:-1], "higher")):
         if np.abs(shifted).max() <= RESIDUAL_LIMIT_MM / 2 < np.abs(offsets).min():
@@ -167,6 +208,7 @@ def _check_heights(ap: np.ndarray, lateral: np.ndarray) -> None:
             f"All levels lie {abs(np.median(offsets)):.0f} mm {'higher' if offsets[0] > 0 else 'lower'} on the AP film than "
             "on the lateral one: the films were cut or taken at different heights; correct the row of a principal_point."
         )
+    return []
 
 
 def _level_warnings(landmarks: Landmarks, trained_levels: Collection[int] | None) -> list[str]:
@@ -182,14 +224,22 @@ def _level_warnings(landmarks: Landmarks, trained_levels: Collection[int] | None
     ]
 
 
-def _size_warnings(marked: list[int], points: np.ndarray) -> list[str]:
-    """Warns of vertebrae that lie much farther apart, or closer together, than those of people."""
+def _size_warnings(marked: list[int], points: np.ndarray, unmeasured: bool) -> list[str]:
+    """Warns of vertebrae that lie much farther apart, or closer together, than those of people.
+
+    Refuses them if a film's pixel size is `unmeasured` and no adult's vertebrae stand so.
+    """
     usual = autofill.usual_spacing().mean
     steps = dict(zip(itertools.pairwise(marked), np.diff(points, axis=0), strict=True))
     known = [pair for pair in steps if pair in usual]
     if len(known) < 2:
         return []
     size = sum(np.linalg.norm(steps[pair]) for pair in known) / sum(np.linalg.norm(usual[pair]) for pair in known)
+    if unmeasured and not ADULTS[0] <= size <= ADULTS[1]:
+        raise InputError(
+            f"Vertebrae stand {size:.2f} times as far apart as an adult's, and the pixel size comes from {BY_DPI}: state "
+            "pixel_mm or a known_distance in the landmark file."
+        )
     if SIZES[0] <= size <= SIZES[1]:
         return []
     return [f"Vertebrae stand {size:.2f} times as far apart as an adult's: check both films' pixel spacing."]

@@ -23,6 +23,7 @@ from transvert.drr import exposure
 from transvert.drr.geometry import View
 from transvert.io import InputError, atomic_path
 
+BY_DPI = "the picture's resolution (dpi)"  # Where a pixel pitch comes from that no one may have measured.
 _SCREEN_DPI = (72, 96, 144)  # Written by drawing programs and screenshots without any measurement.
 _BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # The first group of a DICOM file without preamble, or without header.
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -94,7 +95,7 @@ def read_radiograph(
         stored, pitch = _read_picture(path, head)
         turn = dicom.orientation_from_letters(orientation, view, path.name) if orientation else ImageOrientation()
         pixels, pitch = turn.upright_picture(stored), pitch and turn.upright_pair(pitch)
-        origin = "the file's pixel size" if pitch else ""
+        origin = BY_DPI if pitch else ""
         acquisition = Acquisition(pixel_mm_from=origin, orientation=turn, notes=turn.notes("stated"))
     if pixel_mm is not None:
         pitch = exposure.pitch_mm(pixel_mm)
