@@ -89,7 +89,7 @@ def test_a_chain_writes_its_results_and_stops_at_the_first_failure(runs: Path, t
     done = workflow.reproduce(parameters, quiet=True)
     assert not done.failed and tuple(done.seconds) == STAGES
     found = json.loads((runs / "a" / "summary.json").read_text())
-    mine = {"split": "held_out", "method": "this run", "vertebrae": 2, "empty": 1, "dice": 0.4}
+    mine = {"split": "held_out", "method": "this run", "source": "ct", "vertebrae": 2, "empty": 1, "dice": 0.4}
     assert found["results"][0] == mine | {"hd95_mm": 2.0, "assd_mm": 1.0, "nsd_1p5mm": 0.25}
     assert found["spine"] == {"error_mm": 2.0} and found["peak_memory_gib"] == {STAGES[0]: 0.5}
     assert str(tmp_path) not in (runs / "a" / "01_drr_synthesis" / workflow.EXECUTED).read_text()

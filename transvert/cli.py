@@ -120,6 +120,7 @@ def train(
 ) -> None:
     """Train a network on a sample store. Run it again to resume an interrupted training."""
     from transvert.model.augment import AUGMENTATIONS
+    from transvert.model.evaluate import describe_dice
     from transvert.model.train import Recipe, train_folds
 
     if augmentation not in AUGMENTATIONS:
@@ -128,8 +129,7 @@ def train(
     recipe = Recipe(network, steps=steps, epoch_steps=200, batch=batch, augmentation=ranges, seed=seed)
     table = train_folds(store, split, recipe, out, resume=not fresh)
     if len(table):
-        subjects = table["subject"].nunique()
-        typer.echo(f"Mean Dice {table['dice'].mean():.3f} over {len(table)} vertebrae of {subjects} held-out subjects.")
+        typer.echo(f"{describe_dice(table)} of {table['subject'].nunique()} held-out subjects.")
     if os.environ.get("RANK", "0") == "0":  # torchrun starts one process per GPU.
         typer.echo(f"Wrote {out}")
 
@@ -143,7 +143,7 @@ def evaluate(
     """Measure Dice, HD95, ASSD and NSD of every whole vertebra, from its CT or a phantom painted from its mask."""
     from transvert.data.store import group_names, read_index
     from transvert.data.subjects import find_subjects
-    from transvert.model.evaluate import evaluate_subjects, score_store
+    from transvert.model.evaluate import describe_dice, evaluate_subjects, score_store
     from transvert.model.networks import load_network
     from transvert.runs import write_table
 
@@ -154,7 +154,7 @@ def evaluate(
     else:
         table = evaluate_subjects(find_subjects(sources), network, out)
     typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
-    typer.echo(f"Mean Dice {table.dice.mean():.3f} over {len(table)} vertebrae, network {card['network']}.")
+    typer.echo(f"{describe_dice(table)}, network {card['network']}.")
     typer.echo(f"Wrote {out / 'metrics.csv'}")
 
 

@@ -196,7 +196,7 @@ def _last_cell(path: Path) -> tuple[int, list[str]]:
 
 def describe(summary: Summary) -> str:
     """The results as text: mean metrics, the standing spine, and the time and memory of each notebook."""
-    tables = [pd.DataFrame(summary.results).set_index(["split", "method"])] if summary.results else []
+    tables = [pd.DataFrame(summary.results).set_index(["split", "method", "source"])] if summary.results else []
     tables.append(pd.DataFrame({"mean of vertebrae": summary.spine}))
     tables.append(pd.DataFrame({"seconds": summary.seconds, "peak GiB": summary.peak_memory_gib}))
     return "\n\n".join(table.to_string(na_rep="", float_format="{:.3f}".format) for table in tables if len(table))
@@ -213,7 +213,7 @@ def _write_summary(summary: Summary, folder: Path) -> None:
     if (path := tables.get(STAGES[2])) and path.exists():
         table = pd.read_csv(path).assign(vertebrae=1, empty=lambda rows: np.isinf(rows["assd_mm"]).astype(int))
         # The means leave out the infinite distances of empty predictions.
-        groups = table.replace(np.inf, np.nan).groupby(["split", "method"], sort=False)
+        groups = table.replace(np.inf, np.nan).groupby(["split", "method", "source"], sort=False)
         means = groups[["vertebrae", "empty"]].sum().join(groups[METRICS].mean()).reset_index().round(6)
         summary.results = means.astype(object).where(means.notna(), None).to_dict("records")
     if (path := tables.get(STAGES[3])) and path.exists():
@@ -314,7 +314,7 @@ def _write_sweep(folder: Path, rows: Mapping[str, dict[str, Any]], failures: Map
         row = dict(values)
         found = {} if failures.get(name) else _read_summary(folder / name)
         for result in found.get("results", []):
-            if result["method"] == found["results"][0]["method"]:
+            if all(result[key] == found["results"][0][key] for key in ("method", "source")):
                 row |= {f"{result['split']}_{key}": result[key] for key in ("vertebrae", "empty", *METRICS)}
         row |= {f"spine_{key}": value for key, value in found.get("spine", {}).items()}
         table.append(row | {"seconds": sum(found.get("seconds", {}).values()), "failed": failures.get(name, "")})

@@ -66,6 +66,15 @@ def test_a_ct_beside_its_mask_is_found_and_two_of_one_name_cost_no_other(tmp_pat
     assert [bool(subject.problem) for subject in several] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("name", ["sub-1_ct.nii", "sub-1_CT.nii.gz", "sub-1_dir-ax_ct.nii.gz", "ct.nii"])
+def test_a_ct_that_is_named_otherwise_is_never_replaced_by_a_phantom(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "set/sub-1", name, "sub-1_seg-vert_msk.nii.gz")
+    put(tmp_path / "set/sub-12", "sub-12_seg-vert_msk.nii.gz")
+    one, other = subjects.find_subjects(tmp_path / "set")
+    assert one.problem.endswith(f"sub-1/{name} is not read as its CT: name it sub-1_ct.nii.gz, or move it away.")
+    assert not other.problem and other.mask
+
+
 def put_totalsegmentator(patient: Patient, folder: Path, multilabel: bool = False) -> None:
     """A CT and TotalSegmentator's output: one file a structure, or one multilabel file."""
     (folder / "segmentations").mkdir(parents=True)

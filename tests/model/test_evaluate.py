@@ -106,3 +106,8 @@ def test_a_perfect_and_an_empty_prediction(box_samples: Samples) -> None:
     table = evaluate.score_samples(two, np.stack([truth[0], np.zeros_like(truth[1])]).astype(np.float32))
     assert table.dice.tolist() == [1, 0] and table.nsd_1p5mm.tolist() == [1, 0]
     assert table.hd95_mm.tolist() == [0, np.inf] and table.level.tolist() == ["L1", "L2"]
+
+
+def test_the_mean_dice_never_mixes_cts_and_phantoms() -> None:
+    table = pd.DataFrame({"dice": [0.8, 0.6, 0.3], "source": ["ct", "ct", "phantom"]})
+    assert evaluate.describe_dice(table) == "Mean Dice 0.700 over 2 vertebrae (ct), 0.300 over 1 vertebrae (phantom)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,7 @@ _VERSE = (
     Pattern(role="ct", path="**/{subject}{scan}_ct.nii.gz"),
     Pattern(role="mask", path="**/{subject}{scan}_seg-vert_msk.nii.gz", convention="verse"),
 )
+_CT = re.compile(r"(?i)(?:^|[/_-])ct\.nii(?:\.gz)?$")
 _TOTALSEGMENTATOR = (
     Pattern(role="ct", path="**/{subject}/ct.nii.gz"),
     Pattern(role="mask", path="**/{subject}/segmentations/vertebrae_{level}.nii.gz"),
@@ -45,9 +47,13 @@ _TOTALSEGMENTATOR = (
 
 @dataclass(frozen=True)
 class SubjectStream:
-    """Subjects that are fetched while they are iterated. An unusable subject is yielded with its `problem`."""
+    """Subjects that are fetched while they are iterated. An unusable subject is yielded with its `problem`.
+
+    `unused` are the paths of CTs that belong to no mask by their names.
+    """
 
     found: list[tuple[fetch.Cache, str, list]]
+    unused: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)
@@ -59,6 +65,10 @@ class SubjectStream:
                 if name.casefold() in seen:  # Some file systems do not distinguish upper and lower case.
                     raise InputError(f"There are two subjects {name}; rename one.")
                 subject = fetch.make_subject(name, files, cache)
+                person = re.compile(rf"(?<![^\W_]){re.escape(subject.person or name)}(?![^\W_])")
+                near = [path for path in self.unused if person.search(path)]
+                if near and subject.ct is None:
+                    raise InputError(f"{near[0]} is not read as its CT: name it {name}_ct.nii.gz, or move it away.")
             except InputError as error:
                 subject = Subject(name, problem=str(error))
             seen.add(name.casefold())
@@ -75,19 +85,21 @@ def find_subjects(sources: str | Path | Iterable[str | Path]) -> SubjectStream:
     Raises:
         InputError: a source that is none of these, or holds no subject.
     """
-    found = []
+    found: list[tuple[fetch.Cache, str, list]] = []
+    unused: list[str] = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
         if Path(source).is_dir():
-            cache, listing = _find_in_folder(Path(os.path.abspath(source)))
+            cache, listing, others = _find_in_folder(Path(os.path.abspath(source)))
+            unused += others
         else:
             cache = fetch.Cache(load_manifest(source), progress=True)
             listing = fetch.list_files(cache, ("ct", "mask", "surface"))
         found += [(cache, name, files) for name, files in listing.items()]
-    return SubjectStream(found)
+    return SubjectStream(found, tuple(unused))
 
 
-def _find_in_folder(root: Path) -> tuple[fetch.Cache, fetch.Listing]:
-    """The subjects of a folder in VerSe's layout, or else of one of TotalSegmentator's output."""
+def _find_in_folder(root: Path) -> tuple[fetch.Cache, fetch.Listing, list[str]]:
+    """The subjects of a folder in VerSe's layout, or else of one of TotalSegmentator's output; and its unused CTs."""
     # With its own name before each path, a single subject's folder fits the same patterns.
     paths = [(f"{root.name.lstrip('.')}/{path}", file) for path, file in fetch.walk_folder(root)]
     # `derivatives` and a subject's folder in it have their CTs in the `rawdata` beside them.
@@ -99,7 +111,8 @@ def _find_in_folder(root: Path) -> tuple[fetch.Cache, fetch.Listing]:
         listing = fetch.sort_paths(cache.manifest, [*paths, *more])
         masked = {n: files for n, files in listing.items() if any(file.role == "mask" for file, _ in files)}
         if masked:
-            return cache, masked
+            used = {source for files in masked.values() for _, source in files}
+            return cache, masked, [path for path, file in [*paths, *more] if file not in used and _CT.search(path)]
     raise InputError(
         f"The folder {root} holds neither VerSe's masks (*_seg-vert_msk.nii.gz) nor TotalSegmentator's output "
         "(SUBJECT/segmentations/vertebrae_L1.nii.gz, or one multilabel file SUBJECT/segmentations.nii.gz)."

@@ -42,6 +42,14 @@ def score_store(place: str | Path, rows: pd.DataFrame, network: nn.Module) -> pd
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
+def describe_dice(table: pd.DataFrame) -> str:
+    """The mean Dice of a table of metrics as text, for CTs and phantoms apart."""
+    means = table.groupby("source")["dice"].agg(["mean", "size"])
+    return "Mean Dice " + ", ".join(
+        f"{row['mean']:.3f} over {row['size']:.0f} vertebrae ({n})" for n, row in means.iterrows()
+    )
+
+
 def iterate_unseen(place: str | Path, weights: str | Path) -> Iterator[tuple[str, nn.Module, dict[str, Any], Samples]]:
     """Iterates over the subjects of a store whose people the weights were not trained on.
 
