@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 import transvert
 from transvert import levels
-from transvert.io import InputError, atomic_path, read_json, write_json
+from transvert.io import InputError, atomic_path, read_json, read_yaml, write_json
 
 
 def test_the_package_imports_fast_and_offers_its_public_names() -> None:
@@ -45,12 +46,39 @@ def test_json_round_trip_and_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"value": float("nan")})
     assert read_json(path, "thing") == {"ä": [1, None]}
-    with pytest.raises(InputError, match=r"The thing .*b\.json does not exist"):
-        read_json(tmp_path / "b.json", "thing")
-    for content in (b"{", b"\xff\xfe\x00"):
-        (tmp_path / "c.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"The thing .*c\.json is not valid JSON"):
-            read_json(tmp_path / "c.json", "thing")
+    path.write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(path, "thing") == [1], "a byte order mark is left out"
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "sentence"),
+    [
+        (read_json, None, "does not exist"),
+        (read_json, b"{", "is not valid JSON"),
+        (read_json, b"\xff\xfe\x00", "is not text in UTF-8"),
+        (read_json, b"[" * 100_000, "is nested too deeply"),
+        (read_json, b"[" + b"9" * 400 + b"]", r"is not valid JSON \(a number has too many digits\)"),
+        (read_yaml, b"a: [", "is not valid YAML"),
+        (read_yaml, b"[" * 100_000, "is nested too deeply"),
+        (read_yaml, b"a: &a [1]\nb: [*a, *a]", r"is not valid YAML \(it holds aliases\)"),
+        (read_yaml, b"a: " + b"9" * 5000, "is not valid YAML"),
+        (read_yaml, "folder", "is not a file"),
+        (read_json, "pipe", "is not a file"),
+    ],
+)
+def test_a_file_that_cannot_be_parsed_gets_one_sentence(
+    read: Callable[[Path, str], object], content: bytes | str | None, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.txt"
+    if content == "folder":
+        path.mkdir()
+    elif content == "pipe":
+        os.mkfifo(path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^The thing .*c\.txt {sentence}") as caught:
+        read(path, "thing")
+    assert "\n" not in str(caught.value)
 
 
 def test_names_and_numbers_of_levels_are_inverse() -> None:

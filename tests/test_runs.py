@@ -57,3 +57,10 @@ def test_runs_are_stored_where_the_variable_says_or_in_the_checkout(monkeypatch:
     monkeypatch.delenv("TRANSVERT_RUNS")
     assert runs.runs_folder().name == "runs"
     assert (runs.runs_folder().parent / "pyproject.toml").exists() or runs.runs_folder().parent == Path.cwd()
+
+
+@pytest.mark.parametrize("run", ["../../outside", "/elsewhere", "a/../b", "a//b", ".hidden", "", "a b", 7])
+def test_a_run_never_leaves_the_folder_of_runs(run: str) -> None:
+    assert runs.run_folder("demo/seed=0,learning_rate=0.002").parent == runs.runs_folder() / "demo"
+    with pytest.raises(InputError, match=r"^The run .* must be (letters|text)"):
+        _ = runs.Stage(run, "01_drr_synthesis", {}).folder

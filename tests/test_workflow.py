@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
@@ -145,6 +146,9 @@ def test_bad_parameter_sets_are_refused(text: str, sentence: str, tmp_path: Path
 def test_unknown_parameters_and_notebooks_and_a_busy_run_are_refused(runs: Path) -> None:
     with pytest.raises(InputError, match="No notebook has the parameter stepz"):
         workflow.reproduce({"run": "x", "stepz": 3})
+    for key, value in (("run", 7), ("run", datetime.date(2024, 5, 1)), ("seed", "many"), ("attention", [1])):
+        with pytest.raises(InputError, match=f"The parameter {key} is of type .*, which .* is not"):
+            workflow.reproduce({"run": "x", key: value})
     with pytest.raises(InputError, match="no notebook 09"):
         workflow.reproduce({"run": "x"}, start="09")
     (runs / "a").mkdir(parents=True)

@@ -39,7 +39,7 @@ def reproduce(
     from transvert import runs, workflow
 
     parameters = workflow.read_parameters(params)
-    folder = runs.runs_folder() / parameters["run"]
+    folder = runs.run_folder(parameters["run"])
     if sweep:
         table = workflow.sweep(parameters, workflow.read_grid(sweep), start=start, scheduler=scheduler)
         typer.echo(f"\n{table.to_string(index=False)}\n\nWrote {folder / 'sweep.csv'}")

@@ -29,7 +29,7 @@ class InputError(ValueError):
 def check_name(name: str, what: str) -> str:
     """Returns a name that matches `NAME`; otherwise `what` begins the sentence of an InputError."""
     if not re.fullmatch(NAME, name):
-        raise InputError(f"{what} '{name}' must be letters, digits, '.', '_' and '-'; rename it.")
+        raise InputError(f"{what} {name!r} must be letters, digits, '.', '_' and '-'; rename it.")
     return name
 
 
@@ -72,14 +72,57 @@ def write_json(path: str | Path, content: Any) -> Path:
     return Path(path)
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file, which an error message calls `what`, such as "landmark file"."""
+def read_text(path: str | Path, what: str) -> str:
+    """Reads a text file in UTF-8, which an error message calls `what`, such as "landmark file"."""
+    path = Path(path)
+    if not path.is_file():  # A pipe would be waited for.
+        raise InputError(f"The {what} {path} {'is not a file' if path.exists() else 'does not exist'}.")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"The {what} {path} does not exist.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"The {what} {path} is not valid JSON ({error}).") from None
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The {what} {path} is not text in UTF-8 ({error}).") from None
+    except OSError as error:
+        raise InputError(f"The {what} {path} can't be read ({error.strerror}).") from None
+
+
+def parse_json(text: str, source: str) -> Any:
+    """Parses JSON; `source` begins the sentence of an InputError."""
+
+    def parse_int(digits: str) -> int:
+        if len(digits) > 18:
+            raise ValueError("a number has too many digits")
+        return int(digits)
+
+    try:
+        return json.loads(text, parse_int=parse_int)
+    except RecursionError:
+        raise InputError(f"{source} is nested too deeply.") from None
+    except ValueError as error:
+        raise InputError(f"{source} is not valid JSON ({error}).") from None
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Reads a JSON file, which an error message calls `what`."""
+    return parse_json(read_text(path, what), f"The {what} {path}")
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """Reads a YAML file, which an error message calls `what`; aliases are refused, since they can multiply."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it holds aliases")
+            return super().compose_node(parent, index)
+
+    text = read_text(path, what)
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError:
+        raise InputError(f"The {what} {path} is nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"The {what} {path} is not valid YAML ({' '.join(str(error).split())}).") from None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import time
@@ -31,6 +32,15 @@ def runs_folder() -> Path:
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 
+def run_folder(run: str) -> Path:
+    """The folder of a run; a run of a sweep has a name of two parts, "run/values"."""
+    if not isinstance(run, str):
+        raise InputError(f"The run {run} must be text; write it in quotes.")
+    if not all(re.fullmatch(r"\w[\w.,=+-]*", part) for part in run.split("/")):
+        raise InputError(f"The run {run!r} must be letters, digits and '._,=+-', since it names a folder; rename it.")
+    return runs_folder() / run
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, Python, and the packages that results depend on."""
     found = {"transvert": __version__, "python": platform.python_version()}
@@ -50,11 +60,11 @@ class Stage:
     @property
     def folder(self) -> Path:
         """`runs/<run>/<name>`."""
-        return runs_folder() / self.run / self.name
+        return run_folder(self.run) / self.name
 
     def need(self, stage: str, *parts: str) -> Path:
         """The path of what an earlier stage wrote; if it is absent, an InputError names the notebook to run first."""
-        path = runs_folder() / self.run / stage / Path(*parts)
+        path = self.folder.parent / stage / Path(*parts)
         if not path.exists():
             missing, hint = "/".join((stage, *parts)), f'run notebooks/{stage}.ipynb with run="{self.run}" first.'
             raise InputError(f"The run '{self.run}' has no {missing}: {hint}")

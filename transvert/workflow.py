@@ -23,11 +23,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pydantic
-import yaml
 
 from transvert import io
-from transvert.io import InputError, atomic_path, read_json, write_json
-from transvert.runs import STAGES, portable, runs_folder, write_table
+from transvert.io import InputError, atomic_path, read_json, read_yaml, write_json
+from transvert.runs import STAGES, portable, run_folder, runs_folder, write_table
 
 EXECUTED, FAILED = "notebook.ipynb", "notebook.failed.ipynb"
 METRICS = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
@@ -53,12 +52,7 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.exists():
         file = io.share_folder("params") / f"{file.stem}.yaml"
-    if not file.exists():
-        raise InputError(f"The parameter set {path} does not exist.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"The parameter set {file.name} is not valid YAML ({error}).") from None
+    content = read_yaml(file, "parameter set")
     if not isinstance(content, dict) or not content.get("run"):
         raise InputError(f"The parameter set {file.name} is not a mapping that names its 'run'.")
     if "sweep" in content:
@@ -78,6 +72,17 @@ def declared_parameters() -> dict[str, dict[str, Any]]:
     return {name: papermill.inspect_notebook(str(notebook_path(name))) for name in STAGES}
 
 
+def check_value(declared: dict[str, dict[str, Any]], key: str, value: Any) -> Any:
+    """A parameter's value in its declared type, such as 2.0 for the text "2"."""
+    known = {name: found["inferred_type_name"] for one in declared.values() for name, found in one.items()}
+    if key not in known:
+        raise InputError(f"No notebook has the parameter {key}.")
+    try:
+        return pydantic.TypeAdapter(getattr(builtins, known[key])).validate_python(value)
+    except pydantic.ValidationError:
+        raise InputError(f"The parameter {key} is of type {known[key]}, which {value} is not.") from None
+
+
 def reproduce(
     parameters: Mapping[str, Any], *, start: str = "01", command: str = "transvert reproduce", quiet: bool = False
 ) -> Summary:
@@ -88,11 +93,10 @@ def reproduce(
     """
     say = (lambda line: None) if quiet else print
     declared = declared_parameters()
-    if unknown := set(parameters) - set().union(*declared.values()):
-        raise InputError(f"No notebook has the parameter {', '.join(sorted(unknown))}.")
+    parameters = {key: check_value(declared, key, value) for key, value in parameters.items()}
     names = stages_from(start)
     summary = Summary(parameters["run"], dict(parameters))
-    folder = runs_folder() / summary.run
+    folder = run_folder(summary.run)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".busy").open("w") as lock:  # It ends with this process, however that ends.
         try:
@@ -228,20 +232,15 @@ def _write_summary(summary: Summary, folder: Path) -> None:
 
 def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
     """Values of each swept parameter, such as "seed=0,1,2", in the type that the notebooks declare."""
-    known = {key: found["inferred_type_name"] for one in declared_parameters().values() for key, found in one.items()}
-    grid = {}
+    declared, grid = declared_parameters(), {}
     for word in words:
         key, _, values = (part.strip() for part in word.partition("="))
         texts = [value.strip() for value in values.split(",")]
         if not all(texts):
             raise InputError(f"'{word}' is not a sweep; write it as seed=0,1,2.")
-        if key not in known or key == "run":
-            raise InputError("'run' cannot be swept." if key == "run" else f"No notebook has the parameter {key}.")
-        try:
-            kind = pydantic.TypeAdapter(getattr(builtins, known[key]))
-            grid[key] = list(dict.fromkeys(kind.validate_python(text) for text in texts))
-        except pydantic.ValidationError:
-            raise InputError(f"The parameter {key} is of type {known[key]}, which {values} is not.") from None
+        if key == "run":
+            raise InputError("'run' cannot be swept.")
+        grid[key] = list(dict.fromkeys(check_value(declared, key, text) for text in texts))
     return grid
 
 
@@ -258,7 +257,7 @@ def sweep(
 
     from transvert.data.synthesis import open_client
 
-    folder = runs_folder() / parameters["run"]
+    folder = run_folder(parameters["run"])
     shared = set(STAGES) - set(stages_from(start or "01"))
     rows, jobs = {}, {}
     for values in itertools.product(*grid.values()):

@@ -224,3 +224,12 @@ def test_the_cache_reports_damage_each_time_and_recovers(tmp_path: Path) -> None
             cache.read("sub-a-0", 0)
     chunk.write_bytes(content)
     assert_array_equal(cache.read("sub-a-0", 0)["hu"], _arrays(0)["hu"][0])
+
+
+@pytest.mark.parametrize("column", ["subject", "person"])
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", '=HYPERLINK("http://x")'])
+def test_a_stranger_s_store_names_no_folder_and_no_formula(column: str, name: str, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"subject": ["a"], "person": ["a"], "level": ["L1"]}).assign(**{column: name})
+    store.write_group(tmp_path, "a-1", rows, {"hu": np.ones((1, 2), np.int16)})
+    with pytest.raises(InputError, match=r"In the store .* the subject .* must be letters, digits"):
+        store.read_index(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_a_ct_that_is_named_otherwise_is_never_replaced_by_a_phantom(name: str, 
     one, other = subjects.find_subjects(tmp_path / "set")
     assert one.problem.endswith(f"sub-1/{name} is not read as its CT: name it sub-1_ct.nii.gz, or move it away.")
     assert not other.problem and other.mask
+
+
+@pytest.mark.parametrize("name", [b"m\xfcller", b"=HYPERLINK(1)", b"a b"])
+def test_a_name_that_can_t_be_one_costs_no_other_subject(name: bytes, tmp_path: Path) -> None:
+    put(tmp_path / "set", "sub-1_seg-vert_msk.nii.gz")
+    (tmp_path / "set" / os.fsdecode(name + b"_seg-vert_msk.nii.gz")).touch()
+    good, bad = sorted(subjects.find_subjects(tmp_path / "set"), key=lambda subject: subject.problem)
+    assert good.name == "sub-1" and not good.problem
+    assert "must be letters, digits" in bad.problem and bad.name.startswith("'")
+    (bad.name + bad.problem).encode("utf-8")
 
 
 def put_totalsegmentator(patient: Patient, folder: Path, multilabel: bool = False) -> None:

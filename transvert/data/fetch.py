@@ -122,11 +122,7 @@ def _subjects_folder(manifest: Manifest) -> Path:
 
 
 def sort_paths(manifest: Manifest, paths: Iterable[tuple[str, Path | ZipMember]], split: str = "") -> Listing:
-    """Sorts paths (with '/') and their files into subjects by the manifest's layout; the first pattern that fits decides.
-
-    Raises:
-        InputError: a subject id that can't be one.
-    """
+    """Sorts paths (with '/') and their files into subjects by the manifest's layout; the first pattern that fits decides."""
     found: Listing = {}
     expressions = [(pattern, pattern.expression) for pattern in manifest.layout]
     for path, source in paths:
@@ -137,7 +133,7 @@ def sort_paths(manifest: Manifest, paths: Iterable[tuple[str, Path | ZipMember]]
         if pattern is None or match is None:
             continue
         parts = match.groupdict()
-        name = check_name(parts["subject"] + parts.get("scan", ""), f"The path {path} gives the subject id")
+        name = parts["subject"] + parts.get("scan", "")
         file = DataFile.model_construct(
             **pattern.model_dump(exclude={"path"}),
             subject=name,
@@ -154,8 +150,9 @@ def make_subject(name: str, files: list[tuple[DataFile, Source]], cache: Cache) 
     """Fetches the files of one subject, and merges the masks of single vertebrae.
 
     Raises:
-        InputError: a file can't be had or is unusable, or there are two files for one place, such as two CTs.
+        InputError: an id that can't be one, a file can't be had or is unusable, or there are two files for one place, such as two CTs.
     """
+    check_name(name, "The subject id")
     places: dict[tuple[str, str, int | None], Source] = {}
     for file, source in files:
         if file.role in ("ct", "mask", "surface", "film"):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,7 +25,7 @@ from pydantic import (
 
 from transvert import levels
 from transvert.imaging.mesh import axes_to_ras
-from transvert.io import NAME, InputError, describe_error, share_folder
+from transvert.io import NAME, InputError, describe_error, read_yaml, share_folder
 
 _TOKENS = {
     "**/": "(?:[^/]+/)*",
@@ -225,13 +224,9 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
             known = ", ".join(available_manifests())
             raise InputError(f"There is no folder or data manifest '{name_or_path}'; use {known}, or a YAML file.")
     try:
-        found = Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"The data manifest {path} does not exist.") from None
+        found = Manifest.model_validate(read_yaml(path, "data manifest"))
     except ValidationError as error:
         raise InputError(describe_error(error, f"The data manifest {path.name}")) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"The data manifest {path} is not valid YAML ({' '.join(str(error).split())}).") from None
     files = tuple(file if file.licence else file.model_copy(update={"licence": found.licence}) for file in found.files)
     folder = found.folder and path.resolve().parent / found.folder.expanduser()
     return found.model_copy(update={"files": files, "folder": folder})

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from transvert.io import InputError, atomic_path
+from transvert.io import InputError, atomic_path, check_name
 
 INDEX = "index.json"
 _ATTRIBUTES = ".zattrs"
@@ -89,6 +89,8 @@ def read_index(store: str | Path) -> pd.DataFrame:
     found = _as_table(_read_attributes(store))
     if found.empty:
         raise InputError(f"There is no sample store at {store}; run notebook 01 or `transvert synthesize` first.")
+    for name in {*found["subject"], *found.get("person", ())}:
+        check_name(str(name), f"In the store {store} the subject")
     return found
 
 

@@ -19,7 +19,7 @@ from transvert.data import fetch
 from transvert.data.manifest import Manifest, Pattern, Subject, load_manifest
 from transvert.imaging import mesh, volume
 from transvert.imaging.volume import AIR_HU, Volume
-from transvert.io import InputError
+from transvert.io import NAME, InputError
 from transvert.phantom import paint
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class SubjectStream:
                 if near and subject.ct is None:
                     raise InputError(f"{near[0]} is not read as its CT: name it {name}_ct.nii.gz, or move it away.")
             except InputError as error:
-                subject = Subject(name, problem=str(error))
+                subject = Subject(name if re.fullmatch(NAME, name) else ascii(name), problem=str(error))
             seen.add(name.casefold())
             yield subject
 
