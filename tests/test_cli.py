@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from conftest import Patient, Seeing
 from typer.testing import CliRunner
 
+import transvert
 from transvert import cli
 from transvert.cli import app
 from transvert.clinical import landmarks
@@ -45,6 +47,40 @@ def test_bad_input_ends_in_one_sentence_and_code_2(
         cli.main()
     told = capsys.readouterr().err
     assert sentence in told and told.strip().count("\n") == 0 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("--version", 0, f"transvert {transvert.__version__}"),
+        ("-h", 0, "reproducible companion"),
+        ("synthesize x --out s --workers -1", 2, "greater than or equal to 0"),
+        ("reconstruct --ap a --lateral b --landmarks c --out d --landmark-sd inf", 2, "less than or equal to 50"),
+    ],
+)
+def test_short_options_and_numbers_out_of_range(words: str, code: int, said: str) -> None:
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == code and said in " ".join(done.output.replace("│", "").split())
+
+
+@pytest.mark.parametrize("words", ["evaluate embedded", "synthesize embedded", "train store", "calibrate store folds"])
+@pytest.mark.parametrize("out", ["file", "file/out", "/proc/out"])
+def test_an_output_that_cannot_be_written_is_told_first(words: str, out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, [*words.split(), "--out", str(tmp_path / out)])
+    assert isinstance(done.exception, InputError) and " can't be written (" in str(done.exception)
+
+
+def test_a_disk_that_fills_up_ends_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == "[Errno 28] No space left on device: 'a.csv'\n"
 
 
 @pytest.mark.parametrize("name", ["embedded", "public_samples"])

@@ -25,6 +25,20 @@ def test_the_package_imports_fast_and_offers_its_public_names() -> None:
         transvert.nothing  # noqa: B018
 
 
+def test_numba_finds_a_folder_where_neither_the_package_nor_the_home_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "kept")  # so that it is restored
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    transvert._find_compile_cache()
+    assert "NUMBA_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nohome")
+    transvert._find_compile_cache()
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).is_dir()
+
+
 def test_a_write_replaces_the_whole_file_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new" / "volume.nii.gz"
     with atomic_path(path) as temporary:

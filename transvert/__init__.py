@@ -10,7 +10,12 @@ Two films and their landmarks become a spine::
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -43,6 +48,22 @@ __all__ = [
     "reconstruct",
     "write_reconstruction",
 ]
+
+
+def _find_compile_cache() -> None:
+    """Gives numba a folder of this process where it finds none: neither the package nor the home can be written."""
+    if "NUMBA_CACHE_DIR" in os.environ or os.access(Path(__file__).parent, os.W_OK):
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "numba").expanduser()
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except (OSError, RuntimeError):
+        os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="transvert-")
+        atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+
+
+_find_compile_cache()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import sys
@@ -10,19 +12,37 @@ from typing import Annotated
 
 import typer
 
-from transvert.io import InputError
+from transvert import __version__
+from transvert.io import InputError, check_writable
 
 app = typer.Typer(
     help="From two orthogonal radiographs to a standing spine in 3D: a reproducible companion to TransVert.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-Out = Annotated[Path, typer.Option(help="Output folder.")]
+Out = Annotated[Path, typer.Option(help="Output folder.", callback=check_writable)]
 Weights = Annotated[str, typer.Option(help="Weights file (.safetensors). Default: the shipped weights.")]
 Scheduler = Annotated[str, typer.Option(help="Address of a Dask scheduler. Default: this computer's cores.")]
 Store = Annotated[str, typer.Argument(help="Sample store: a folder, or an address such as s3://bucket/store.")]
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 SOURCES = "Folders in VerSe's layout, folders of TotalSegmentator output, names of data manifests, or YAML files"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"transvert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
 
 
 @app.command()
@@ -75,12 +95,17 @@ def fetch(
 @app.command()
 def synthesize(
     sources: Annotated[list[str], typer.Argument(help=f"{SOURCES}.")],
-    out: Annotated[str, typer.Option(help="Sample store to write: a folder, or an address such as s3://bucket/store.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Sample store to write: a folder, or an address such as s3://bucket/store.", callback=check_writable
+        ),
+    ],
     projection: Annotated[str, typer.Option(help="Projection: parallel or cone.")] = "parallel",
     field_of_view: Annotated[str, typer.Option(help="full: whole CT. crop: a 96 mm cube per vertebra.")] = "full",
     phantoms: Annotated[bool, typer.Option("--phantoms", help="Paint phantoms even where there is a CT.")] = False,
     scheduler: Scheduler = "",
-    workers: Annotated[int, typer.Option(help="Worker processes on this computer. 0: as many as fit.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes on this computer. 0: as many as fit.")] = 0,
 ) -> None:
     """Project radiographs of many CTs and write training samples into a store. Run it again to complete a store."""
     from transvert.data import synthesis
@@ -187,7 +212,9 @@ def reconstruct(
     out: Out,
     weights: Weights = "",
     draws: Annotated[int, typer.Option(min=0, help="Repetitions with perturbed landmarks, for sd. 0: none.")] = 10,
-    landmark_sd: Annotated[float, typer.Option(min=0, help="Landmarks' standard deviation, mm. 0: exact.")] = 2.0,
+    landmark_sd: Annotated[
+        float, typer.Option(min=0, max=50, help="Landmarks' standard deviation, mm. 0: exact.")
+    ] = 2.0,
 ) -> None:
     """Reconstruct a standing spine from two radiographs: label volume, surfaces and posture. For research only."""
     from transvert.clinical.reconstruct import posture_table, reconstruct
@@ -209,10 +236,15 @@ def reconstruct(
 
 
 def main() -> None:
-    """Runs the command line; bad input ends in one sentence and exit code 2."""
+    """Runs the command line; bad input ends in one sentence and exit code 2, and so does a disk that can't be written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # A file's name need not be text.
     try:
         app()
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in UNWRITABLE:
+            raise
         typer.echo(str(error), err=True)
         sys.exit(2)
 

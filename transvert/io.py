@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(out: Any) -> Any:
+    """Returns a folder to write into, or the address of a store; an InputError says at once if nothing can be written."""
+    if "://" not in str(out):
+        folder = Path(out).absolute()
+        place = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(2**16))
+        except OSError as error:
+            raise InputError(
+                f"{out} can't be written ({error.strerror}); choose another folder or make room."
+            ) from None
+    return out
 
 
 def write_json(path: str | Path, content: Any) -> Path:

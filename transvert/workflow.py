@@ -25,7 +25,7 @@ import pandas as pd
 import pydantic
 
 from transvert import io
-from transvert.io import InputError, atomic_path, read_json, read_yaml, write_json
+from transvert.io import InputError, atomic_path, check_writable, read_json, read_yaml, write_json
 from transvert.runs import STAGES, portable, run_folder, runs_folder, write_table
 
 EXECUTED, FAILED = "notebook.ipynb", "notebook.failed.ipynb"
@@ -96,7 +96,7 @@ def reproduce(
     parameters = {key: check_value(declared, key, value) for key, value in parameters.items()}
     names = stages_from(start)
     summary = Summary(parameters["run"], dict(parameters))
-    folder = run_folder(summary.run)
+    folder = check_writable(run_folder(summary.run))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".busy").open("w") as lock:  # It ends with this process, however that ends.
         try:
@@ -257,7 +257,7 @@ def sweep(
 
     from transvert.data.synthesis import open_client
 
-    folder = run_folder(parameters["run"])
+    folder = check_writable(run_folder(parameters["run"]))
     shared = set(STAGES) - set(stages_from(start or "01"))
     rows, jobs = {}, {}
     for values in itertools.product(*grid.values()):
