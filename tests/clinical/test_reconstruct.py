@@ -18,7 +18,7 @@ from scipy import ndimage
 from test_dicom import stored_picture
 from torch import nn
 
-from transvert.clinical import landmarks, posture, radiograph
+from transvert.clinical import film_checks, landmarks, posture, radiograph
 from transvert.clinical.dicom import ImageOrientation
 from transvert.clinical.landmark_checks import SIDE_REMINDER
 from transvert.clinical.landmarks import Landmarks
@@ -261,7 +261,10 @@ def _far(patient: Patient) -> tuple[tuple[Radiograph, Radiograph], Landmarks, tu
     return (one, other), landmarks.project_landmarks(ap, lateral, isocentre, patient.centroids), (ap, lateral)
 
 
-def test_a_vertebra_seen_obliquely_is_placed_upright_and_shown_along_its_rays(patient: Patient) -> None:
+def test_a_vertebra_seen_obliquely_is_placed_upright_and_shown_along_its_rays(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(film_checks, "NOTHING", -1.0)  # L1 and L3 are marked, but not there.
     pair, marks, views = _far(patient)
     oracle = Oracle(_truths(patient, views))
     found = reconstruct(*pair, marks, oracle, draws=0, landmark_sd_mm=0.0)
@@ -390,3 +393,20 @@ def test_the_spine_is_the_same_however_the_films_are_stored(upright: Path, tmp_p
     (tmp_path / "landmarks.json").write_text(json.dumps(content | {"schema": landmarks.OLD_SCHEMA}))
     with pytest.raises(InputError, match=f"counts on the ap film's picture before it was {turn.words}; mark the film"):
         spine_of(tmp_path)
+
+
+def test_an_interrupt_ends_the_draws_and_keeps_the_spine(
+    films: Films, marks: Landmarks, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([marks])
+
+    def click(*_: object) -> Landmarks:
+        try:
+            return next(left)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("transvert.clinical.vertebra.simulate_clicks", click)
+    found = reconstruct(*films[0], marks, oracle, draws=5)
+    assert len(found.vertebrae) == 3 and found.posture["uncertainty"]["draws"] == 1
+    assert "Stopped after 1 of 5 draws: the posture's uncertainty is from these." in found.warnings

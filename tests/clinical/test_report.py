@@ -81,7 +81,7 @@ def folder(found: Reconstruction, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("spine")
     (out / "surfaces").mkdir()
     (out / "surfaces" / "T7.ply").touch()  # Of an earlier spine.
-    write_reconstruction(found, out, simulated=True)
+    write_reconstruction(found, out, simulated=True, label="case <7>")
     return out
 
 
@@ -122,7 +122,8 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows(folder: Path, found: R
     assert "link" not in page.tags + inner.tags and "@import" not in page.text
     # It states what was measured and how.
     text = " ".join(page.text.split())
-    assert "For research only, not for diagnosis. The films are simulated from a CT." in text
+    assert "For research only, not for diagnosis. The films are simulated from a CT, whose patient was lying." in text
+    assert "Case: case <7>. Reconstructed on 20" in text and "standing spine" not in text and "@media print" in text
     assert "miss each other by 1.2 mm" in text
     assert "Largest coronal Cobb angle 0.0° (L1 to L2) below 10°" in text
     assert "T4 is not in this spine." in text and "have no calibration" in text

@@ -21,7 +21,7 @@ import traitlets
 from PIL import Image
 
 from transvert import levels
-from transvert.clinical import autofill, landmark_checks, landmarks, radiograph
+from transvert.clinical import autofill, film_checks, landmark_checks, landmarks, radiograph
 from transvert.clinical.landmarks import (
     Landmarks,
     empty_landmarks,
@@ -30,6 +30,7 @@ from transvert.clinical.landmarks import (
     write_landmarks,
 )
 from transvert.clinical.radiograph import Radiograph
+from transvert.clinical.vertebra import to_vertebra_centroids
 from transvert.drr.geometry import VIEWS, View
 from transvert.io import PACKAGE, InputError
 from transvert.plots import figures
@@ -122,9 +123,15 @@ class Annotator(anywidget.AnyWidget):
         self.landmarks = autofill.fill_landmarks(self.landmarks, proposal)
 
     def check(self) -> list[str]:
-        """Warnings about the landmarks, from `landmark_checks.check_landmarks`, which may raise InputError."""
-        views, films = ((parts["ap"], parts["lateral"]) for parts in (self._views, self._films))
-        return landmark_checks.check_landmarks(self.landmarks, views, films)  # type: ignore[arg-type]
+        """Warnings about landmarks, from `landmark_checks`, which may raise InputError, and about films, from `film_checks`."""
+        views = self._views["ap"], self._views["lateral"]
+        films = self._films["ap"], self._films["lateral"]
+        found = landmark_checks.check_landmarks(self.landmarks, views, films)
+        points = to_vertebra_centroids(self.landmarks, views).triangulate(*views)[0]
+        try:
+            return found + film_checks.check_films([film.pixels for film in films], views, points)
+        except InputError as error:
+            return [*found, str(error)]
 
     def _open(self, marks: Landmarks) -> dict[str, Any]:
         """Takes over how the films were taken, and returns the marks in the browser's form."""

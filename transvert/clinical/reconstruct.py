@@ -1,4 +1,4 @@
-"""From two films and their landmarks to a standing spine; and simulated films to try it on."""
+"""From two films and their landmarks to a spine; and simulated films to try it on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from torch import nn
 
 from transvert import levels
-from transvert.clinical import endplates, landmark_checks, radiograph, vertebra
+from transvert.clinical import endplates, film_checks, landmark_checks, radiograph, vertebra
 from transvert.clinical.endplates import Observations
 from transvert.clinical.landmarks import Landmarks, read_landmarks, write_landmarks
 from transvert.clinical.posture import add_spread, measure_posture
@@ -30,6 +30,7 @@ from transvert.model import metrics, networks
 from transvert.model.calibration import Calibration, surface_sd_mm
 from transvert.model.predict import predict, tta_predict
 from transvert.plots import figures
+from transvert.progress import progress_bar
 
 if TYPE_CHECKING:
     import trimesh
@@ -62,7 +63,7 @@ def reconstruct(
     landmark_sd_mm: float = 2.0,
     seed: int = 0,
 ) -> Reconstruction:
-    """Reconstructs a standing spine from two films and their landmarks. For research only, not for diagnosis.
+    """Reconstructs a spine from two films and their landmarks. For research only, not for diagnosis.
 
     Args:
         ap: the AP (or PA) film, or its file (DICOM, PNG, JPEG, TIFF).
@@ -71,7 +72,7 @@ def reconstruct(
         network: a trained network, or its weights file; by default the shipped weights.
         card: of the given network: its calibration and the levels that it has learned.
         draws: reconstructions from randomly shifted landmarks, for the posture's uncertainty; 0 for none. Each takes about
-            as long as the spine itself. A standard deviation from 10 draws is accurate to a quarter, from 20 to a sixth.
+            as long as the spine itself; an interrupt (Ctrl-C, the stop button) ends them and keeps the spine. A standard deviation from 10 draws is accurate to a quarter, from 20 to a sixth.
         landmark_sd_mm: standard deviation of the landmarks along rows and along columns, mm in the patient; 0 if they are
             exact. The smaller it is, the less the shapes correct places (`vertebra`) and tilts (`endplates`).
         seed: of the draws.
@@ -94,6 +95,9 @@ def reconstruct(
     sd_mm = {n: vertebra.place_sd_mm(marks.centroids_of, n, landmark_sd_mm) for n in levels.VERTEBRAE}
     marks = vertebra.to_vertebra_centroids(marks, views)
     points, residuals = marks.place(*views)
+    warnings += film_checks.check_films([film.pixels for film in films], views, points)
+
+    bar = progress_bar(range(2 + draws), "Reconstructing")
 
     def locate(
         marks: Landmarks, points: Points, first: Predict, final: Predict, random: np.random.Generator | None = None
@@ -101,8 +105,11 @@ def reconstruct(
         """Refines the places with a first prediction, and predicts the vertebrae there."""
         pixels = films[0].pixels, films[1].pixels
         places, sds, at = vertebra.refine_centroids(pixels, views, marks.centroids, points, sd_mm, first)
+        bar.update(random is None)
         lines = endplates.endplate_lines(marks, views, places, landmark_sd_mm)
-        return vertebra.predict_vertebrae(pixels, views, at, places, final), Observations(places, sds, lines, random)
+        found = vertebra.predict_vertebrae(pixels, views, at, places, final)
+        bar.update()
+        return found, Observations(places, sds, lines, random)
 
     once, mirrored = partial(predict, network), partial(predict, network, mirror=True)
     # A calibration holds for predictions with its own test-time augmentation alone.
@@ -115,16 +122,20 @@ def reconstruct(
     found = {v.level for v in vertebrae}
     if draws:
         random, others = np.random.default_rng(seed), []
-        for _ in range(draws):
-            clicked = vertebra.simulate_clicks(marks, views, landmark_sd_mm, random)
-            places = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
-            drawn, seen = locate(clicked, places, once, once, random)
-            others.append(measure_posture(drawn, clicked.s1(*views), reference=posture, observations=seen))
+        try:
+            for _ in range(draws):
+                clicked = vertebra.simulate_clicks(marks, views, landmark_sd_mm, random)
+                places = {n: at for n, at in clicked.triangulate(*views)[0].items() if n in found}
+                drawn, seen = locate(clicked, places, once, once, random)
+                others.append(measure_posture(drawn, clicked.s1(*views), reference=posture, observations=seen))
+        except KeyboardInterrupt:  # The spine itself is there.
+            warnings.append(f"Stopped after {len(others)} of {draws} draws: the posture's uncertainty is from these.")
         cause = (
             f"landmarks shifted with a standard deviation of {landmark_sd_mm:g} mm along rows and columns, and endplate "
             "tilts that vary as those of people held out from training do"
         )
         posture = add_spread(posture, others, cause)
+    bar.close()
     warnings += [f"{v.name}: nothing was found, left out." for v in predicted if v.level not in found]
     ap, lateral = (marks.setups[name].measure_film(film, name) for name, film in zip(VIEWS, films, strict=True))
     for name, film in zip(VIEWS, (ap, lateral), strict=True):

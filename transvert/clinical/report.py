@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,9 @@ _UNITS = {"deg": "°", "mm": " mm"}
 
 
 def write_reconstruction(
-    found: Reconstruction, out: str | Path, *, simulated: bool = False
+    found: Reconstruction, out: str | Path, *, simulated: bool = False, label: str = ""
 ) -> dict[int, trimesh.Trimesh]:
-    """Writes a reconstruction into a folder; `simulated` films are called so.
+    """Writes a reconstruction into a folder; `simulated` films are called so. `label` names the case in the report.
 
     `spine.nii.gz`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
     `overlay.png`, `spine.png` and `surface_sd.png`; `posture.json`, `posture.csv` and `posture_measures.csv`;
@@ -76,14 +77,18 @@ def write_reconstruction(
         "warnings": found.warnings,
     }
     write_json(out / "report.json", report)
-    snapshot = viewer.k3d_plot(meshes).get_snapshot(9)
+    plot = viewer.k3d_plot(meshes)
+    plot.menu_visibility = False
+    snapshot = plot.get_snapshot(9)
     embedded = {name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in pictures}
     with atomic_path(out / "report.html") as temporary:
-        temporary.write_text(render_page(found, embedded, snapshot, simulated=simulated), encoding="utf-8")
+        temporary.write_text(render_page(found, embedded, snapshot, simulated=simulated, label=label), encoding="utf-8")
     return meshes
 
 
-def render_page(found: Reconstruction, pictures: Mapping[str, str], snapshot: str, *, simulated: bool) -> str:
+def render_page(
+    found: Reconstruction, pictures: Mapping[str, str], snapshot: str, *, simulated: bool, label: str
+) -> str:
     """The report's HTML, with pictures as base64 PNG and the HTML of the 3D view; every value put into it is escaped."""
     rows = found.posture["vertebrae"]
     titles = {
@@ -109,6 +114,8 @@ def render_page(found: Reconstruction, pictures: Mapping[str, str], snapshot: st
         learned=found.card.get("subjects", []),
         versions=runs.versions(),
         simulated=simulated,
+        label=label,
+        date=time.strftime("%Y-%m-%d"),
     )
 
 
