@@ -177,7 +177,7 @@ def _built(name: str) -> nn.Module:
 
 
 def _images(count: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).normal(size=(count, 2, 2, 64, 64)).astype(np.float32))
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(count, 2, 4, 64, 64)).astype(np.float32))
 
 
 def _seconds(job: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
 """Comparison networks, written from their descriptions, with the interface of `transvert.model.networks`.
 
 A public benchmark of X-ray to 3D networks measures them at 64³ (Shakya and Khanal, arXiv 2309.13587). Images are
-(B, 2, 2, 64, 64), logits (B, 1, 64, 64, 64) in RAS order. `maps=False` leaves out the centroid maps, as published.
+(B, 2, 4, 64, 64), logits (B, 1, 64, 64, 64) in RAS order. `maps=False` leaves out the centroid maps, as published.
 Importing this module registers the networks.
 """
 
@@ -19,7 +19,7 @@ from transvert.model.networks import conv, to_ras
 
 def _inputs(images: Tensor, maps: bool) -> tuple[Tensor, Tensor]:
     """The AP and the lateral picture, each (B, 1 or 2, N, N)."""
-    seen = images if maps else images[:, :, :1]
+    seen = images[:, :, : 2 if maps else 1]
     return seen[:, 0], seen[:, 1]
 
 
@@ -76,7 +76,7 @@ class TwoDPermuteConcat(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 2, 2, N, N) to logits (B, 1, N, N, N), RAS order."""
+        """images (B, 2, 4, N, N) to logits (B, 1, N, N, N), RAS order."""
         # The axes of (batch, channel, z, y, x) that the AP and the lateral picture do not see.
         grown = [
             grow(encode(picture).unsqueeze(axis))
@@ -120,7 +120,7 @@ class OneDConcat(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
+        """images (B, 2, 4, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
         vectors = [encode(picture) for encode, picture in zip(self.encoders, _inputs(images, self.maps), strict=True)]
         volume = self.spread(torch.cat(vectors, dim=1)).reshape(-1, self.solid, 4, 4, 4)
         return to_ras(self.decode(volume))
@@ -145,7 +145,7 @@ class AttentionUnet(nn.Module):
         self.unet = nets.AttentionUnet(3, 2 + 2 * maps, 1, channels, strides=(2,) * 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 2, 2, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
+        """images (B, 2, 4, 64, 64) to logits (B, 1, 64, 64, 64), RAS order."""
         ap, lateral = _inputs(images, self.maps)
         size = images.shape[-1]
         ap = ap.unsqueeze(3).expand(-1, -1, -1, size, -1)

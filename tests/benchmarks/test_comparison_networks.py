@@ -20,7 +20,7 @@ def _small(name: str, **options: object) -> nn.Module:
 
 
 def _images(batch: int = 1) -> torch.Tensor:
-    return torch.randn(batch, 2, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, 2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def _size(network: nn.Module) -> int:

@@ -5,7 +5,7 @@ per view, fusion, a 3D decoder, self-attention and a least-squares adversarial t
 
 | paper | `TransVert`, the paper's form | `TransVertHull`, this companion's own |
 |---|---|---|
-| image and annotation per view | `images[:, view, (patch, map)]` | the same |
+| image and annotation per view | `images[:, view, (patch, map)]` | the neighbours' map and the level too |
 | encoder per view | `encoders` | `encoders`, `decoders` |
 | self-attention | `Attention` at each encoder's end | `CrossViewAttention` over both views |
 | map-and-fuse block, anisotropic | `AxisExpansion`, `fuse` | `ViewLift` at three scales, added |

@@ -89,7 +89,7 @@ def landmark_offset_mm(errors_mm: Tensor) -> Tensor:
 
 
 def apply_landmark_errors(images: Tensor, errors_mm: Tensor, scales: Tensor) -> Tensor:
-    """Recrops images (B, 2, 2, 64, 64) around landmarks with errors, from radiographs of other scales (2,).
+    """Recrops images (B, 2, C, 64, 64) around landmarks with errors, from radiographs of other scales (2,).
 
     Both patches are cropped at the place of `landmark_offset_mm`. A view's map shows what its own landmark differs in
     height from there.

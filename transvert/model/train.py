@@ -184,7 +184,10 @@ def train_network(
                 on_epoch(pd.DataFrame(curve))
     if rank == 0:
         shown = {int(level) for s in subjects for level in s.levels}
-        card = data | {"levels": [levels.name(n) for n in levels.in_order(shown)], "recipe": asdict(recipe)}
+        card = data | {
+            "levels": [levels.name(n) for n in levels.in_order(shown)],
+            "recipe": runs.portable(asdict(recipe)),
+        }
         card["curve"] = [{key: round(v, 6) for key, v in row.items() if not math.isnan(v)} for row in curve]
         path = folder / "weights.safetensors"
         with explain_write_errors(path):

@@ -249,7 +249,7 @@ def contact_sheet(samples: Samples) -> Figure:
 
 
 def batch_sheet(images: np.ndarray, targets: np.ndarray) -> Figure:
-    """A training batch, images (N, 2, 2, 64, 64) and targets (N, 64, 64, 64): AP above lateral patch, with outlines."""
+    """A training batch, images (N, 2, 4, 64, 64) and targets (N, 64, 64, 64): AP above lateral patch, with outlines."""
     figure, axes = plt.subplots(2, len(images), figsize=(1.6 * len(images), 3.9), layout="constrained", squeeze=False)
     for n, (image, target) in enumerate(zip(images, targets, strict=True)):
         for view, (name, axis_away) in enumerate((("AP", 1), ("lateral", 0))):
