@@ -326,6 +326,26 @@ def test_masks_of_one_vertebra_are_merged_once(tmp_path: Path) -> None:
     assert fetch.fetch_subjects(found)[0].mask != subject.mask, "merged again when a part has changed"
 
 
+def test_the_one_mask_on_another_grid_is_named_and_rounding_is_none(tmp_path: Path) -> None:
+    found = load(tmp_path, layout=PARTS, folder="scans")
+    for shift_mm, name in ((0.002, "rounded"), (5.0, "odd")):
+        for level in ("T8", "T9", "T10"):
+            moved = GRID + shift_mm * (level == "T8") * np.eye(4)[[0]].T @ np.eye(4)[[3]]
+            put_parts(tmp_path / "scans" / name, {level: (5, 6, 7)}, moved)
+    listing = fetch.list_files(fetch.Cache(found), "mask")
+    assert fetch.make_subject("rounded", listing["rounded"], fetch.Cache(found)).mask
+    with pytest.raises(InputError, match=r"vertebrae_T8\.nii\.gz of odd lies on another grid"):
+        fetch.make_subject("odd", listing["odd"], fetch.Cache(found))
+
+
+def test_links_to_folders_are_followed_once_and_hidden_files_are_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "far/sub-1", "ct.nii.gz", "._ct.nii.gz", ".git/ct.nii.gz")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/sub-1").symlink_to(tmp_path / "far/sub-1")
+    (tmp_path / "far/sub-1/loop").symlink_to(tmp_path / "set")
+    assert [path for path, _ in fetch.walk_folder(tmp_path / "set")] == ["sub-1/ct.nii.gz"]
+
+
 def test_masks_that_do_not_fit_each_other_or_are_damaged(tmp_path: Path) -> None:
     found = load(tmp_path, layout=PARTS, folder="scans")
     for more in ({"shape": (5, 6, 8)}, {"affine": np.eye(4)}):

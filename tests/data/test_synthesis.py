@@ -205,6 +205,8 @@ def test_a_worker_has_one_thread_and_its_memory_limit(monkeypatch: pytest.Monkey
 
 
 def test_an_address_without_a_cluster_is_refused(one: Subject, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="-1 workers can't be started; use 0 for as many as fit"):
+        synthesis.synthesize([one], tmp_path, workers=-1)
     with pytest.raises(InputError, match="No Dask scheduler answers at nowhere .*; start `dask scheduler`"):
         synthesis.synthesize([one], tmp_path / "store", scheduler="nowhere", progress=False)
 

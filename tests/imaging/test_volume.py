@@ -250,6 +250,14 @@ BAD_VOLUMES = {
         lambda f: _bytes(f, "a.nii.gz", b"text" * 99),
         r"is not a NIfTI file \(\.nii or \.nii\.gz\)",
     ),
+    "not packed": (
+        lambda f: _save(_ct(), f / "a.nii").rename(f / "a.nii.gz"),
+        r"^a\.nii\.gz is not compressed; rename it to \.nii\.$",
+    ),
+    "packed": (
+        lambda f: _save(_ct(), f / "a.nii.gz").rename(f / "a.nii"),
+        r"^a\.nii is compressed; rename it to \.nii\.gz\.$",
+    ),
     "empty": (lambda f: _bytes(f, "a.nii", b""), r"a\.nii is not a NIfTI file"),
     "other format": (_other_format, r"a\.mgz is a MGHImage, not a NIfTI volume"),
     "cut short": (lambda f: _cut_short(f, "a.nii.gz"), rf"a\.nii\.gz {DAMAGED}"),

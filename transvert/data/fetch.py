@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from transvert import levels
 from transvert.data.manifest import ROLES, DataFile, Manifest, Subject, WheelMember, load_manifest
+from transvert.imaging.volume import Volume, write_volume
 from transvert.io import InputError, atomic_path, check_name
 from transvert.progress import progress_bar
 
@@ -104,10 +106,13 @@ def list_files(cache: Cache, roles: str | Iterable[str]) -> Listing:
 
 
 def walk_folder(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below a folder, with its path from there."""
+    """Every file below a folder that is not hidden, with its path from there. Links are followed, each folder once."""
+    seen = {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        for path in (Path(folder, name) for name in sorted(names)):
+        places = {name: os.path.realpath(Path(folder, name)) for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen |= set(places.values())
+        for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             yield path.relative_to(root).as_posix(), path
 
 
@@ -191,19 +196,27 @@ def merge_masks(parts: dict[Path, DataFile], folder: Path) -> dict[Path, DataFil
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
     target = folder / f"{zlib.crc32(repr(states).encode()):08x}-vertebrae.nii.gz"
     if not target.is_file():
-        merged: Any = None
+        images: dict[Path, Any] = {}
         for path in sorted(parts, key=lambda path: list(levels.NAMES).index(parts[path].level or 0)):
             try:
-                image: Any = nibabel.load(path)
-                data = np.asanyarray(image.dataobj)
+                images[path] = nibabel.load(path)
             except Exception as error:  # noqa: BLE001 nibabel raises errors of many types
                 raise InputError(f"{path.name} of {folder.name} is cut short or no NIfTI file ({error}).") from None
-            merged = merged or nibabel.Nifti1Image(np.zeros(data.shape, np.uint8), image.affine)
-            if data.shape != merged.shape or np.abs(image.affine - merged.affine).max() > 1e-3:
+        shape, _ = Counter(image.shape for image in images.values()).most_common(1)[0]
+        affines = [image.affine for image in images.values() if image.shape == shape]
+        usual = min(affines, key=lambda one: sum(np.abs(one - other).max() for other in affines))
+        merged = Volume(np.zeros(shape, np.uint8), usual)
+        for path, image in images.items():
+            if (
+                image.shape != shape
+                or np.abs(Volume(merged.data, image.affine).corners() - merged.corners()).max() > 1e-2
+            ):
                 raise InputError(f"{path.name} of {folder.name} lies on another grid than the other masks.")
-            merged.dataobj[data > 0] = parts[path].level
-        with atomic_path(target) as temporary:
-            nibabel.save(merged, temporary)
+            try:
+                merged.data[np.asanyarray(image.dataobj) > 0] = parts[path].level
+            except Exception as error:  # noqa: BLE001 nibabel raises errors of many types
+                raise InputError(f"{path.name} of {folder.name} is cut short or no NIfTI file ({error}).") from None
+        write_volume(merged, target)
     return {target: next(iter(parts.values())).model_copy(update={"convention": "verse", "level": None})}
 
 

@@ -208,6 +208,8 @@ def open_client(scheduler: str = "", workers: int = 0) -> Iterator[Any]:
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
 
+    if workers < 0:
+        raise InputError(f"{workers} workers can't be started; use 0 for as many as fit.")
     if scheduler:
         try:
             client = Client(scheduler, timeout=20)

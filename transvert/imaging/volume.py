@@ -195,6 +195,12 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
         _check_header(image, path)
         return _in_ras(image, dtype)
     except ImageFileError:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start[:2] == b"\x1f\x8b" and path.suffix != ".gz":
+            raise InputError(f"{path.name} is compressed; rename it to .nii.gz.") from None
+        if start in (b"\x5c\1\0\0", b"\0\0\1\x5c") and path.suffix == ".gz":
+            raise InputError(f"{path.name} is not compressed; rename it to .nii.") from None
         raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
     except MemoryError:
         raise InputError(f"{path.name} needs more memory than available; resample or crop it.") from None
