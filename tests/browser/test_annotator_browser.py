@@ -117,7 +117,8 @@ class Tool:
 
 @pytest.fixture
 def tool(page: Any, lab: Lab) -> Tool:
-    (lab.folder / "marks.json").unlink(missing_ok=True)
+    for name in ("marks.json", "marks.autosave.json"):
+        (lab.folder / name).unlink(missing_ok=True)
     open_notebook(page, lab, write_notebook(lab.folder, "annotate.ipynb", [MAKE, SHOW]))
     run_all(page)
     return Tool(page)
@@ -211,6 +212,17 @@ def test_levels_are_renamed_deleted_filled_in_and_loaded(tool: Tool, lab: Lab) -
     tool.click(before["ap"][0])
     page.keyboard.press("Delete")
     assert "T11" not in tool.save(lab)["ap"]["centroids"]
+    # The keyboard stays with the film, and a mark follows a drag of two screen pixels; both are saved automatically.
+    tool.click(before["ap"][2])
+    page.keyboard.press("Delete")
+    page.keyboard.press("Control+z")
+    was = tool.save(lab)["ap"]["centroids"]["L1"]
+    tool.drag(before["ap"][2], before["ap"][2] + (0, 2))
+    page.wait_for_timeout(1000)
+    kept = json.loads((lab.folder / "marks.autosave.json").read_text())["views"]["ap"]["centroids"]["L1"]
+    assert kept[0] > was[0] + 1
+    tops = [stage.bounding_box()["y"] for stage in tool.stages.values()]
+    assert tops[0] == tops[1] and tool.stages["ap"].bounding_box()["width"] > 400
     (lab.folder / "marks.json").write_text("{")
     tool.press("load the file")
     tool.waits_for("The landmark file marks.json is not valid JSON")

@@ -116,6 +116,18 @@ def test_saved_landmarks_are_continued(path: Path) -> None:
     assert_allclose(points[20], POINTS[20], atol=1e-3)
 
 
+def test_changes_are_saved_beside_the_file_until_it_is_saved(path: Path) -> None:
+    tool = Annotator(*_films(), path=path)
+    tool.landmarks = _truth()
+    tool._run_command(None, {"command": "autosave"}, [])
+    kept = path.with_name("marks.autosave.json")
+    assert kept.exists() and not path.exists() and tool.message == ""
+    again = Annotator(*_films(), path=path)
+    assert again.message == "Continued from marks.autosave.json." and len(again.landmarks.levels) == 5
+    again.save()
+    assert path.exists() and not kept.exists()
+
+
 def test_a_known_distance_stays_in_the_file(path: Path) -> None:
     ruler = KnownDistance(start=(10, 20), end=(110, 20), mm=58)
     setups = {"ap": ViewSetup(name="ap", known_distance=ruler), "lateral": ViewSetup(name="left_lateral")}

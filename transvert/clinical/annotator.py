@@ -73,12 +73,13 @@ class Annotator(anywidget.AnyWidget):
     ) -> None:
         """Opens an AP (or PA) and a lateral film; an InputError if a pixel spacing is unknown.
 
-        It starts with the given landmarks, by default those of `path` if that file exists. `traits` are such as `height`.
+        It starts with the given landmarks, by default those of `path`, or what was saved automatically later. `traits` are such as `height`.
         """
-        message = ""
-        if landmarks is None and Path(path).exists():
-            landmarks = read_landmarks(path, partial=True)
-            message = f"Continued from {Path(path).name}."
+        message, saved = "", [file for file in (_autosave_path(path), Path(path)) if file.exists()]
+        if landmarks is None and saved:
+            latest = max(saved, key=lambda file: file.stat().st_mtime)
+            landmarks = read_landmarks(latest, partial=True)
+            message = f"Continued from {latest.name}."
         self._films = {"ap": ap, "lateral": lateral}
         self._errors: dict[str, dict[str, float]] = {name: {} for name in VIEWS}
         shown = self._open(landmarks or empty_landmarks())
@@ -108,7 +109,8 @@ class Annotator(anywidget.AnyWidget):
         self._update_feedback()
 
     def save(self, path: str | Path | None = None) -> Path:
-        """Writes the landmark file, atomically."""
+        """Writes the landmark file, atomically; it replaces what was saved automatically."""
+        _autosave_path(path or self.path).unlink(missing_ok=True)
         return write_landmarks(path or self.path, self.landmarks)
 
     def load(self, path: str | Path | None = None) -> None:
@@ -201,7 +203,9 @@ class Annotator(anywidget.AnyWidget):
         """Runs a button's command; errors are shown in the widget, not in the notebook's log."""
         command = content.get("command")
         try:
-            if command == "save":
+            if command == "autosave":  # Beside the file, which only "save" replaces.
+                write_landmarks(_autosave_path(self.path), self.landmarks)
+            elif command == "save":
                 self.save()
                 self.message = f"Saved {self._counts()} to {self.path}."
             elif command == "load":
@@ -214,6 +218,10 @@ class Annotator(anywidget.AnyWidget):
                 self.message = "\n".join(self.check()) or "Nothing unusual was found."
         except (InputError, OSError) as error:
             self.message = str(error)
+
+
+def _autosave_path(path: str | Path) -> Path:
+    return Path(path).with_suffix(".autosave.json")
 
 
 def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:

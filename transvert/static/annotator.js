@@ -5,7 +5,7 @@
 const VIEWS = ["ap", "lateral"];
 const MODES = { centroids: "vertebra centres", corners: "body corners", s1_endplate: "S1 endplate" };
 const SYNC_MS = 60; // between two messages while a mark is dragged
-const CLICK_PX = 4; // a pointer that moves less has clicked
+const CLICK_PX = 4; // a pointer that moves less beside a mark has clicked; a gripped mark follows at once
 
 const clone = (value) => JSON.parse(JSON.stringify(value));
 
@@ -75,7 +75,13 @@ class Marks {
 
   commit() {
     this.remember();
+    this.keep();
+  }
+
+  // Sends the marks, to be saved as well.
+  keep() {
     this.send();
+    this.model.send({ command: "autosave" });
     this.changed();
   }
 
@@ -95,8 +101,7 @@ class Marks {
     if (this.place + by < 0 || this.place + by >= this.history.length) return;
     this.place += by;
     this.marks = clone(this.history[this.place]);
-    this.send();
-    this.changed();
+    this.keep();
   }
 
   all(viewName) {
@@ -230,7 +235,7 @@ class Pane {
       if (!this.held) return;
       const [x, y] = this.at(event);
       const { start, last, address } = this.held;
-      if (!this.held.moved && Math.hypot(x - start[0], y - start[1]) < CLICK_PX) return;
+      if (!this.held.moved && Math.hypot(x - start[0], y - start[1]) < (address ? 1 : CLICK_PX)) return;
       this.held.moved = true;
       if (address) {
         // Relative to where the mark was gripped, so that it does not jump to the pointer.
@@ -454,7 +459,7 @@ class App {
     const focused = document.activeElement?.dataset?.address;
     const held = this.panes.find((pane) => pane.stage.contains(document.activeElement));
     for (const pane of this.panes) pane.draw();
-    if (focused && held) held.overlay.querySelector(`[data-address='${focused}']`)?.focus({ preventScroll: true });
+    if (focused && held) (held.overlay.querySelector(`[data-address='${focused}']`) ?? held.stage).focus({ preventScroll: true });
     this.tell();
   }
 
