@@ -302,7 +302,11 @@ def test_a_calibration_is_read_from_cards_of_today_and_of_the_shipped_weights() 
     assert shipped.dice_interval.ratio == pytest.approx(4.277, abs=1e-3)
 
 
-@pytest.mark.parametrize("card", [{"heat": 2.0}, {"dice_error": {"factor": 1, "off": 2}}, None, {"jitter": 3}])
+BAD_CARDS = [{"heat": 2.0}, {"dice_error": {"factor": 1, "off": 2}}, None, {"jitter": 3}, [1]]
+BAD_CARDS += [{"tta": {"passes": 10**9}}, {"temperature": "hot"}, {"temperature": 0}, {"bias": float("inf")}]
+
+
+@pytest.mark.parametrize("card", BAD_CARDS)
 def test_a_card_without_calibration_is_refused(card: Any) -> None:
     with pytest.raises(InputError, match="holds no calibration"):
         Calibration.from_card(card)

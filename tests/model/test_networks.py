@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -269,6 +270,11 @@ def test_no_pickle_and_no_path_travels_with_the_weights(tiny: Make, tmp_path: Pa
     }
 
 
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
 def _other(path: Path, **change: str) -> None:
     """The same file with other metadata."""
     metadata = {"format": "transvert-weights/1", "network": "transvert", "options": '{"width": 8}', "card": "{}"}
@@ -283,6 +289,16 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign": (lambda p: save_file({"a": torch.zeros(3)}, p), "does not hold weights of this package"),
     "later": (lambda p: _other(p, format="transvert-weights/2"), "does not hold weights of this package"),
     "other size": (lambda p: _other(p, options='{"width": 16}'), "do not fit the network 'transvert'"),
+    "100,000 channels": (lambda p: _other(p, options='{"width": 100000}'), "do not fit the network 'transvert'"),
+    "10^18 channels": (lambda p: _other(p, options='{"width": 100000000000000000}'), "can't be built"),
+    "channels in words": (lambda p: _other(p, options='{"width": "many"}'), "can't be built"),
+    "a list": (lambda p: _other(p, options="[1]"), "The options or the card of .* are not JSON objects"),
+    "no JSON": (lambda p: _other(p, card="{"), "The 'card' of .* is not valid JSON"),
+    "deep": (lambda p: _other(p, card="[" * 100_000), "The 'card' of .* is nested too deeply"),
+    "not a number": (
+        lambda p: save_file({k: v * float("nan") for k, v in load_file(p).items()}, p, _metadata(p)),
+        "holds weights that are not finite; train again",
+    ),
     "other network": (lambda p: _other(p, network="transvert_hull"), "do not fit the network 'transvert_hull'"),
     "unknown network": (
         lambda p: _other(p, network="resnet"),

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pydantic
 from scipy import ndimage, optimize
 from torch import nn
 
@@ -43,6 +44,7 @@ _BINS = 120  # Of the logit on either side of 0, ten per unit.
 LOGITS = (np.arange(2 * _BINS) - _BINS + 0.5) / 10
 _SURFACE_POINTS = 500  # Per vertebra, evenly chosen.
 _SD_EDGES_MM = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)  # Of the groups in the reliability diagram.
+MOST_PASSES = 1000  # Of a card's test-time augmentation.
 # Keys of older cards, and their names today.
 _OLD_KEYS = {"jitter": "tta", "dice_error": "dice_interval"}
 _OLD_KEYS |= {"answers": "passes", "click_mm": "landmark_sd_mm", "magnification": "scale_sd", "noise": "noise_sd"}
@@ -92,8 +94,13 @@ class Calibration:
             values = {_OLD_KEYS.get(key, key): value for key, value in card.items() if key not in _GONE_KEYS}
             for name in kinds.keys() & values.keys():
                 values[name] = kinds[name](**{_OLD_KEYS.get(key, key): value for key, value in values[name].items()})
-            return cls(**values)
-        except (TypeError, AttributeError):
+            found: Calibration = pydantic.TypeAdapter(cls).validate_python(asdict(cls(**values)))
+            if not (
+                0 < found.temperature < np.inf and abs(found.bias) < np.inf and 1 <= found.tta.passes <= MOST_PASSES
+            ):
+                raise ValueError
+            return found
+        except (TypeError, AttributeError, ValueError):
             raise InputError("These weights' card holds no calibration; fit one with `transvert calibrate`.") from None
 
 

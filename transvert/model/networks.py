@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from transvert.io import PACKAGE, InputError, atomic_path
+from transvert.io import PACKAGE, InputError, atomic_path, parse_json
 
 SHIPPED_WEIGHTS = PACKAGE / "weights" / "transvert_hull.safetensors"
 _FORMAT = "transvert-weights/1"
@@ -339,8 +339,8 @@ def build_network(name: str, **options: Any) -> nn.Module:
         raise InputError(f"'{name}' is not a network; use one of {', '.join(NETWORKS)}.")
     try:
         network = NETWORKS[name](**options)
-    except TypeError as error:
-        raise InputError(f"The network '{name}' can't be built: {error}.") from None
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"The network '{name}' can't be built: {' '.join(str(error).split())}.") from None
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
         if parameter.dim() in formats:
@@ -370,18 +370,23 @@ def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a network that `save_weights` wrote, in evaluation mode, and its card; other files are an InputError."""
     path = Path(path)
     metadata, tensors = _read_weights(path)
-    name = metadata["network"]
+    name = metadata.get("network", "")
     if name not in NETWORKS:
         raise InputError(f"{path.name} holds weights of the network '{name}'; known are {', '.join(NETWORKS)}.")
-    options = json.loads(metadata["options"])
+    options, card = (parse_json(metadata.get(key, ""), f"The '{key}' of {path.name}") for key in ("options", "card"))
+    if not (isinstance(options, dict) and isinstance(card, dict)):
+        raise InputError(f"The options or the card of {path.name} are not JSON objects.")
     if name == "transvert_hull":  # Weights of version 0.1 know no context.
         options.setdefault("context", "levels.0.project.weight" in tensors)
+    with torch.device("meta"):  # Without memory, which a false size would fill.
+        shapes = {key: tensor.shape for key, tensor in build_network(name, **options).state_dict().items()}
+    if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
+        raise InputError(f"{path.name} holds weights that do not fit the network '{name}'.")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise InputError(f"{path.name} holds weights that are not finite; train again.")
     network = build_network(name, **options)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError:
-        raise InputError(f"{path.name} holds weights that do not fit the network '{name}'.") from None
-    return network.eval(), json.loads(metadata["card"]) | {"network": name}
+    network.load_state_dict(tensors)
+    return network.eval(), card | {"network": name}
 
 
 def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
