@@ -76,6 +76,8 @@ def test_the_smoke_run_leaves_every_artifact_and_training_repeats_to_the_bit(
         record = json.loads((folder / name / "run.json").read_text())
         assert record["stage"] == name and record["seconds"] > 0
         assert str(tmp_path) not in json.dumps(record)
+    assert set(record["inputs_sha256"]) == {"ap_film", "lateral_film", "landmark_file"}
+    assert record["parameters"]["posture_draws"] == 2
     assert "dice" in (folder / "summary.md").read_text()
 
     (tmp_path / "again").mkdir()

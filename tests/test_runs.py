@@ -37,6 +37,7 @@ def test_a_record_holds_hashes_and_versions_and_no_absolute_path(patient: Patien
     parameters = {"run": "mine", "steps": 3, "weights": str(weights), "folders": [str(tmp_path / "data"), "data/here"]}
     stage = runs.Stage("mine", "03_evaluate_dice", parameters)
     stage.read(patient.mask_path)
+    stage.read(ap_film=str(patient.ct_path), landmark_file="")
     runs.write_table(stage.folder / "metrics.csv", pd.DataFrame({"dice": [1 / 3]}))
     files = stage.finish(dice=0.5, dice_held_out=float("nan"))
     assert files == [tmp_path / "runs/mine/03_evaluate_dice" / name for name in ("metrics.csv", "run.json")]
@@ -46,7 +47,7 @@ def test_a_record_holds_hashes_and_versions_and_no_absolute_path(patient: Patien
     assert (record["schema"], record["run"], record["stage"]) == ("transvert-run/1", "mine", "03_evaluate_dice")
     assert record["results"] == {"dice": 0.5, "dice_held_out": None}
     name = f"{patient.mask_path.parent.name}/{patient.mask_path.name}"
-    assert record["inputs_sha256"] == {name: sha256(patient.mask_path)}
+    assert record["inputs_sha256"] == {name: sha256(patient.mask_path), "ap_film": sha256(patient.ct_path)}
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["parameters"] == parameters | {"weights": "w.safetensors", "folders": ["data", "data/here"]}
     assert str(tmp_path) not in text and str(Path.home()) not in text and str(io.PACKAGE) not in text

@@ -70,9 +70,10 @@ class Stage:
             raise InputError(f"The run '{self.run}' has no {missing}: {hint}")
         return path
 
-    def read(self, *paths: Path) -> None:
-        """Records the SHA-256 of input files."""
+    def read(self, *paths: Path, **named: str | Path) -> None:
+        """Records the SHA-256 of input files: by path, or by a given name where the file's own may name a patient."""
         self.inputs |= {f"{path.parent.name}/{path.name}": sha256(path) for path in paths}
+        self.inputs |= {name: sha256(path) for name, path in named.items() if path}
 
     def finish(self, **results: Any) -> list[Path]:
         """Writes `run.json` with the given results, and returns every file of the stage's folder."""
