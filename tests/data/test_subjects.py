@@ -135,7 +135,9 @@ def test_a_source_without_subjects_gets_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds neither VerSe's masks \(.*\) nor TotalSegmentator's output \("):
         subjects.find_subjects(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"^There is no folder or data manifest 'nowhere'; use buu_"):
+    with pytest.raises(
+        InputError, match=r"^There is no folder or data manifest 'nowhere'; .* `transvert fetch` brings: buu_"
+    ):
         subjects.find_subjects("nowhere")
     with pytest.raises(InputError, match=r"absent\.yaml does not exist"):
         subjects.find_subjects([tmp_path / "absent.yaml"])

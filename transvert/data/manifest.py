@@ -222,7 +222,8 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
         path = share_folder("data_manifests") / f"{name_or_path}.yaml"
         if not path.is_file():
             known = ", ".join(available_manifests())
-            raise InputError(f"There is no folder or data manifest '{name_or_path}'; use {known}, or a YAML file.")
+            hint = f"use a folder, a YAML file, or what `transvert fetch` brings: {known}"
+            raise InputError(f"There is no folder or data manifest '{name_or_path}'; {hint}.")
     try:
         found = Manifest.model_validate(read_yaml(path, "data manifest"))
     except ValidationError as error:
