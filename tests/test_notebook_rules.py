@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -86,3 +89,18 @@ def test_notebook_names_no_absolute_path(notebook: NotebookNode) -> None:
         shown = [str(text) for one in outputs for kind, text in one.get("data", {}).items() if kind.startswith("text/")]
         for text in (cell.source, *shown, *(one.get("text", "") for one in outputs)):
             assert not (found := ABSOLUTE_PATH.search(text)), f"{found.group()!r} in:\n{text[:500]}"
+
+
+def test_own_films_leave_a_notebook_before_it_is_committed(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / ".ci" / "strip_own_films.py")]
+    assert subprocess.run([*command, str(path)], capture_output=True, check=False).returncode == 0, (
+        "it names someone's films"
+    )
+    text = path.read_text(encoding="utf-8")
+    edited = text.replace('ap_film: str = \\"\\"', 'ap_film: str = \\"/scans/Doe_Jane.dcm\\"', 1)
+    (tmp_path / "own.ipynb").write_text(edited, encoding="utf-8")
+    done = subprocess.run([*command, str(tmp_path / "own.ipynb")], capture_output=True, text=True, check=False)
+    assert done.returncode == (edited != text) and ("named own films" in done.stdout) == (edited != text)
+    stripped = (tmp_path / "own.ipynb").read_text(encoding="utf-8")
+    assert "Doe_Jane" not in stripped and (edited == text or '"image/png"' not in stripped)
+    assert [c["id"] for c in json.loads(stripped)["cells"]] == [c["id"] for c in json.loads(text)["cells"]]

@@ -160,7 +160,7 @@ def test_the_pixel_pitch_comes_from_the_file_else_from_the_film() -> None:
     assert measured.pixel_mm == (0.6, 0.5) and measured.pixels is film.pixels
     assert measured.acquisition.pixel_mm_from == "stated in the landmark file"
     assert ViewSetup().measure_film(film, "ap") is film
-    with pytest.raises(InputError, match="Neither the ap film nor the landmark file states the pixel spacing; add"):
+    with pytest.raises(InputError, match="Neither the ap film nor the landmark file states the pixel spacing; give"):
         _ap().view("ap", _film((300, 200)))
 
 

@@ -146,14 +146,19 @@ def reconstruct(
 
 
 def read_films(
-    ap: Radiograph | str | Path, lateral: Radiograph | str | Path, marks: Landmarks
+    ap: Radiograph | str | Path, lateral: Radiograph | str | Path, marks: Landmarks, pixel_mm: float | None = None
 ) -> tuple[Radiograph, Radiograph]:
-    """Reads the films that are given as files; the landmark file may state their orientation and pixel size."""
+    """Reads the films that are given as files; the landmark file may state their orientation and pixel size.
+
+    `pixel_mm` is the pitch on the detector of both films, in place of their files'.
+    """
     read = []
     for name, film in zip(VIEWS, (ap, lateral), strict=True):
         if not isinstance(film, Radiograph):
             orientation = marks.setups[name].orientation
-            film = radiograph.read_radiograph(film, view=name, orientation=orientation, require_pixel_mm=False)
+            film = radiograph.read_radiograph(
+                film, pixel_mm, view=name, orientation=orientation, require_pixel_mm=False
+            )
         read.append(film)
     return read[0], read[1]
 
