@@ -49,6 +49,7 @@ CELLS = {
     ],
     "04_clinical_reconstruction": [
         'run: str = "x"  # the run\nlandmark_sd_mm: float = 0.0  # an error',
+        'if landmark_sd_mm > 3:\n    raise ValueError("landmarks disagree")',
         '(out / "metrics.csv").write_text(f"level,error_mm\\nL1,{landmark_sd_mm}\\n")',
     ],
 }
@@ -181,6 +182,15 @@ def test_every_combination_has_a_safe_folder_name_of_its_own() -> None:
     names = {workflow._folder_name({"data": value}) for value in values}
     assert len(names) == len(values) and "data=plain" in names
     assert all("/" not in name and len(name) < 200 for name in names)
+
+
+def test_a_refused_reconstruction_is_a_row_with_the_metrics_of_the_notebooks_before_it(
+    runs: Path, scheduler: str
+) -> None:
+    table = workflow.sweep({"run": "g"}, {"landmark_sd_mm": [2.0, 4.0]}, scheduler=scheduler)
+    assert list(table.failed) == ["", "04_clinical_reconstruction failed in cell 4: ValueError: landmarks disagree"]
+    np.testing.assert_allclose(table.held_out_dice, 0.25)
+    np.testing.assert_allclose(table.spine_error_mm, [2, np.nan])
 
 
 def test_a_sweep_reports_every_run_and_repeats_only_what_failed(runs: Path, scheduler: str) -> None:

@@ -29,6 +29,7 @@ from transvert.io import InputError, atomic_path, check_writable, read_json, rea
 from transvert.runs import STAGES, portable, run_folder, runs_folder, write_table
 
 EXECUTED, FAILED = "notebook.ipynb", "notebook.failed.ipynb"
+_PENDING = "It has not run yet."
 METRICS = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
 
 
@@ -209,6 +210,8 @@ def describe(summary: Summary) -> str:
 def _write_summary(summary: Summary, folder: Path) -> None:
     """Collects what the notebooks found, and writes `summary.json` and `summary.md`."""
     for name in STAGES:
+        if summary.failed.startswith(name):
+            break  # Results of an earlier run may lie in the folders after it.
         if notebook := _read_notebook(folder / name / EXECUTED):
             summary.seconds[name] = round(notebook.metadata.papermill.duration, 1)
             if (record := folder / name / "run.json").exists():
@@ -272,7 +275,7 @@ def sweep(
         last = _read_summary(folder / name)
         if start or last.get("failed", "absent") or last["parameters"] != portable(point):
             jobs[name] = (point, start or "01", str(runs_folder().absolute()), os.getcwd())
-    failures = dict.fromkeys(jobs, "It has not run yet.")
+    failures = dict.fromkeys(jobs, _PENDING)
     print(f"{len(rows)} runs in {folder}; {len(rows) - len(jobs)} are done already.")
     table = _write_sweep(folder, rows, failures)
     if jobs:
@@ -311,7 +314,7 @@ def _write_sweep(folder: Path, rows: Mapping[str, dict[str, Any]], failures: Map
     table = []
     for name, values in rows.items():
         row = dict(values)
-        found = {} if failures.get(name) else _read_summary(folder / name)
+        found = {} if failures.get(name) == _PENDING else _read_summary(folder / name)
         for result in found.get("results", []):
             if all(result[key] == found["results"][0][key] for key in ("method", "source")):
                 row |= {f"{result['split']}_{key}": result[key] for key in ("vertebrae", "empty", *METRICS)}
