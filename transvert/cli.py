@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shlex
 import sys
@@ -95,12 +94,7 @@ def fetch(
 @app.command()
 def synthesize(
     sources: Annotated[list[str], typer.Argument(help=f"{SOURCES}.")],
-    out: Annotated[
-        str,
-        typer.Option(
-            help="Sample store to write: a folder, or an address such as s3://bucket/store.", callback=check_writable
-        ),
-    ],
+    out: Annotated[str, typer.Option(help="Store to write: a folder, or s3://bucket/store.", callback=check_writable)],
     projection: Annotated[str, typer.Option(help="Projection: parallel or cone.")] = "parallel",
     field_of_view: Annotated[str, typer.Option(help="full: whole CT. crop: a 96 mm cube per vertebra.")] = "full",
     phantoms: Annotated[bool, typer.Option("--phantoms", help="Paint phantoms even where there is a CT.")] = False,
@@ -237,9 +231,7 @@ def reconstruct(
 
 def main() -> None:
     """Runs the command line; bad input ends in one sentence and exit code 2, and so does a disk that can't be written."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # A file's name need not be text.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # A file's name need not be text.
     try:
         app()
     except (InputError, OSError) as error:

@@ -95,10 +95,8 @@ def read_text(path: str | Path, what: str) -> str:
         raise InputError(f"The {what} {path} {'is not a file' if path.exists() else 'does not exist'}.")
     try:
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"The {what} {path} is not text in UTF-8 ({error}).") from None
-    except OSError as error:
-        raise InputError(f"The {what} {path} can't be read ({error.strerror}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The {what} {path} is not text in UTF-8 that can be read ({error}).") from None
 
 
 def parse_json(text: str, source: str) -> Any:
@@ -111,9 +109,7 @@ def parse_json(text: str, source: str) -> Any:
 
     try:
         return json.loads(text, parse_int=parse_int)
-    except RecursionError:
-        raise InputError(f"{source} is nested too deeply.") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{source} is not valid JSON ({error}).") from None
 
 
@@ -135,9 +131,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     text = read_text(path, what)
     try:
         return yaml.load(text, Loader)
-    except RecursionError:
-        raise InputError(f"The {what} {path} is nested too deeply.") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"The {what} {path} is not valid YAML ({' '.join(str(error).split())}).") from None
 
 

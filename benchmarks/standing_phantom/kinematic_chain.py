@@ -102,7 +102,7 @@ class _Link:
         if bone is None:
             half = np.array([0.0, 0.0, VIRTUAL_BODY_MM[levels.region(level)] / 2])
             up = np.array([0.0, 0.0, 1.0])
-            depth = 2 * float(column.HALF_DEPTH_MM[int(column.place_of(level))])
+            depth = 2 * float(column.HALF_DEPTH_MM[int(levels.place(level))])
             self.plates = Endplates(np.zeros(3), half, up, -half, up, depth, 1.2 * depth, *[2 * half[2]] * 3)
         else:
             assert bone.plates is not None and bone.axes is not None
@@ -131,7 +131,7 @@ class _Chain:
             raise InputError("There is no vertebra with endplates: include vertebrae below C2.")
         if len(known) + sum(bone.plates is None for bone in bones) != len(bones):
             raise InputError("A level occurs twice; include each level once.")
-        whole = [n for n in column.USUAL if column.place_of(C7) <= column.place_of(n) <= column.place_of(L5)]
+        whole = [n for n in column.USUAL if levels.place(C7) <= levels.place(n) <= levels.place(L5)]
         self.links = [_Link(n, known.get(n)) for n in levels.in_order({*whole, *known})]
         self.at = {link.level: i for i, link in enumerate(self.links)}
         held = [i for i, link in enumerate(self.links) if link.bone]

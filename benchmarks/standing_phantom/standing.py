@@ -31,7 +31,7 @@ from transvert.drr.geometry import VIEWS, View
 from transvert.imaging import masks, mesh
 from transvert.imaging.volume import Volume
 from transvert.io import InputError
-from transvert.phantom import column, paint, shapes
+from transvert.phantom import paint, shapes
 
 if TYPE_CHECKING:
     import trimesh
@@ -104,7 +104,7 @@ def truth(stance: Stance) -> dict[str, float]:
         found["lordosis_s1_deg"] = tilts_deg(endplates.fit_sacrum(stance.s1).superior_normal)[1] - first
     if C7 in plates and L5 in plates:
         found["plumb_mm"] = plates[C7].body_centre[1] - stance.s1["posterior"][1]
-    trunk = [n for n in levels.in_order(set(plates)) if column.place_of(n) > column.place_of(C7)]
+    trunk = [n for n in levels.in_order(set(plates)) if levels.place(n) > levels.place(C7)]
     bends = {
         (a, b): tilts_deg(plates[b].inferior_normal)[0] - tilts_deg(plates[a].superior_normal)[0]
         for a, b in itertools.combinations(trunk, 2)

@@ -334,7 +334,7 @@ def test_the_one_mask_on_another_grid_is_named_and_rounding_is_none(tmp_path: Pa
             put_parts(tmp_path / "scans" / name, {level: (5, 6, 7)}, moved)
     listing = fetch.list_files(fetch.Cache(found), "mask")
     assert fetch.make_subject("rounded", listing["rounded"], fetch.Cache(found)).mask
-    with pytest.raises(InputError, match=r"vertebrae_T8\.nii\.gz of odd lies on another grid"):
+    with pytest.raises(InputError, match=r"vertebrae_T8\.nii\.gz \(.*\) and the other masks"):
         fetch.make_subject("odd", listing["odd"], fetch.Cache(found))
 
 
@@ -351,7 +351,7 @@ def test_masks_that_do_not_fit_each_other_or_are_damaged(tmp_path: Path) -> None
     for more in ({"shape": (5, 6, 8)}, {"affine": np.eye(4)}):
         put_parts(tmp_path / "scans/a", {"L1": (5, 6, 7)})
         put_parts(tmp_path / "scans/a", {"L2": more.get("shape", (5, 6, 7))}, more.get("affine", GRID))
-        with pytest.raises(InputError, match=r"vertebrae_L2\.nii\.gz of a lies on another grid than the other masks"):
+        with pytest.raises(InputError, match=r"vertebrae_L2\.nii\.gz \(.*\) and the other masks"):
             fetch.fetch_subjects(found)
     path = tmp_path / "scans/a/vertebrae_L2.nii.gz"
     whole = path.read_bytes()

@@ -252,11 +252,11 @@ BAD_VOLUMES = {
     ),
     "not packed": (
         lambda f: _save(_ct(), f / "a.nii").rename(f / "a.nii.gz"),
-        r"^a\.nii\.gz is not compressed; rename it to \.nii\.$",
+        r"^a\.nii\.gz is not a NIfTI file .*; by its content its name must end in \.nii\.$",
     ),
     "packed": (
         lambda f: _save(_ct(), f / "a.nii.gz").rename(f / "a.nii"),
-        r"^a\.nii is compressed; rename it to \.nii\.gz\.$",
+        r"^a\.nii is not a NIfTI file .*; by its content its name must end in \.nii\.gz\.$",
     ),
     "empty": (lambda f: _bytes(f, "a.nii", b""), r"a\.nii is not a NIfTI file"),
     "other format": (_other_format, r"a\.mgz is a MGHImage, not a NIfTI volume"),

@@ -294,7 +294,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "channels in words": (lambda p: _other(p, options='{"width": "many"}'), "can't be built"),
     "a list": (lambda p: _other(p, options="[1]"), "The options or the card of .* are not JSON objects"),
     "no JSON": (lambda p: _other(p, card="{"), "The 'card' of .* is not valid JSON"),
-    "deep": (lambda p: _other(p, card="[" * 100_000), "The 'card' of .* is nested too deeply"),
+    "deep": (lambda p: _other(p, card="[" * 100_000), "The 'card' of .* is not valid JSON .maximum recursion"),
     "not a number": (
         lambda p: save_file({k: v * float("nan") for k, v in load_file(p).items()}, p, _metadata(p)),
         "holds weights that are not finite; train again",

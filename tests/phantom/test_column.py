@@ -75,8 +75,8 @@ def test_t13_and_l6_stand_between_the_usual_levels(known: dict[int, int], betwee
     order = [bone.level for bone in made.bones]
     first, last = order.index(next(iter(known))), order.index(list(known)[-1])
     assert [bone.level for bone in made.bones[first : last + 1] if bone.copied] == between
-    assert order[first - 1] == column.USUAL[int(np.ceil(column.place_of(order[first]))) - 1]
-    assert np.diff([column.place_of(level) for level in order]).min() >= 0
+    assert order[first - 1] == column.USUAL[int(np.ceil(levels.place(order[first]))) - 1]
+    assert np.diff([levels.place(level) for level in order]).min() >= 0
 
 
 @pytest.mark.parametrize("level", [2, 9, L1, L6])
@@ -86,7 +86,7 @@ def test_one_vertebra_gets_neighbours_as_far_as_asked(level: int) -> None:
     assert [bone.level for bone in own(made)] == [level]
     assert order[0] == 2 or made.bones[0].centre[2] >= column.REACH_MM
     assert made.bones[-1].centre[2] <= -column.REACH_MM
-    places = [column.place_of(n) for n in order]
+    places = [levels.place(n) for n in order]
     assert all(0 < step <= 1 or upper == SACRUM for upper, step in zip(order, np.diff(places), strict=False))
     # A body's height and a disc, by its region.
     for upper, lower in itertools.pairwise(made.bones):
@@ -130,7 +130,7 @@ def test_place_and_height_are_inverses(known: dict[int, int]) -> None:
     made = build(stacked(known, 0.7 if 3 in known else 1.0))
     for bone in made.bones:
         if bone.level != SACRUM:
-            assert made.height(column.place_of(bone.level)) == pytest.approx(bone.centre[2])
+            assert made.height(levels.place(bone.level)) == pytest.approx(bone.centre[2])
     places = np.linspace(-4, 28, 33)
     heights = np.array([made.height(place) for place in places])
     assert (np.diff(heights) < 0).all()

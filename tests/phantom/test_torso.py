@@ -7,8 +7,9 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import ndimage
 
+from transvert import levels
 from transvert.imaging.volume import AIR_HU, Volume
-from transvert.phantom import column, shapes, skeleton, torso
+from transvert.phantom import shapes, skeleton, torso
 from transvert.phantom.column import SACRUM, USUAL, Bone, Column
 from transvert.phantom.torso import Torso
 
@@ -27,7 +28,7 @@ def column_of(first: int, last: int, scale: float = 1.0, copied: bool = False) -
     part = Volume(np.ones((3, 3, 3), bool), np.eye(4))
     half = np.array([17.0, 13.0, 10.0])
     chosen = USUAL[USUAL.index(first) : USUAL.index(last) + 1]
-    centres = [np.array([SPINE_X, SPINE_Y, -PITCH_MM * (column.place_of(level) - 7)]) for level in chosen]
+    centres = [np.array([SPINE_X, SPINE_Y, -PITCH_MM * (levels.place(level) - 7)]) for level in chosen]
     bones = [Bone(level, part, centre, half, copied) for level, centre in zip(chosen, centres, strict=True)]
     return Column(tuple(bones), scale)
 

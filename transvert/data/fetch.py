@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from transvert import levels
 from transvert.data.manifest import ROLES, DataFile, Manifest, Subject, WheelMember, load_manifest
-from transvert.imaging.volume import Volume, write_volume
+from transvert.imaging.volume import Volume, check_same_grid, write_volume
 from transvert.io import InputError, atomic_path, check_name
 from transvert.progress import progress_bar
 
@@ -191,31 +191,27 @@ def merge_masks(parts: dict[Path, DataFile], folder: Path) -> dict[Path, DataFil
     A voxel above 0 belongs to the file's level; the lower of two levels wins. The mask may be empty.
 
     Raises:
-        InputError: a part that can't be read, or that lies on another grid than the first.
+        InputError: a part that can't be read, or that lies on another grid than the others.
     """
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
     target = folder / f"{zlib.crc32(repr(states).encode()):08x}-vertebrae.nii.gz"
     if not target.is_file():
         images: dict[Path, Any] = {}
-        for path in sorted(parts, key=lambda path: list(levels.NAMES).index(parts[path].level or 0)):
-            try:
+        try:
+            for path in sorted(parts, key=lambda path: list(levels.NAMES).index(parts[path].level or 0)):
                 images[path] = nibabel.load(path)
-            except Exception as error:  # noqa: BLE001 nibabel raises errors of many types
-                raise InputError(f"{path.name} of {folder.name} is cut short or no NIfTI file ({error}).") from None
-        shape, _ = Counter(image.shape for image in images.values()).most_common(1)[0]
-        affines = [image.affine for image in images.values() if image.shape == shape]
-        usual = min(affines, key=lambda one: sum(np.abs(one - other).max() for other in affines))
-        merged = Volume(np.zeros(shape, np.uint8), usual)
-        for path, image in images.items():
-            if (
-                image.shape != shape
-                or np.abs(Volume(merged.data, image.affine).corners() - merged.corners()).max() > 1e-2
-            ):
-                raise InputError(f"{path.name} of {folder.name} lies on another grid than the other masks.")
-            try:
+            shape, _ = Counter(image.shape for image in images.values()).most_common(1)[0]
+            affines = [image.affine for image in images.values() if image.shape == shape]
+            usual = min(affines, key=lambda one: sum(np.abs(one - other).max() for other in affines))
+            merged = Volume(np.zeros(shape, np.uint8), usual)
+            for path, image in images.items():
+                grid = Volume(np.broadcast_to(0, image.shape), image.affine)
+                check_same_grid(grid, merged, (path.name, "other masks"))
                 merged.data[np.asanyarray(image.dataobj) > 0] = parts[path].level
-            except Exception as error:  # noqa: BLE001 nibabel raises errors of many types
-                raise InputError(f"{path.name} of {folder.name} is cut short or no NIfTI file ({error}).") from None
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 nibabel raises errors of many types
+            raise InputError(f"{path.name} of {folder.name} is cut short or no NIfTI file ({error}).") from None
         write_volume(merged, target)
     return {target: next(iter(parts.values())).model_copy(update={"convention": "verse", "level": None})}
 

@@ -124,12 +124,10 @@ def clean_mask(mask: Volume, ct: Volume | None = None) -> CleanedMask:
         elif _is_turned(mask, *parts[level]):
             skip("turned", level)
         elif ct is not None:
-            rim, around = _rim_and_around(ct, mask, *parts[level])
-            if not (
-                LEAST_BONE_HU < np.median(rim) < MOST_BONE_HU and np.median(rim) - np.median(around) > LEAST_CONTRAST_HU
-            ):
-                skip("off bone", level, np.median(rim), np.median(around))
-            elif np.isin(around, PADDING_HU).mean() > PADDING_SHARE:
+            bone, around, padding = _look_around(ct, mask, *parts[level])
+            if not LEAST_BONE_HU < bone < MOST_BONE_HU or bone - around < LEAST_CONTRAST_HU:
+                skip("off bone", level, bone, around)
+            elif padding > PADDING_SHARE:
                 skip("truncated", level, "truncated by the edge of what the CT shows")
     for level, part in parts.items():
         if level in skipped:
@@ -220,10 +218,8 @@ def _is_turned(mask: Volume, part: np.ndarray, box: tuple[slice, ...]) -> bool:
     return front < -1.5 or abs(right) > front + 2.5
 
 
-def _rim_and_around(
-    ct: Volume, mask: Volume, part: np.ndarray, box: tuple[slice, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) and (M,) HU of a vertebra's rim, which is mostly cortical bone, and of the tissue around it."""
+def _look_around(ct: Volume, mask: Volume, part: np.ndarray, box: tuple[slice, ...]) -> tuple[float, float, float]:
+    """Median HU of a vertebra's rim, which is mostly cortical bone, and around it, and the share of padding there."""
     margin = int(np.ceil(AROUND_MM[1] / mask.spacing_mm.min()))
     inside = np.pad(part, margin)
     depth, away = (ndimage.distance_transform_edt(side, sampling=mask.spacing_mm) for side in (inside, ~inside))
@@ -231,7 +227,8 @@ def _rim_and_around(
     for chosen in (inside & (depth <= RIM_MM), (away > AROUND_MM[0]) & (away <= AROUND_MM[1])):
         points = mask.world(np.argwhere(chosen) + [side.start - margin for side in box])
         found.append(ndimage.map_coordinates(ct.data, ct.index(points).T, order=0, mode="nearest"))
-    return found[0], found[1]
+    rim, around = found
+    return float(np.median(rim)), float(np.median(around)), float(np.isin(around, PADDING_HU).mean())
 
 
 def _usual_volume(volumes: dict[int, float], level: int, unknown: float) -> float:

@@ -196,12 +196,9 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
         return _in_ras(image, dtype)
     except ImageFileError:
         with path.open("rb") as file:
-            start = file.read(4)
-        if start[:2] == b"\x1f\x8b" and path.suffix != ".gz":
-            raise InputError(f"{path.name} is compressed; rename it to .nii.gz.") from None
-        if start in (b"\x5c\1\0\0", b"\0\0\1\x5c") and path.suffix == ".gz":
-            raise InputError(f"{path.name} is not compressed; rename it to .nii.") from None
-        raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
+            found = {b"\x1f\x8b": ".nii.gz", b"\x5c\1": ".nii", b"\0\0": ".nii"}.get(file.read(2), path.suffix)
+        hint = "" if found.endswith(path.suffix) else f"; by its content its name must end in {found}"
+        raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz){hint}.") from None
     except MemoryError:
         raise InputError(f"{path.name} needs more memory than available; resample or crop it.") from None
     except (ArithmeticError, EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:

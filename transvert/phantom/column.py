@@ -80,16 +80,9 @@ class Column:
         return np.stack([np.interp(z, centres[:, 2], centres[:, axis]) for axis in (0, 1)], axis=1)
 
     def _places(self) -> np.ndarray:
-        places = np.array([place_of(bone.level) for bone in self.bones])
+        places = np.array([levels.place(bone.level) for bone in self.bones])
         # Successive parts of the sacrum are half a level apart.
         return places + 0.5 * np.cumsum(np.diff(places, prepend=-1) == 0)
-
-
-def place_of(level: int) -> float:
-    """The place of a level in a `Column`; T13 and L6 are halfway between their neighbours."""
-    if level in USUAL:
-        return float(USUAL.index(level))
-    return 18.5 if level == 28 else 23.5
 
 
 def build_column(mask: Volume, random: np.random.Generator) -> Column:
@@ -102,7 +95,7 @@ def build_column(mask: Volume, random: np.random.Generator) -> Column:
     if not found.parts:
         raise InputError("The mask has no whole vertebra: " + " ".join(found.notes or ["it is empty."]))
     bones = [measure_bone(level, *part, mask) for level, part in found.parts.items()]
-    sizes = [bone.half_mm[1] / HALF_DEPTH_MM[int(place_of(bone.level))] for bone in bones if bone.level > 2]
+    sizes = [bone.half_mm[1] / HALF_DEPTH_MM[int(levels.place(bone.level))] for bone in bones if bone.level > 2]
     # The root and the limits: trunks vary less than vertebrae, and the measurement is rough.
     scale = float(np.clip(np.sqrt(np.median(sizes or [1.0])), 0.75, 1.2))
     bones += _sacrum(mask)
@@ -119,7 +112,7 @@ def build_column(mask: Volume, random: np.random.Generator) -> Column:
         canal = _canal_direction(bones[0].part)
         upward = np.array([0.0, 0.0, 1.0]) + (0 if canal is None else canal * np.sign(canal[2]))
         downward = -upward
-    while bones[0].centre[2] < top and place_of(bones[0].level) > 1:
+    while bones[0].centre[2] < top and levels.place(bones[0].level) > 1:
         bones.insert(0, _next(bones[0], upward, random))
     while bones[-1].centre[2] > bottom and (bones[-1].level != SACRUM or bones[-1].copied):
         bones.append(_next(bones[-1], downward, random))
@@ -169,7 +162,9 @@ def _filled(bones: list[Bone], random: np.random.Generator) -> list[Bone]:
     filled = bones[:1]
     for bone in bones[1:]:
         start = filled[-1]
-        missing = [level for level in USUAL if place_of(start.level) < place_of(level) < place_of(bone.level)]
+        missing = [
+            level for level in USUAL if levels.place(start.level) < levels.place(level) < levels.place(bone.level)
+        ]
         for step, level in enumerate(missing, 1):
             share = step / (len(missing) + 1)
             source = start if share <= 0.5 else bone
@@ -180,7 +175,7 @@ def _filled(bones: list[Bone], random: np.random.Generator) -> list[Bone]:
 
 def _next(bone: Bone, along: np.ndarray, random: np.random.Generator) -> Bone:
     """A copy of the column's first or last bone, one level further along (3,), up or down."""
-    place = place_of(bone.level)
+    place = levels.place(bone.level)
     up = along[2] > 0
     level = USUAL[int(np.ceil(place)) - 1] if up else USUAL[min(int(place) + 1, len(USUAL) - 1)]
     if level == SACRUM:
@@ -195,7 +190,7 @@ def _ratio(source: int, level: int) -> float:
     """Size of a level relative to the level it is copied from."""
     if level == SACRUM:
         return 0.85
-    sizes = [HALF_DEPTH_MM[int(place_of(n))] for n in (level, source)]
+    sizes = [HALF_DEPTH_MM[int(levels.place(n))] for n in (level, source)]
     return float(np.clip(sizes[0] / sizes[1], 0.9, 1.1))
 
 
