@@ -238,7 +238,14 @@ def test_corners_and_ends_are_marked_by_name(tool: Tool, lab: Lab) -> None:
     tool.choose("what a click marks", "s1_endplate")
     for x in (-30, 30):
         tool.click(middle + (x, 150))
+    tool.choose("what a click marks", "ruler")
+    for x in (-60, 60):
+        tool.click(middle + (x, -150))
+    tool.page.get_by_label("length of the ruler on AP", exact=True).fill("50")
+    tool.page.keyboard.press("Enter")
     film = tool.save(lab)["ap"]
+    ruler = film["known_distance"]
+    assert ruler["mm"] == 50 and ruler["to"][1] - ruler["from"][1] > 50 and "pixel_mm" not in film
     corners = film["corners"]["L1"]
     assert list(film["corners"]) == ["L1"] and set(film["s1_endplate"]) == {"right", "left"}
     assert corners["right_superior"][1] < corners["left_superior"][1]

@@ -138,6 +138,16 @@ def test_a_known_distance_stays_in_the_file(path: Path) -> None:
     again = Annotator(*_films(), path=path)
     # 58 mm in the patient on 100 rows, magnified by 1.2; columns are 6/7 of a row.
     assert again._views["ap"].pixel_mm == pytest.approx((0.696, 0.696 * 6 / 7))
+    assert again.marks["ap"]["ruler"] == {"from": [10, 20], "to": [110, 20]} and again.marks["ap"]["ruler_mm"] == 58
+    # The browser's ruler replaces the pixel size, and what is too short for one is told.
+    again.marks = again.marks | {
+        "lateral": again.marks["lateral"] | {"ruler": {"from": [0, 5], "to": [0, 105]}, "ruler_mm": 58}
+    }
+    assert again._views["lateral"].pixel_mm == pytest.approx((0.696 * 7 / 6, 0.696))
+    content = json.loads(again.save().read_text())["views"]["lateral"]
+    assert content["known_distance"] == {"from": [0, 5], "to": [0, 105], "mm": 58} and "pixel_mm" not in content
+    again.marks = again.marks | {"lateral": again.marks["lateral"] | {"ruler": {"from": [0, 5], "to": [0, 6]}}}
+    assert "its ends lie 1.0 pixels apart" in again.message
     # A pitch in the patient is saved as the detector's.
     path.unlink()
     films = [replace(film, acquisition=Acquisition(pixel_plane="patient")) for film in _films()]

@@ -39,7 +39,14 @@ LONGEST = 3000  # The longer side of a picture in the browser, in pixels; coordi
 
 _TITLES = {"ap": "AP", "pa": "PA", "left_lateral": "left lateral", "right_lateral": "right lateral"}
 _SIDES = {"ap": ["R", "L"], "lateral": ["front", "back"]}
-_NO_MARKS: dict[str, Any] = {"centroids": {}, "corners": {}, "s1_endplate": {}, "proposed": []}
+_NO_MARKS: dict[str, Any] = {
+    "centroids": {},
+    "corners": {},
+    "s1_endplate": {},
+    "proposed": [],
+    "ruler": {},
+    "ruler_mm": 0,
+}
 _INSTRUCTIONS = {
     landmarks.BODY: "Mark the middle of each vertebral body.",
     landmarks.VERTEBRA: "Mark the centre of mass of each whole vertebra, arch and processes included: on the lateral film "
@@ -99,7 +106,12 @@ class Annotator(anywidget.AnyWidget):
         """The present landmarks; setting them shows them in the browser."""
         content = self._setup.to_dict()
         for name in VIEWS:
-            content["views"][name] |= self.marks[name]
+            view, marks = content["views"][name], dict(self.marks[name])
+            ruler, length = marks.pop("ruler", {}), marks.pop("ruler_mm", 0)
+            view |= marks
+            if length and len(ruler) == 2:  # Instead of the pixel size that was stated or read.
+                content["views"][name] = {key: value for key, value in view.items() if not key.startswith("pixel_")}
+                content["views"][name]["known_distance"] = ruler | {"mm": length}
         return landmarks_from_dict(content, "The annotator", partial=True)
 
     @landmarks.setter
@@ -149,6 +161,9 @@ class Annotator(anywidget.AnyWidget):
             setups[name] = setup.model_copy(update=stated)
         self._setup = Landmarks(setups, {name: {} for name in VIEWS}, marks.isocentre, centroids_of=marks.centroids_of)
         content = marks.to_dict()["views"]
+        for name in VIEWS:
+            if known := content[name].pop("known_distance", None):
+                content[name] |= {"ruler": {end: list(known[end]) for end in ("from", "to")}, "ruler_mm": known["mm"]}
         return {name: {kind: content[name].get(kind, none) for kind, none in _NO_MARKS.items()} for name in VIEWS}
 
     def _picture(self, name: str, centroids: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +195,8 @@ class Annotator(anywidget.AnyWidget):
         """Sends the browser the lines of height, the residuals and the proposals' errors."""
         try:
             landmarks = self.landmarks
-        except InputError as error:  # The browser half never sends such marks.
+            self._views = {name: landmarks.view(name, film) for name, film in self._films.items()}  # By the ruler.
+        except InputError as error:  # A ruler that is too short or long; the browser half sends no other such marks.
             self.message = str(error)
             return
         lines: dict[str, Any] = {}

@@ -196,7 +196,8 @@ class Landmarks:
         film = setup.measure_film(film, view_name)
         if film.pixel_mm is None:
             raise InputError(
-                f"Neither the {view_name} film nor the landmark file states the pixel spacing; give pixel_mm, or add it or a 'known_distance' to the landmark file."
+                f"Neither the {view_name} film nor the landmark file states the pixel spacing; give pixel_mm, or add "
+                "it or a 'known_distance' to the landmark file."
             )
         cone = setup.projection == "cone"
         to_detector, to_isocentre = setup.source_distances(film.acquisition)

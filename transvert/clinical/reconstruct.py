@@ -137,6 +137,9 @@ def reconstruct(
         posture = add_spread(posture, others, cause)
     bar.close()
     warnings += [f"{v.name}: nothing was found, left out." for v in predicted if v.level not in found]
+    if overlapping := [row["level"] for row in posture["vertebrae"] if (row["disc_below_mm"] or 0.0) < 0]:
+        names = ", ".join(overlapping)
+        warnings.append(f"{names}: the height of the disc below is negative: it is smaller than its error of a few mm.")
     ap, lateral = (marks.setups[name].measure_film(film, name) for name, film in zip(VIEWS, films, strict=True))
     for name, film in zip(VIEWS, (ap, lateral), strict=True):
         warnings += [f"The {name} film: {note}" for note in film.acquisition.notes]

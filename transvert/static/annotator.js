@@ -3,7 +3,8 @@
 // "right_superior"] or ["s1_endplate", "left"].
 
 const VIEWS = ["ap", "lateral"];
-const MODES = { centroids: "vertebra centres", corners: "body corners", s1_endplate: "S1 endplate" };
+const MODES = { centroids: "vertebra centres", corners: "body corners", s1_endplate: "S1 endplate", ruler: "ruler" };
+const RULER = ["from", "to"]; // ends of a known distance
 const SYNC_MS = 60; // between two messages while a mark is dragged
 const CLICK_PX = 4; // a pointer that moves less beside a mark has clicked; a gripped mark follows at once
 
@@ -105,11 +106,12 @@ class Marks {
   }
 
   all(viewName) {
-    const { centroids = {}, corners = {}, s1_endplate = {} } = this.marks[viewName];
+    const { centroids = {}, corners = {}, s1_endplate = {}, ruler = {} } = this.marks[viewName];
     const found = Object.entries(centroids).map(([name, pixel]) => [["centroids", name], pixel]);
     for (const [name, parts] of Object.entries(corners))
       found.push(...Object.entries(parts).map(([part, pixel]) => [["corners", name, part], pixel]));
-    found.push(...Object.entries(s1_endplate).map(([end, pixel]) => [["s1_endplate", end], pixel]));
+    for (const [kind, ends] of Object.entries({ s1_endplate, ruler }))
+      found.push(...Object.entries(ends).map(([end, pixel]) => [[kind, end], pixel]));
     return found;
   }
 }
@@ -131,6 +133,11 @@ class Pane {
         type: "range", min: key === "width" ? 2 : 0, max: key === "width" ? 512 : 255, value: this[key],
         oninput: (event) => { this[key] = Number(event.target.value); this.develop(); this.draw(); },
       }));
+    this.length = element("input", { type: "number", min: 1, max: 2000, style: "width: 5em", "aria-label": `length of the ruler on ${film.title}`,
+      value: app.marks.marks[this.viewName].ruler_mm || "", onchange: () => {
+        app.marks.marks[this.viewName].ruler_mm = Number(this.length.value);
+        app.marks.commit();
+      } });
     const invert = element("input", { type: "checkbox", onchange: (event) => { this.inverted = event.target.checked; this.develop(); this.draw(); } });
     this.root = element("div", { class: "tv-pane" },
       element("div", { class: "tv-row" }, element("strong", {}, film.title), "next:", this.chooser, this.slots,
@@ -138,7 +145,7 @@ class Pane {
           button("−", `zoom out of ${film.title}`, () => this.zoom(0.8)),
           button("fit", `show all of ${film.title}`, () => this.fit()))),
       this.stage,
-      element("div", { class: "tv-row" }, slider("brightness", "centre"), slider("contrast window", "width"), element("label", {}, invert, "invert")));
+      element("div", { class: "tv-row" }, slider("brightness", "centre"), slider("contrast window", "width"), element("label", {}, invert, "invert"), element("label", {}, "ruler", this.length, "mm")));
     this.listen();
     this.load();
     this.observer = new ResizeObserver(() => (this.fitted ? this.draw() : this.fit()));
@@ -281,6 +288,10 @@ class Pane {
     const ends = this.film.ends.filter((end) => !this.app.marks.get(this.viewName, ["s1_endplate", end]));
     if (this.app.mode === "corners") return parts.length ? ["corners", this.next, parts[0]] : null;
     if (this.app.mode === "s1_endplate") return ends.length ? ["s1_endplate", ends[0]] : null;
+    if (this.app.mode === "ruler") {
+      const end = RULER.find((name) => !this.app.marks.get(this.viewName, ["ruler", name]));
+      return end ? ["ruler", end] : null;
+    }
     return this.app.marks.get(this.viewName, ["centroids", this.next]) ? null : ["centroids", this.next];
   }
 
@@ -296,7 +307,7 @@ class Pane {
 
   // To the next level without the mark being set; T13 and L6 are chosen by hand.
   advance() {
-    if (this.app.mode === "s1_endplate") return;
+    if (!this.app.byLevel) return;
     const order = this.app.names.filter((name) => name === this.next || !["T13", "L6"].includes(name));
     if (this.app.upwards) order.reverse();
     const rest = order.slice(order.indexOf(this.next) + 1);
@@ -318,7 +329,7 @@ class Pane {
     this.chooser.value = this.next;
     const due = this.due;
     this.slots.textContent = !due ? "marked" : due[0] === "centroids" ? "" : due.at(-1).replace("_", " ");
-    this.chooser.disabled = this.app.mode === "s1_endplate";
+    this.chooser.disabled = !this.app.byLevel;
     this.overlay.replaceChildren(...this.lines(), ...this.symbols(),
       element("text", { x: 8, y: height / 2, class: "tv-side" }, this.film.sides[0]),
       element("text", { x: width - 8, y: height / 2, class: "tv-side", "text-anchor": "end" }, this.film.sides[1]));
@@ -328,7 +339,7 @@ class Pane {
   *lines() {
     const { selected } = this.app.marks;
     for (const [name, ends] of Object.entries(this.app.feedback.lines?.[this.viewName] ?? {})) {
-      const wanted = name === this.next || (selected && selected[1][0] !== "s1_endplate" && selected[1][1] === name);
+      const wanted = name === this.next || (selected && selected[1][1] === name);
       if (!wanted && this.app.marks.get(this.viewName, ["centroids", name])) continue;
       const [[x1, y1], [x2, y2]] = ends.map((end) => this.toScreen(end));
       yield element("line", { x1, y1, x2, y2, "data-level": name, class: wanted ? "tv-line tv-wanted" : "tv-line" });
@@ -346,7 +357,7 @@ class Pane {
       const mm = kind === "centroids" ? feedback.residuals?.[name] : undefined;
       const guess = kind === "centroids" && (marks.marks[this.viewName].proposed ?? []).includes(name);
       const verdict = this.app.verdict(mm);
-      let text = part ? "" : kind === "s1_endplate" ? `S1 ${name}` : name;
+      let text = part ? "" : kind === "s1_endplate" ? `S1 ${name}` : kind === "ruler" ? "ruler" : name;
       if (mm !== undefined && !guess) text += ` ${mm.toFixed(1)} mm`;
       if (guess) text += ` proposed${feedback.errors?.[this.viewName]?.[name] ? ` ±${feedback.errors[this.viewName][name].toFixed(0)} mm` : ""}`;
       const shapes = {
@@ -416,6 +427,8 @@ class App {
     this.draw();
   }
 
+  get byLevel() { return ["centroids", "corners"].includes(this.mode); }
+
   verdict(mm) {
     const [fair, most] = this.model.get("limits_mm");
     return mm === undefined ? "alone" : mm <= fair ? "near" : mm <= most ? "apart" : "wrong";
@@ -438,7 +451,7 @@ class App {
   renameTo(name) {
     const [viewName, [kind, old]] = this.marks.selected ?? [null, []];
     this.rename.value = "";
-    if (!viewName || !name || kind === "s1_endplate" || name === old) return;
+    if (!viewName || !name || !["centroids", "corners"].includes(kind) || name === old) return;
     const held = this.marks.marks[viewName][kind];
     const taken = held[name];
     held[name] = held[old];
