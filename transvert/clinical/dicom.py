@@ -263,7 +263,10 @@ def _check_film(dataset: Dataset, name: str) -> None:
     if not any(_code(dataset, "PhotometricInterpretation").startswith(kind) for kind in kinds.split()):
         raise InputError(f"The film {name} is a colour picture, such as a photograph; give the radiograph itself.")
     if _code(dataset, "DetectorConfiguration") == "SLOT" or "EOS" in _code(dataset, "Manufacturer").split():
-        raise InputError(slot_scanned(name))
+        raise InputError(
+            f"The film {name} is one of a slot scanner (such as EOS), whose rays are neither a cone nor parallel; such films "
+            "can't be used yet, give films of one exposure each."
+        )
     if dataset.Rows * dataset.Columns > MOST_PIXELS:
         raise InputError(too_large(name))
     if dataset.BitsAllocated not in (8, 16):
@@ -274,14 +277,6 @@ def _check_film(dataset: Dataset, name: str) -> None:
             return
     known = f"compressed as {syntax.name}" if syntax.name != syntax else "compressed or encrypted in a private way"
     raise InputError(f"The film {name} is {known}, which can't be read here; export it uncompressed (gdcmconv --raw).")
-
-
-def slot_scanned(name: str) -> str:
-    """The error message for a film whose rays are parallel along the body and a fan across it."""
-    return (
-        f"The film {name} is one of a slot scanner (such as EOS), or stitched from several: neither a cone of rays nor "
-        "parallel ones; such films can't be used yet, give films of one exposure each."
-    )
 
 
 def _shift(dataset: Dataset) -> int:

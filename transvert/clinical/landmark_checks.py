@@ -1,10 +1,7 @@
 """Checks of landmarks before they are used.
 
 `check_landmarks` refuses what cannot be right (a mark off its film, levels out of order, a wrong pixel spacing, sides that
-contradict each other) and returns a warning for what is merely unusual. It was tried on the centroids of 193 CTs
-(supine-193 of the manifest `public_samples`): as they are, none gave a false warning. Of the 82 spines with twelve levels
-or more it found 81 mirrored lateral films, 72 exchanged pairs, and 71 pairs of one view given twice. Shorter spines bend too
-little for that and give no such warning.
+contradict each other) and returns a warning for what is merely unusual. `film_checks` looks at the pictures.
 """
 
 from __future__ import annotations
@@ -27,14 +24,11 @@ SIZES = (0.6, 1.35)  # From small children to tall people, relative to the adult
 ADULTS = (0.8, 1.25)  # Pixels whose size nobody measured are only believed within this.
 LEAST_GAP_MM = {"ap": 80.0, "lateral": 130.0}  # From the spine of a slim adult to the detector behind the patient.
 ONE_EXPOSURE_MM = 600.0  # Most detectors are 430 mm high; higher films are rarely of one exposure.
-CURVE_LEVELS = 12  # With this many levels the curve shows a mirrored lateral film and exchanged films.
 SIDE_REMINDER = (
     "Nothing in these landmarks tells the patient's right from left: the left of the AP picture is taken to be the "
     "patient's right, so compare with the film's marker, or mark S1's ends."
 )
 
-_SAME_MM = 1.0  # Two curves that differ by less are the same.
-_CURVED_MM = 3.0  # A spine that bends by less shows nothing.
 _FILM = {"ap": "AP", "lateral": "lateral"}
 
 
@@ -86,7 +80,6 @@ def check_landmarks(
         *doubts,
         *(f"{levels.name(n)}: its two landmarks disagree by {mm:.1f} mm." for n, mm in apart.items()),
         *_size_warnings(marked, points, bool(unmeasured)),
-        *_curve_warnings(marked, points),
         *([] if landmarks.s1_endplate["ap"] or any(landmarks.corners["ap"].values()) else [SIDE_REMINDER]),
     ]
 
@@ -243,35 +236,3 @@ def _size_warnings(marked: list[int], points: np.ndarray, unmeasured: bool) -> l
     if SIZES[0] <= size <= SIZES[1]:
         return []
     return [f"Vertebrae stand {size:.2f} times as far apart as an adult's: check both films' pixel spacing."]
-
-
-def _curve_warnings(marked: list[int], points: np.ndarray) -> list[str]:
-    """Warns of mirrored, exchanged or doubled films by the spine's two curves; of nothing if the spine is short."""
-    points = points[[n not in levels.RARE for n in marked]]
-    marked = [n for n in marked if n not in levels.RARE]
-    if len(marked) < 3:
-        return []
-    across, forward = (_bend_mm(points[:, 2], points[:, axis]) for axis in (0, 1))
-    if len(marked) >= 5 and np.abs(across).max() > _CURVED_MM:
-        difference = min(np.abs(across - forward).max(), np.abs(across + forward).max())
-        if difference < _SAME_MM:
-            return ["Both films show the same curve: are they two films from two sides, or one film twice?"]
-    if len(marked) < CURVE_LEVELS:
-        return []
-    chain = levels.between(marked)
-    usual = np.vstack([np.zeros(3), np.cumsum(autofill.usual_spacing().steps(chain)[0], axis=0)])
-    usual = usual[[chain.index(n) for n in marked]]
-    shape = _bend_mm(usual[:, 2], usual[:, 1])  # The usual curve seen from the side.
-    sizes = [curve @ shape / (shape @ shape) for curve in (across, forward)]
-    cosines = [curve @ shape / (np.linalg.norm(curve) * np.linalg.norm(shape) + 1e-9) for curve in (across, forward)]
-    if abs(sizes[0]) > 0.6 and abs(cosines[0]) > 0.85 and sizes[1] < 0.3:
-        return ["The AP film shows the curve that a spine has from the side, and the lateral film does not: exchanged?"]
-    if cosines[1] < -0.5:
-        return ["On the lateral film the spine bends the wrong way: is it mirrored, with the front on the right?"]
-    return []
-
-
-def _bend_mm(z: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(N,) mm, the points' distances from the straight line that fits them best."""
-    line = np.stack([z, np.ones_like(z)], axis=1)
-    return values - line @ np.linalg.lstsq(line, values, rcond=None)[0]
