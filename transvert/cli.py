@@ -97,7 +97,9 @@ def synthesize(
     out: Annotated[str, typer.Option(help="Store to write: a folder, or s3://bucket/store.", callback=check_writable)],
     projection: Annotated[str, typer.Option(help="Projection: parallel or cone.")] = "parallel",
     field_of_view: Annotated[str, typer.Option(help="full: whole CT. crop: a 96 mm cube per vertebra.")] = "full",
-    phantoms: Annotated[bool, typer.Option("--phantoms", help="Paint phantoms even where there is a CT.")] = False,
+    bodies: Annotated[
+        int, typer.Option(min=0, help="Painted bodies of each subject. 0: its CT, or one body where there is none.")
+    ] = 0,
     scheduler: Scheduler = "",
     workers: Annotated[int, typer.Option(min=0, help="Worker processes on this computer. 0: as many as fit.")] = 0,
 ) -> None:
@@ -110,7 +112,7 @@ def synthesize(
         out,
         projection=projection,
         field_of_view=field_of_view,
-        phantoms=phantoms,
+        bodies=bodies,
         scheduler=scheduler,
         workers=workers,
     ):

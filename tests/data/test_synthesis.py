@@ -124,6 +124,25 @@ def test_a_seed_matters_to_phantoms_alone(
     assert {name.rpartition("-")[0] for name, _ in changed} == {"sub-phantom"} and len(_times(place)) == 2
 
 
+def test_several_bodies_are_painted_of_one_person(
+    one: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def paint_phantom(mask: Volume, seed: int) -> Volume:
+        seeds.append(seed)
+        return Volume(mask.data.astype(np.float32), mask.affine)
+
+    monkeypatch.setattr(paint, "paint_phantom", paint_phantom)
+    place = tmp_path / "store"
+    _run(place, one)
+    _run(place, one, bodies=2)
+    index = store.read_index(place)
+    assert set(index.subject) == {one.name, f"{one.name}-body1", f"{one.name}-body2"} and len(set(seeds)) == 2
+    assert index[index.source == "phantom"].person.unique().tolist() == [one.name], "they are held out together"
+    assert index.groupby("source").subject.nunique().to_dict() == {"ct": 1, "phantom": 2}
+
+
 def test_a_file_is_identified_by_its_stated_hash(one: Subject, tmp_path: Path) -> None:
     place = tmp_path / "store"
     assert one.ct and one.mask

@@ -63,7 +63,7 @@ def synthesize(
     *,
     projection: str = "parallel",
     field_of_view: str = "full",
-    phantoms: bool = False,
+    bodies: int = 0,
     seed: int = 0,
     scheduler: str = "",
     workers: int = 0,
@@ -75,7 +75,9 @@ def synthesize(
         subjects: taken one by one, so that they may be fetched meanwhile.
         store: a folder, or an address that fsspec can write to.
         projection: as in `cut_samples`; `field_of_view` likewise.
-        phantoms: paint every subject as a phantom from its mask, even those with a CT.
+        bodies: phantoms to paint of each subject's mask, even of those with a CT, as subjects named NAME-body1 and so on;
+            0 for the CT, or one phantom named NAME where there is none. In several bodies a network learns to look
+            through them.
         seed: of the phantoms.
         scheduler: address of a Dask scheduler; "" uses this computer.
         workers: processes on this computer; 0 for as many as cores and memory allow, and none for a few subjects.
@@ -91,14 +93,13 @@ def synthesize(
     store = str(store) if "://" in str(store) else str(Path(store).absolute())
     settings = Settings(projection, field_of_view, seed)
     present, groups, failed = set(group_names(store)), set(), {}
-    number = range(len(subjects)) if isinstance(subjects, Sized) else itertools.count()
+    number = range(len(subjects) * max(1, bodies)) if isinstance(subjects, Sized) else itertools.count()
     with progress_bar(number, "subjects", quiet=not progress) as bar:
 
         def missing() -> Jobs:
             """The subjects that the store lacks."""
-            for subject in subjects:
+            for subject in itertools.chain.from_iterable(_paint(one, bodies) for one in subjects):
                 try:
-                    subject = replace(subject, ct=None) if phantoms else subject
                     digest = _digest(subject, settings)
                 except InputError as error:
                     failed[subject.name] = str(error)
@@ -133,6 +134,13 @@ def make_samples(subject: Subject, store: str, digest: str, settings: Settings) 
     how = {"projection": settings.projection, "field_of_view": settings.field_of_view}
     made = samples.cut_samples(ct, mask, subject.name, source=source, **how)
     samples.write_samples(store, replace(made, person=subject.person, official_split=subject.split), digest)
+
+
+def _paint(subject: Subject, bodies: int) -> list[Subject]:
+    """The subject, or as many subjects without its CT: a phantom depends on the name."""
+    person = subject.person or subject.name
+    names = [f"{subject.name}-body{n}" for n in range(1, bodies + 1)]
+    return [replace(subject, name=name, person=person, ct=None) for name in names] or [subject]
 
 
 def _digest(subject: Subject, settings: Settings) -> str:

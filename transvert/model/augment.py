@@ -39,18 +39,18 @@ class AugmentConfig:
 
     tilt_deg: float = 20.0  #: Rotation about the left-right axis, which varies most, also from lying to standing.
     turn_deg: float = 10.0  #: Rotation about each of the other two axes.
-    scale: float = 0.15  #: Relative size of all axes together.
+    scale: float = 0.12  #: Relative size of all axes together.
     stretch: float = 0.1  #: Relative size of each axis by itself.
     shift_mm: float = 4.0  #: Translation of the vertebra in its cube; the landmark moves with it.
-    elastic_mm: float = 2.5  #: Standard deviation of a smooth displacement, on control points 24 mm apart.
-    elastic_fine_mm: float = 1.0  #: The same on control points 12 mm apart.
+    elastic_mm: float = 2.0  #: Standard deviation of a smooth displacement, on control points 24 mm apart.
+    elastic_fine_mm: float = 0.8  #: The same on control points 12 mm apart.
     mirror: float = 0.5  #: Probability that left and right are exchanged.
     view_deg: float = 5.0  #: Rotation of each view's rays, about the body's long and the picture's horizontal axis.
     magnification: float = 0.05  #: Relative size of each radiograph about the patch's centre, not of the target.
     landmark_shift_mm: float = 3.0  #: Error of each view's landmark along rows and columns.
-    repaint: float = 0.3  #: Probability of a phantom's material, with nothing around but the neighbours' bones.
+    repaint: float = 0.2  #: Probability of a phantom's material, with nothing around but the neighbours' bones.
     crop: float = 0.0  #: Probability that nothing beyond the 96 mm cube is projected.
-    background: float = 1.0  #: Size of random structures behind the vertebra; 1 is a body's.
+    background: float = 0.8  #: Size of random structures behind the vertebra; 1 is a body's.
     blur: float = 1.0  #: Blur of the radiograph; 1 is up to about 6 mm.
     noise: float = 0.25  #: SD at the mean attenuation, relative to bone contrast. Usual dose 0.03, a hundredth 0.25.
     contrast: float = 0.4  #: Logarithm of the exponent of a grey-value power law.
