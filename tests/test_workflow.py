@@ -48,7 +48,8 @@ CELLS = {
         'dice = float((out.parent / "02_train_transvert" / "weights").read_text().split()[-1])\n' + METRICS,
     ],
     "04_clinical_reconstruction": [
-        'run: str = "x"  # the run\nlandmark_sd_mm: float = 0.0  # an error',
+        'run: str = "x"  # the run\nlandmark_sd_mm: float = 0.0  # an error\nap_film: str = ""  # the user\'s',
+        "print(ap_film)",
         'if landmark_sd_mm > 3:\n    raise ValueError("landmarks disagree")',
         '(out / "metrics.csv").write_text(f"level,error_mm\\nL1,{landmark_sd_mm}\\n")',
     ],
@@ -116,6 +117,18 @@ def test_a_kernel_that_dies_is_reported_with_its_cell(tmp_path: Path) -> None:
     source = write_notebook(tmp_path / "n.ipynb", "import os", "os._exit(3)", "1 / 0")
     failed = workflow.execute_notebook(source, tmp_path, {}, quiet=True)
     assert failed == "n failed in cell 2: its kernel ended (DeadKernelError), most likely because memory ran out."
+
+
+@pytest.mark.parametrize("landmark_sd_mm", [0.0, 5.0])
+def test_nothing_names_a_patient_whose_film_was_read(runs: Path, landmark_sd_mm: float) -> None:
+    film = {"ap_film": "/data/Müller, Anna/Müller_Anna.dcm", "landmark_sd_mm": landmark_sd_mm}
+    workflow.reproduce({"run": "a", **film}, start="04", quiet=True)
+    files = [path for path in (runs / "a").rglob("*") if path.is_file()]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert {"summary.json", workflow.FAILED if landmark_sd_mm else workflow.EXECUTED} <= texts.keys()
+    for name, text in texts.items():
+        assert not any(part in text for part in ("Müller", "ller_", "Anna")), name
+    assert json.loads(texts["summary.json"])["parameters"]["ap_film"].startswith("ap_film-")
 
 
 def test_an_executed_notebook_holds_no_progress_bars_and_no_widget_state(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -29,6 +30,8 @@ from transvert.io import InputError, atomic_path, check_writable, read_json, rea
 from transvert.runs import STAGES, portable, run_folder, runs_folder, write_table
 
 EXECUTED, FAILED = "notebook.ipynb", "notebook.failed.ipynb"
+OWN_FILES = ("ap_film", "lateral_film", "landmark_file")
+"""Parameters that hold a path of the user's own."""
 _PENDING = "It has not run yet."
 METRICS = ["dice", "hd95_mm", "assd_mm", "nsd_1p5mm"]
 
@@ -171,9 +174,23 @@ def execute_notebook(source: Path, out: Path, parameters: dict[str, Any], *, qui
         if notebook := _read_notebook(running):
             for key in ("input_path", "output_path"):  # A record holds no absolute path.
                 notebook.metadata.papermill[key] = Path(notebook.metadata.papermill[key]).name
-            nbformat.write(notebook, running)
+            running.write_text(hide_names(nbformat.writes(notebook), parameters), encoding="utf-8")
             running.replace(out / (FAILED if error else EXECUTED))
     return f"{source.stem} failed in cell {_last_cell(out / FAILED)[0]}: {error}" if error else ""
+
+
+def hide_names(text: str, parameters: Mapping[str, Any]) -> str:
+    """JSON without the paths and names of the user's own files, which are often patients': neutral names with a hash."""
+    for key in OWN_FILES:
+        if path := parameters.get(key):
+            neutral = f"{key}-{hashlib.sha256(path.encode()).hexdigest()[:8]}{Path(path).suffix}"
+            names = (path, Path(path).name)
+            for name in (
+                *names,
+                *(name.encode("unicode_escape").decode() for name in names),
+            ):  # The latter as papermill writes them.
+                text = text.replace(json.dumps(name, ensure_ascii=False)[1:-1], neutral)
+    return text
 
 
 def _read_notebook(path: Path) -> Any:
@@ -226,11 +243,14 @@ def _write_summary(summary: Summary, folder: Path) -> None:
     if (path := tables.get(STAGES[3])) and path.exists():
         numbers = pd.read_csv(path).replace(np.inf, np.nan).mean(numeric_only=True).dropna()
         summary.spine = {str(key): round(float(value), 6) for key, value in numbers.items()}
-    write_json(folder / "summary.json", {"schema": "transvert-summary/3", **portable(asdict(summary))})
+    content = {"schema": "transvert-summary/3", **portable(asdict(summary))}
+    write_json(
+        folder / "summary.json", json.loads(hide_names(json.dumps(content, ensure_ascii=False), summary.parameters))
+    )
     failure = [summary.failed, *summary.last_lines, f"To go on: {summary.resume}", ""] if summary.failed else []
     lines = [f"# Run {summary.run}", "", "```", *failure, describe(summary), "```", ""]
     with atomic_path(folder / "summary.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+        temporary.write_text(hide_names("\n".join(lines), summary.parameters), encoding="utf-8")
 
 
 def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
@@ -273,7 +293,8 @@ def sweep(
             if (folder / stage).exists() and not (folder / name / stage).exists():
                 (folder / name / stage).symlink_to(Path("..") / stage, target_is_directory=True)
         last = _read_summary(folder / name)
-        if start or last.get("failed", "absent") or last["parameters"] != portable(point):
+        same = last.get("parameters") == json.loads(hide_names(json.dumps(portable(point), ensure_ascii=False), point))
+        if start or last.get("failed", "absent") or not same:
             jobs[name] = (point, start or "01", str(runs_folder().absolute()), os.getcwd())
     failures = dict.fromkeys(jobs, _PENDING)
     print(f"{len(rows)} runs in {folder}; {len(rows) - len(jobs)} are done already.")
