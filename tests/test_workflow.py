@@ -201,7 +201,7 @@ def test_a_refused_reconstruction_is_a_row_with_the_metrics_of_the_notebooks_bef
     runs: Path, scheduler: str
 ) -> None:
     table = workflow.sweep({"run": "g"}, {"landmark_sd_mm": [2.0, 4.0]}, scheduler=scheduler)
-    assert list(table.failed) == ["", "04_clinical_reconstruction failed in cell 4: ValueError: landmarks disagree"]
+    assert list(table.failed) == ["", "04_clinical_reconstruction failed in cell 5: ValueError: landmarks disagree"]
     np.testing.assert_allclose(table.held_out_dice, 0.25)
     np.testing.assert_allclose(table.spine_error_mm, [2, np.nan])
 

@@ -68,7 +68,7 @@ def test_a_corruption_changes_the_pictures_and_is_reproducible(kind: str, box_sa
     assert np.abs(once[0] - corruptions.corrupt_images(box_samples)[0]).max() > 0.05
     # The random errors of a vertebra do not depend on which others are evaluated with it.
     alone = corruptions.corrupt_images(box_samples.chosen([22]), corruptions.KINDS[kind].make(amount))
-    assert_allclose(alone[0][0], once[0][2], atol=1e-5)
+    assert_allclose(alone[0][0, :, :2], once[0][2, :, :2], atol=1e-5)  # Beyond these it has no neighbours.
 
 
 def test_a_turned_lateral_view_moves_the_right_side_to_the_front() -> None:

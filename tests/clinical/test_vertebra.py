@@ -11,7 +11,7 @@ from conftest import Patient, Seeing, ball
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
-from transvert.clinical import landmarks, vertebra
+from transvert.clinical import film_checks, landmarks, vertebra
 from transvert.clinical.landmarks import BODY, VERTEBRA, Landmarks
 from transvert.clinical.reconstruct import reconstruct, simulate_radiographs
 from transvert.clinical.vertebra import Vertebra, unit
@@ -80,6 +80,7 @@ def test_a_reconstruction_stands_where_the_films_show_it(patient: Patient, monke
         spots.append(replace(one, pixels=np.exp(-((away * view.pixel_mm[0] / 4) ** 2)).astype(np.float32)))
     perfect = {name: np.array([[0.0] * 3, [1.0] * 3, [0.5] * 3]) for name in metrics.REGIONS}
     monkeypatch.setattr(vertebra, "shift_statistics", lambda: perfect)
+    monkeypatch.setattr(film_checks, "NOTHING", -1.0)  # A spot is no vertebra.
     strayed = points[L2] + np.array([5.0, -4.0, 3.0])
     marks = landmarks.project_landmarks(*views, isocentre, {L2: strayed})
     network = Seeing()
