@@ -120,7 +120,9 @@ def test_the_first_error_is_described_in_one_sentence(tmp_path: Path, content: d
 
 
 def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder or data manifest 'nothing'; use a folder, .*: buu_.*, verse_samples"):
+    with pytest.raises(
+        InputError, match="no folder or data manifest 'nothing'; use a folder, .*: buu_.*, verse_samples"
+    ):
         manifest.load_manifest("nothing")
     with pytest.raises(InputError, match=r"absent\.yaml does not exist"):
         manifest.load_manifest(tmp_path / "absent.yaml")
