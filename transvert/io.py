@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +99,11 @@ def read_text(path: str | Path, what: str) -> str:
         raise InputError(f"The {what} {path} is not text in UTF-8 that can be read ({error}).") from None
 
 
-def parse_json(text: str, source: str) -> Any:
-    """Parses JSON; `source` begins the sentence of an InputError."""
+Hook = Callable[[list[tuple[str, Any]]], Any]
+
+
+def parse_json(text: str, source: str, hook: Hook | None = None) -> Any:
+    """Parses JSON; `source` begins the sentence of an InputError, and `hook` makes each object from its pairs."""
 
     def parse_int(digits: str) -> int:
         if len(digits) > 18:
@@ -108,14 +111,16 @@ def parse_json(text: str, source: str) -> Any:
         return int(digits)
 
     try:
-        return json.loads(text, parse_int=parse_int)
+        return json.loads(text, parse_int=parse_int, object_pairs_hook=hook)
+    except InputError:  # Of the hook.
+        raise
     except (RecursionError, ValueError) as error:
         raise InputError(f"{source} is not valid JSON ({error}).") from None
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Reads a JSON file, which an error message calls `what`."""
-    return parse_json(read_text(path, what), f"The {what} {path}")
+def read_json(path: str | Path, what: str, hook: Hook | None = None) -> Any:
+    """Reads a JSON file, which an error message calls `what`, by `parse_json`."""
+    return parse_json(read_text(path, what), f"The {what} {path}", hook)
 
 
 def read_yaml(path: str | Path, what: str) -> Any:

@@ -193,6 +193,11 @@ def hide_names(text: str, parameters: Mapping[str, Any]) -> str:
     return text
 
 
+def _record(content: Any, parameters: Mapping[str, Any]) -> Any:
+    """Content that is safe to record, by `portable` and `hide_names`."""
+    return json.loads(hide_names(json.dumps(portable(content), ensure_ascii=False), parameters))
+
+
 def _read_notebook(path: Path) -> Any:
     with contextlib.suppress(OSError, ValueError, nbformat.reader.NotJSONError):
         return nbformat.read(path, as_version=4)
@@ -243,10 +248,8 @@ def _write_summary(summary: Summary, folder: Path) -> None:
     if (path := tables.get(STAGES[3])) and path.exists():
         numbers = pd.read_csv(path).replace(np.inf, np.nan).mean(numeric_only=True).dropna()
         summary.spine = {str(key): round(float(value), 6) for key, value in numbers.items()}
-    content = {"schema": "transvert-summary/3", **portable(asdict(summary))}
-    write_json(
-        folder / "summary.json", json.loads(hide_names(json.dumps(content, ensure_ascii=False), summary.parameters))
-    )
+    record = _record(asdict(summary), summary.parameters)
+    write_json(folder / "summary.json", {"schema": "transvert-summary/3", **record})
     failure = [summary.failed, *summary.last_lines, f"To go on: {summary.resume}", ""] if summary.failed else []
     lines = [f"# Run {summary.run}", "", "```", *failure, describe(summary), "```", ""]
     with atomic_path(folder / "summary.md") as temporary:
@@ -293,8 +296,7 @@ def sweep(
             if (folder / stage).exists() and not (folder / name / stage).exists():
                 (folder / name / stage).symlink_to(Path("..") / stage, target_is_directory=True)
         last = _read_summary(folder / name)
-        same = last.get("parameters") == json.loads(hide_names(json.dumps(portable(point), ensure_ascii=False), point))
-        if start or last.get("failed", "absent") or not same:
+        if start or last.get("failed", "absent") or last["parameters"] != _record(point, point):
             jobs[name] = (point, start or "01", str(runs_folder().absolute()), os.getcwd())
     failures = dict.fromkeys(jobs, _PENDING)
     print(f"{len(rows)} runs in {folder}; {len(rows) - len(jobs)} are done already.")

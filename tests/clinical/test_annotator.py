@@ -139,7 +139,7 @@ def test_a_known_distance_stays_in_the_file(path: Path) -> None:
     # 58 mm in the patient on 100 rows, magnified by 1.2; columns are 6/7 of a row.
     assert again._views["ap"].pixel_mm == pytest.approx((0.696, 0.696 * 6 / 7))
     assert again.marks["ap"]["ruler"] == {"from": [10, 20], "to": [110, 20]} and again.marks["ap"]["ruler_mm"] == 58
-    # The browser's ruler replaces the pixel size, and what is too short for one is told.
+    # A ruler drawn in the browser replaces the pixel size. One that is too short gives a message.
     again.marks = again.marks | {
         "lateral": again.marks["lateral"] | {"ruler": {"from": [0, 5], "to": [0, 105]}, "ruler_mm": 58}
     }

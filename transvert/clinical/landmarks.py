@@ -20,7 +20,6 @@ vertebrae, arch and processes included, which lie 8 to 18 mm behind. Proposed ce
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -266,7 +265,7 @@ class Landmarks:
 
 def read_landmarks(path: str | Path, *, partial: bool = False) -> Landmarks:
     """Reads a landmark file, or raises InputError; `partial` accepts that no vertebra is marked in both views."""
-    content, source = read_json(path, "landmark file"), f"The landmark file {Path(path).name}"
+    source = f"The landmark file {Path(path).name}"
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -275,8 +274,7 @@ def read_landmarks(path: str | Path, *, partial: bool = False) -> Landmarks:
                 raise InputError(f"{source} states '{name}' twice in one place; keep one of the two.")
         return dict(pairs)
 
-    json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=once)
-    return landmarks_from_dict(content, source, partial=partial)
+    return landmarks_from_dict(read_json(path, "landmark file", once), source, partial=partial)
 
 
 def landmarks_from_dict(content: Any, source: str = "The landmark file", *, partial: bool = False) -> Landmarks:

@@ -54,9 +54,7 @@ class Radiograph:
     The row and column pitch is that in the plane `acquisition.pixel_plane`; None if a landmark file will state it.
     """
 
-    pixels: (
-        np.ndarray
-    )  #: (rows, columns) float32, brighter is more attenuation; NaN where the detector was not exposed.
+    pixels: np.ndarray  #: (rows, columns) float32, brighter is more attenuation; NaN where nothing was exposed.
     pixel_mm: tuple[float, float] | None
     acquisition: Acquisition = field(default_factory=Acquisition)
 

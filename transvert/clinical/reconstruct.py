@@ -72,7 +72,8 @@ def reconstruct(
         network: a trained network, or its weights file; by default the shipped weights.
         card: of the given network: its calibration and the levels that it has learned.
         draws: reconstructions from randomly shifted landmarks, for the posture's uncertainty; 0 for none. Each takes about
-            as long as the spine itself; an interrupt (Ctrl-C, the stop button) ends them and keeps the spine. A standard deviation from 10 draws is accurate to a quarter, from 20 to a sixth.
+            as long as the spine itself; an interrupt (Ctrl-C, the stop button) ends them and keeps the spine. A standard
+            deviation from 10 draws is accurate to a quarter, from 20 to a sixth.
         landmark_sd_mm: standard deviation of the landmarks along rows and along columns, mm in the patient; 0 if they are
             exact. The smaller it is, the less the shapes correct places (`vertebra`) and tilts (`endplates`).
         seed: of the draws.

@@ -155,7 +155,8 @@ def make_subject(name: str, files: list[tuple[DataFile, Source]], cache: Cache) 
     """Fetches the files of one subject, and merges the masks of single vertebrae.
 
     Raises:
-        InputError: an id that can't be one, a file can't be had or is unusable, or there are two files for one place, such as two CTs.
+        InputError: an id that can't be one, a file can't be had or is unusable, or there are two files for one place,
+            such as two CTs.
     """
     check_name(name, "The subject id")
     places: dict[tuple[str, str, int | None], Source] = {}

@@ -139,13 +139,13 @@ def load_subject(subject: Subject, *, seed: int = 0) -> tuple[Volume, Volume, st
         )
     else:
         raise InputError(f"The subject {subject.name} has neither a mask nor surfaces of vertebrae.")
+    paint_seed = zlib.crc32(f"{subject.name}/{seed}".encode())
     if subject.ct is None:
-        return paint.paint_phantom(mask, zlib.crc32(f"{subject.name}/{seed}".encode())), mask, "phantom"
+        return paint.paint_phantom(mask, paint_seed), mask, "phantom"
     ct = volume.read_ct(subject.ct)
     if subject.mask in subject.files and subject.files[subject.mask].cropped:
         volume.check_same_grid(_add_margin(ct, AIR_HU), mask, (f"CT {subject.ct.name}", "mask"))
-        body = paint.paint_phantom(mask, zlib.crc32(f"{subject.name}/{seed}".encode()))
-        return insert_ct(ct, body), mask, "ct"
+        return insert_ct(ct, paint.paint_phantom(mask, paint_seed)), mask, "ct"
     volume.check_same_grid(ct, mask, (f"CT {subject.ct.name}", "mask"))
     # The affines of one grid, written by two programs, may differ in rounding.
     return ct, Volume(mask.data, ct.affine), "ct"

@@ -270,8 +270,8 @@ class TransVertHull(nn.Module):
 
     A U-shaped 2D network per view, with attention across both views at the coarsest scale, finds the vertebra. Its
     features are lifted to 3D and added at 32³, 16³ and 8³. 64³ is left to the head. `width` is the number of channels at
-    8² and 8³. With `context` the network also sees the neighbours' centroids and is told the level; without `maps` it sees
-    neither these nor its own centroid.
+    8² and 8³. With `context` the network also gets the neighbours' centroids and the level.
+    Without `maps` it gets no centroid at all.
     """
 
     def __init__(self, width: int = 128, attention: bool = True, maps: bool = True, context: bool = True):
