@@ -19,6 +19,7 @@ alone are `nn.Linear`: a convolution of kernel 1 on a CPU returns tensors with t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -333,12 +334,12 @@ NETWORKS: dict[str, type[nn.Module]] = {"transvert": TransVert, "transvert_hull"
 """The paper's form and this companion's own. `benchmarks.studies.comparison_networks` adds those to compare with."""
 
 
-def build_network(name: str, **options: Any) -> nn.Module:
-    """Builds an untrained network by its name in `NETWORKS`, with the channels last; an InputError if it can't."""
-    if name not in NETWORKS:
-        raise InputError(f"'{name}' is not a network; use one of {', '.join(NETWORKS)}.")
+def build_network(name: str, known: Mapping[str, type[nn.Module]] = NETWORKS, **options: Any) -> nn.Module:
+    """Builds an untrained network by its name among the known, with the channels last; an InputError if it can't."""
+    if name not in known:
+        raise InputError(f"'{name}' is not a network; use one of {', '.join(known)}.")
     try:
-        network = NETWORKS[name](**options)
+        network = known[name](**options)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"The network '{name}' can't be built: {' '.join(str(error).split())}.") from None
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -366,25 +367,25 @@ def save_weights(
     return Path(path)
 
 
-def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_weights(path: str | Path, known: Mapping[str, type[nn.Module]] = NETWORKS) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a network that `save_weights` wrote, in evaluation mode, and its card; other files are an InputError."""
     path = Path(path)
     metadata, tensors = _read_weights(path)
     name = metadata.get("network", "")
-    if name not in NETWORKS:
-        raise InputError(f"{path.name} holds weights of the network '{name}'; known are {', '.join(NETWORKS)}.")
+    if name not in known:
+        raise InputError(f"{path.name} holds weights of the network '{name}'; known are {', '.join(known)}.")
     options, card = (parse_json(metadata.get(key, ""), f"The '{key}' of {path.name}") for key in ("options", "card"))
     if not (isinstance(options, dict) and isinstance(card, dict)):
         raise InputError(f"The options or the card of {path.name} are not JSON objects.")
     if name == "transvert_hull":  # Weights of version 0.1 know no context.
         options.setdefault("context", "levels.0.project.weight" in tensors)
     with torch.device("meta"):  # Without memory, which a false size would fill.
-        shapes = {key: tensor.shape for key, tensor in build_network(name, **options).state_dict().items()}
+        shapes = {key: tensor.shape for key, tensor in build_network(name, known, **options).state_dict().items()}
     if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
         raise InputError(f"{path.name} holds weights that do not fit the network '{name}'.")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise InputError(f"{path.name} holds weights that are not finite; train again.")
-    network = build_network(name, **options)
+    network = build_network(name, known, **options)
     network.load_state_dict(tensors)
     return network.eval(), card | {"network": name}
 

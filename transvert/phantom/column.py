@@ -23,7 +23,7 @@ USUAL = tuple(level for level in levels.NAMES if level not in levels.RARE)  # Mo
 # Half the depth of the body of each usual level in an adult, after common anatomy; C1 first.
 HALF_DEPTH_MM = np.interp(np.arange(25), [0, 6, 7, 8, 10, 14, 18, 21, 24], [8, 8.5, 9, 10.5, 12.5, 14.5, 16, 17.5, 18])
 DISC_MM = {"C": (4.0, 6.0), "T": (3.0, 6.0), "L": (7.0, 11.0), "S": (1.0, 3.0)}  # Height of the disc below a vertebra.
-REACH_MM = 75.0  # Copies reach this far beyond the mask's vertebrae: past the rim of a stored patch.
+BEYOND_MM = 9.0  # Copies reach this far beyond a phantom's margin.
 SIZE_JITTER, TURN_JITTER_DEG = 0.03, 3.0  # Standard deviations of a copy's relative size and of its rotations.
 LEAST_PITCH_MM = 3.0  # Smallest step down from one vertebra's centre to the next one's.
 ATLAS_HALF_MM = (22.0, 8.0, 8.0)  # Half the size assumed for C1, which has no body.
@@ -85,8 +85,8 @@ class Column:
         return places + 0.5 * np.cumsum(np.diff(places, prepend=-1) == 0)
 
 
-def build_column(mask: Volume, random: np.random.Generator) -> Column:
-    """The column of a mask: its whole vertebrae, its sacrum, and copies between them and for `REACH_MM` beyond.
+def build_column(mask: Volume, random: np.random.Generator, reach_mm: float) -> Column:
+    """The column of a mask: its whole vertebrae, its sacrum, and copies between them and for `reach_mm` beyond.
 
     Raises:
         InputError: no whole vertebra in the mask, or vertebrae that are not one above the other.
@@ -104,7 +104,7 @@ def build_column(mask: Volume, random: np.random.Generator) -> Column:
             "The vertebrae of the mask are not one above the other in their order; check its levels and its affine."
         )
     bones = _filled(bones, random)
-    top, bottom = bones[0].centre[2] + REACH_MM, bones[-1].centre[2] - REACH_MM
+    top, bottom = bones[0].centre[2] + reach_mm, bones[-1].centre[2] - reach_mm
     if len(bones) > 1:
         upward, downward = bones[0].centre - bones[1].centre, bones[-1].centre - bones[-2].centre
     else:

@@ -1,0 +1,1 @@
+"""How the detector of vertebrae is trained, and how well it finds and names them."""

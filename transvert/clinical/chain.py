@@ -1,0 +1,286 @@
+"""Names the vertebrae that a detector found: the most likely chain of levels through candidates in space.
+
+Dynamic programming over candidates and levels (Viterbi). A candidate gains by its probabilities in both films and loses by the
+distance between its rays; a level loses by how much less likely the pictures make it than the likeliest one; a step loses by
+its difference from usual steps (`tables/spacing.csv`), scaled to the person. T12 may be absent, and T13 or L6 present, at the
+odds below. How certain the names are follows from the best chains that are named otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transvert import levels
+from transvert.clinical.autofill import usual_spacing
+from transvert.clinical.detector import LEVELS, Candidate, find_candidates, find_centres
+from transvert.clinical.landmarks import BODY, Landmarks, empty_landmarks
+from transvert.clinical.radiograph import Radiograph
+from transvert.drr.geometry import VIEWS
+from transvert.io import InputError
+
+ORDER = tuple(levels.NAMES)  # C1 to sacrum, with T13 and L6.
+FEWEST = 5  # Vertebrae of a spine.
+# This companion's choices, tried on people held out (benchmarks/detector).
+BIAS = 1.0  # Added to the mean logit of a candidate, so that a faint vertebra between clear ones is kept.
+MISS_SD_MM = 4.0
+STEP_SD = 0.18  # Relative standard deviation of a step's length before the person's size is known; later 0.6 of it.
+LEAN_SD_DEG = 22.0  # Standard deviation of a step's direction from usual.
+SKIPPED = 7.0  # Cost of a vertebra that no candidate shows.
+LEVEL_WEIGHT = 0.7  # Neighbouring candidates see much of the same picture.
+# Negative log odds of unusual numbers of vertebrae: 11 or 13 thoracic, 6 lumbar. Each has a few per cent of people.
+VARIANTS = {("T11", "L1"): 3.5, ("T12", "T13"): 4.5, ("L5", "L6"): 3.2}
+EVIDENCE = 0.5  # Share of the chains' difference in score that counts as evidence for a name.
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Named vertebrae.
+
+    Attributes:
+        found: level to its candidate, head to tail; the sacrum (26) too if it was found.
+        certainty: probability that all names are right, and not all one or more levels off.
+        other: the second likeliest name of the lowest vertebra.
+        score: the chain's score; more is better.
+    """
+
+    found: dict[int, Candidate]
+    certainty: float
+    other: str
+    score: float
+
+    @property
+    def vertebrae(self) -> list[int]:
+        """The levels without the sacrum, head to tail."""
+        return [n for n in self.found if n != 26]
+
+
+def name_vertebrae(candidates: Sequence[Candidate], lowest: int | None = None) -> Chain | None:
+    """The most likely chain through candidates, sorted from the head down; None where there is none.
+
+    `lowest` is the level of the lowest vertebra, where it is known; one that the films can't show is an InputError.
+    """
+    size, path = 1.0, []
+    for sd in (STEP_SD, 0.6 * STEP_SD):
+        scores = _Scores(candidates, size, sd)
+        path, score = scores.best_path()
+        if len(path) < 2:
+            return None
+        size = _person_size(candidates, path)
+    if lowest is not None:
+        path = _rename(scores, [i for i, place in path if ORDER[place] != 26], lowest)
+    shifts = {shift: scores.renamed(path, shift) for shift in range(-3, 4)}
+    weights = {n: float(np.exp(np.clip(EVIDENCE * (value - shifts[0]), -700, 50))) for n, value in shifts.items()}
+    likeliest = max((n for n in weights if n), key=weights.get)
+    last = [place for _, place in path if ORDER[place] != 26][-1]
+    other = levels.name(ORDER[int(np.clip(last + likeliest, 0, len(ORDER) - 2))])
+    return Chain({ORDER[place]: candidates[i] for i, place in path}, 1 / sum(weights.values()), other, score)
+
+
+def level_scores(candidate: Candidate) -> np.ndarray:
+    """(26,) by `ORDER`: log probabilities of the levels relative to the likeliest; T13 and L6 are between their neighbours."""
+    usual = dict(zip(LEVELS, candidate.level - candidate.level.max(), strict=True))
+    between = {28: (19, 20), 25: (24, 26)}
+    pairs = {n: [usual[m] for m in near] for n, near in between.items()}
+    return np.array([usual[n] if n in usual else float(np.logaddexp(*pairs[n]) - np.log(2)) for n in ORDER])
+
+
+def _person_size(candidates: Sequence[Candidate], path: Sequence[tuple[int, int]]) -> float:
+    """The median of the chain's steps relative to usual ones."""
+    ratios = [
+        np.linalg.norm(candidates[j].point - candidates[i].point) / np.linalg.norm(_usual_step(a, b))
+        for (i, a), (j, b) in itertools.pairwise(path)
+    ]
+    return float(np.clip(np.median(ratios), 0.6, 1.3))
+
+
+def _usual_step(place: int, other: int) -> np.ndarray:
+    """(3,) RAS mm from a place in `ORDER` to a lower one."""
+    mean, step = usual_spacing().mean, np.zeros(3)
+    chain = [n for n in ORDER[place : other + 1] if n not in levels.RARE or n in (ORDER[place], ORDER[other])]
+    for upper, lower in itertools.pairwise(chain):
+        if lower == 26:
+            step += np.array([0.0, -14.0, -30.0])  # The middle of S1, this companion's choice.
+        else:
+            step += mean.get((upper, lower), mean[19, 20])
+    return step
+
+
+def _rename(scores: _Scores, order: Sequence[int], lowest: int) -> list[tuple[int, int]]:
+    """The names of candidates of which the last is `lowest`."""
+    path, score = scores.name_from(order, ORDER.index(lowest))
+    if not np.isfinite(score):
+        raise InputError(f"{len(order)} vertebrae were found, which can't end at {levels.name(lowest)}; correct it.")
+    return path
+
+
+class _Scores:
+    """Scores of nodes and steps for a person's size."""
+
+    def __init__(self, candidates: Sequence[Candidate], size: float, sd: float):
+        self.candidates, self.sd = candidates, sd
+        self.points = np.array([c.point for c in candidates])
+        gains = [c.centre.mean() + BIAS - 0.5 * (c.miss_mm / MISS_SD_MM) ** 2 for c in candidates]
+        self.gain = np.clip(gains, -6, 4)
+        self.level = LEVEL_WEIGHT * np.array([level_scores(c) for c in candidates]).clip(-12, 0)
+        self.edges = list(self._edges(size))
+
+    @staticmethod
+    def _edges(size: float):
+        """The possible steps: upper place, lower place, cost, usual step (3,)."""
+        number = {levels.name(n): i for i, n in enumerate(ORDER)}
+        usual = [i for i, n in enumerate(ORDER) if n not in levels.RARE]
+        for a, b in itertools.pairwise(usual):
+            yield a, b, 0.0, size * _usual_step(a, b)
+        for a, b in zip(usual, usual[2:], strict=False):
+            yield a, b, SKIPPED, size * _usual_step(a, b)
+        for (upper, lower), cost in VARIANTS.items():
+            a, b = number[upper], number[lower]
+            near = _usual_step(number["T12"], number["L1"])
+            yield a, b, cost, size * (near if upper != "L5" else _usual_step(number["L4"], number["L5"]))
+        yield number["T13"], number["L1"], 0.0, size * _usual_step(number["T12"], number["L1"])
+        yield number["L6"], number["sacrum"], 0.0, size * _usual_step(number["L5"], number["sacrum"])
+
+    def step_scores(self, usual: np.ndarray) -> np.ndarray:
+        """(N, N): the score of a step from each candidate to each lower one; -inf to one that is not lower."""
+        steps = self.points[None] - self.points[:, None]
+        lengths, expected = np.linalg.norm(steps, axis=2), float(np.linalg.norm(usual))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosine = np.nan_to_num(steps @ usual / (lengths * expected))
+            off = (np.log(lengths / expected) / self.sd) ** 2
+        lean = (np.degrees(np.arccos(np.clip(cosine, -1, 1))) / LEAN_SD_DEG) ** 2
+        return np.where(steps[..., 2] < -2.0, -0.5 * (off + lean), -np.inf)
+
+    def best_path(self) -> tuple[list[tuple[int, int]], float]:
+        """Pairs of candidate and place in `ORDER`, from the head down, and the score."""
+        count, places = len(self.candidates), len(ORDER)
+        best = self.gain[:, None] + self.level  # Of the best chain that ends here.
+        origin = np.full((count, places, 2), -1)
+        moves = {id(e): self.step_scores(e[3]) - e[2] for e in self.edges}
+        for place in range(places):
+            own = self.gain + self.level[:, place]
+            for edge in self.edges:
+                if edge[1] != place:
+                    continue
+                total = best[:, edge[0], None] + moves[id(edge)]
+                source = total.argmax(axis=0)
+                value = total[source, np.arange(count)] + own
+                better = value > best[:, place]
+                best[better, place] = value[better]
+                origin[better, place] = np.stack([source[better], np.full(better.sum(), edge[0])], axis=1)
+        at = np.unravel_index(int(best.argmax()), best.shape)
+        score, path = float(best[at]), [(int(at[0]), int(at[1]))]
+        while origin[path[-1]][0] >= 0:
+            path.append(tuple(map(int, origin[path[-1]])))
+        return path[::-1], score
+
+    def renamed(self, path: Sequence[tuple[int, int]], shift: int) -> float:
+        """The score of the path's candidates with the lowest one named `shift` levels further down."""
+        usual = [i for i, n in enumerate(ORDER) if n not in levels.RARE]
+        place = path[-1][1]
+        if shift:
+            n = min(range(len(usual)), key=lambda i: abs(usual[i] - place)) + shift
+            if not 0 <= n < len(usual):
+                return -np.inf
+            place = usual[n]
+        return self.name_from([i for i, _ in path], place)[1]
+
+    def name_from(self, order: Sequence[int], lowest: int) -> tuple[list[tuple[int, int]], float]:
+        """The best names of given candidates, head to tail, of which the last has the place `lowest`; and their score."""
+        score = np.full(len(ORDER), -np.inf)
+        score[lowest] = self.gain[order[-1]] + self.level[order[-1], lowest]
+        below = []
+        for upper, lower in itertools.pairwise(order[::-1]):
+            fresh, origin = np.full(len(ORDER), -np.inf), np.full(len(ORDER), -1)
+            for a, b, cost, step in self.edges:
+                value = score[b] + self._one_step(lower, upper, step) - cost + self.gain[lower] + self.level[lower, a]
+                if value > fresh[a]:
+                    fresh[a], origin[a] = value, b
+            score = fresh
+            below.append(origin)
+        place = int(score.argmax())
+        places = [place]
+        for origin in below[::-1]:
+            places.append(int(origin[places[-1]]))
+        return list(zip(order, places, strict=True)), float(score.max())
+
+    def _one_step(self, upper: int, lower: int, usual: np.ndarray) -> float:
+        step = self.points[lower] - self.points[upper]
+        length, expected = float(np.linalg.norm(step)), float(np.linalg.norm(usual))
+        lean = np.degrees(np.arccos(np.clip(step @ usual / (length * expected), -1, 1)))
+        return -0.5 * ((np.log(length / expected) / self.sd) ** 2 + (lean / LEAN_SD_DEG) ** 2)
+
+
+CERTAIN = 0.9  # Names less certain than this are asked about.
+FAINT = 0.3  # Mean probability of the vertebrae in the clearer film below which there may be no spine.
+DISAGREE_MM = 5.0  # Mean distance of the two films' rays above which the films may not belong together.
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found on two films.
+
+    Attributes:
+        landmarks: bodies' centres on both films, all of them `proposed`.
+        chain: their names and certainty; None where there is none.
+        doubt: why they should not be used before a person has looked at them; "" if there is no reason.
+    """
+
+    landmarks: Landmarks
+    chain: Chain | None
+    doubt: str
+
+
+def detect_landmarks(
+    ap: Radiograph, lateral: Radiograph, setup: Landmarks | None = None, *, lowest: str = ""
+) -> Detection:
+    """Finds and names the vertebrae on two films.
+
+    Args:
+        ap: the AP film.
+        lateral: the lateral film.
+        setup: how the films were taken, as `Landmarks`, whose marks are not used; by default as the films themselves say.
+        lowest: the name of the lowest vertebra that is whole on both films, if it is known; the others follow from it.
+
+    Raises:
+        InputError: a film without pixel size, or an impossible view or level.
+    """
+    setup = setup or empty_landmarks()
+    views = setup.view("ap", ap), setup.view("lateral", lateral)
+    maps = [
+        find_centres(film.pixels, view, setup.isocentre, lateral=film is lateral)
+        for film, view in zip((ap, lateral), views, strict=True)
+    ]
+    candidates = find_candidates(views, maps)
+    chain = name_vertebrae(candidates, levels.number(lowest) if lowest else None)
+    found = {n: chain.found[n] for n in chain.vertebrae} if chain else {}
+    centroids = {name: {n: c.pixels[i] for n, c in found.items()} for i, name in enumerate(VIEWS)}
+    proposed = {name: frozenset(found) for name in VIEWS}
+    landmarks = Landmarks(setup.setups, centroids, setup.isocentre, centroids_of=BODY, proposed=proposed)
+    return Detection(landmarks, chain, _doubt(chain, named=bool(lowest)))
+
+
+def _doubt(chain: Chain | None, *, named: bool) -> str:
+    """Why a chain should be looked at first."""
+    found = [chain.found[n] for n in chain.vertebrae] if chain else []
+    if len(found) < FEWEST or chain is None:
+        return f"Only {len(found)} vertebrae were found on both films, which is no spine: mark them by hand."
+    seen = np.mean([1 / (1 + np.exp(-c.centre.max())) for c in found])
+    if seen < FAINT:
+        return "The films show vertebrae too faintly to find them: mark them by hand."
+    miss = float(np.mean([c.miss_mm for c in found]))
+    if miss > DISAGREE_MM:
+        return (
+            f"The vertebrae of the two films differ in height by {miss:.0f} mm: check that both are of one patient in one posture, "
+            "and their pixel sizes and distances."
+        )
+    if chain.certainty < CERTAIN and not named:
+        lowest = levels.name(chain.vertebrae[-1])
+        return (
+            f"The vertebrae may be named one level off (certainty {chain.certainty:.0%}): the lowest one was taken for "
+            f"{lowest}, and may be {chain.other}. Say which it is with --lowest, or correct the landmarks."
+        )
+    return ""

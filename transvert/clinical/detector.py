@@ -1,0 +1,218 @@
+"""Finds vertebrae on films: a network over the whole film, and the points that both films agree on.
+
+The network sees a film at `PIXEL_MM` in the patient's plane and gives, at twice that pitch, the probability of a body's centre and
+of each level. Where a peak of the AP film and one of the lateral film have one height through the films' geometry, they are a
+candidate in space. `chain` chooses among the candidates and names them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from transvert import levels
+from transvert.drr import geometry
+from transvert.drr.geometry import View
+from transvert.io import PACKAGE
+from transvert.model import networks
+from transvert.model.networks import Residual, SubpixelUpsample, conv
+
+WEIGHTS = PACKAGE / "weights" / "detector.safetensors"
+PIXEL_MM = 1.5  # Of the network's input, in the patient's plane; its output has twice that.
+LEVELS = (*(n for n in levels.VERTEBRAE if n not in levels.RARE), 26)
+"""The levels that the network tells apart: C1 to L5 and the sacrum."""
+LEAST_PEAK = 0.03  # Probability of a body's centre below which a peak is no candidate.
+APART_MM = 8.0  # Of two peaks of a film that are nearer, the lower one is dropped.
+HEIGHT_MM = 14.0  # Rays that miss each other by more are not of one vertebra.
+MOST_PEAKS = 60
+_PAD = 32  # The network halves its input this often.
+
+
+class Detector(nn.Module):
+    """A U-Net over a film: `widths` channels at twice the input's pitch, four times and so on."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 24, 48, 96, 128)):
+        super().__init__()
+        widths = tuple(widths)
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), conv(12, widths[0], 2), Residual(widths[0], 2))
+        pairs = list(itertools.pairwise(widths))
+        self.down = nn.ModuleList(nn.Sequential(conv(a, b, 2, stride=2), Residual(b, 2)) for a, b in pairs)
+        self.deep = Residual(widths[-1], 2)
+        self.up = nn.ModuleList(SubpixelUpsample(b, a, 2) for a, b in pairs)
+        self.join = nn.ModuleList(nn.Sequential(networks.norm_act(a, 2), Residual(a, 2)) for a, _ in pairs)
+        self.head = nn.Conv2d(widths[0], 1 + len(LEVELS), 1)
+
+    def forward(self, films: Tensor) -> Tensor:
+        """Films (B, 3, H, W): grey values, where they are valid, and 1 for lateral, -1 for AP; sides are multiples of 32.
+
+        Returns:
+            (B, 1 + 25, H / 2, W / 2): the logit of a body's centre, and the scores of `LEVELS`.
+        """
+        features = [self.stem(films)]
+        for stage in self.down:
+            features.append(stage(features[-1]))
+        x = self.deep(features.pop())
+        for up, join in zip(reversed(self.up), reversed(self.join), strict=True):
+            x = join(up(x) + features.pop())
+        return self.head(x)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the network sees on one film, and where that is: a pixel of the maps is `scale` (2,) pixels of the film.
+
+    `centre` is (H, W), the probability of a body's centre; `level` is (25, H, W), log probabilities that add up to one.
+    """
+
+    centre: np.ndarray
+    level: np.ndarray
+    scale: np.ndarray
+
+    def film_pixel(self, place: np.ndarray) -> np.ndarray:
+        """Rows and columns (..., 2) on the film of places on the maps."""
+        return (np.asarray(place) + 0.5) * self.scale - 0.5
+
+    def at(self, place: np.ndarray) -> tuple[float, np.ndarray]:
+        """The highest probability of a centre within a pixel of a place (2,), and the levels' log probabilities (25,) there."""
+        row, column = (int(np.clip(round(float(v)), 0, n - 1)) for v, n in zip(place, self.centre.shape, strict=True))
+        near = self.centre[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        return float(near.max()), self.level[:, row, column]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point that may be a body's centre.
+
+    Attributes:
+        point: (3,) RAS mm.
+        pixels: (2, 2) row and column on the AP and on the lateral film.
+        centre: (2,) logits of a body's centre on both films.
+        level: (25,) sum of both films' log probabilities of `LEVELS`.
+        miss_mm: by how many mm the two rays miss each other.
+    """
+
+    point: np.ndarray
+    pixels: np.ndarray
+    centre: np.ndarray
+    level: np.ndarray
+    miss_mm: float
+
+
+@functools.cache
+def shipped_detector() -> nn.Module:
+    """The network that comes with the package."""
+    return networks.load_weights(WEIGHTS, {"detector": Detector})[0]
+
+
+def prepare_film(pixels: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(2, H, W) float32, the network's input for a film (rows, columns): grey values and whether they are valid.
+
+    `scale` (2,) is how many rows and columns of the film are one pixel of the input. Sides become multiples of 32.
+    """
+    valid = np.isfinite(pixels)
+    filled = np.where(valid, pixels, 0.0).astype(np.float32)
+    shape = np.maximum(np.rint(np.array(pixels.shape) / scale).astype(int), 1)
+    grey, inside = (_resize(a, shape, scale) for a in (filled, valid.astype(np.float32)))
+    grey = standardise(grey / np.maximum(inside, 0.5), inside > 0.5)
+    return np.pad(np.stack([grey, inside > 0.5]), [(0, 0)] + [(0, -n % _PAD) for n in shape]).astype(np.float32)
+
+
+def _resize(picture: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The picture at the centres of larger or smaller pixels; larger ones are means."""
+    smooth = ndimage.uniform_filter(picture, np.maximum(np.rint(scale), 1).astype(int), mode="nearest")
+    offset = (scale - 1) / 2
+    return ndimage.affine_transform(smooth, scale, offset, tuple(shape), order=1, mode="nearest")
+
+
+def standardise(grey: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Grey values with their median at 0 and their middle 90 % from about -1 to 1; 0 outside, and for a blank film."""
+    if not inside.any():
+        return np.zeros_like(grey)
+    low, middle, high = np.percentile(grey[inside], (5, 50, 95))
+    if not high - low > 1e-6 * max(abs(low), abs(high)):
+        return np.zeros_like(grey)
+    return np.where(inside, np.clip((grey - middle) * 2 / (high - low), -3, 3), 0).astype(np.float32)
+
+
+def find_centres(
+    pixels: np.ndarray, view: View, point: np.ndarray, lateral: bool, network: nn.Module | None = None
+) -> Maps:
+    """What the network sees on a film (rows, columns) of a view; `point` (3,) RAS mm is in the patient's plane."""
+    scale = PIXEL_MM * view.magnification(point) / np.array(view.pixel_mm)
+    film = prepare_film(pixels, scale)
+    side = np.full((1, *film.shape[1:]), 1.0 if lateral else -1.0, np.float32)
+    with torch.inference_mode():
+        found = (network or shipped_detector())(torch.from_numpy(np.concatenate([film, side])[None]))[0]
+    inside = film[1, ::2, ::2] > 0.5
+    centre = torch.sigmoid(found[0]).numpy() * inside
+    return Maps(centre, torch.log_softmax(found[1:], 0).numpy(), 2 * scale)
+
+
+def find_peaks(maps: Maps) -> np.ndarray:
+    """(N, 2) places on the maps where a body's centre is most likely, to a fraction of a pixel, most likely first."""
+    size = 2 * round(APART_MM / (2 * PIXEL_MM)) - 1
+    peak = (maps.centre == ndimage.maximum_filter(maps.centre, size)) & (maps.centre > LEAST_PEAK)
+    places = np.argwhere(peak)
+    places = places[np.argsort(-maps.centre[peak], kind="stable")][:MOST_PEAKS]
+    return np.array([_centroid(maps.centre, place) for place in places]).reshape(-1, 2)
+
+
+def _centroid(centre: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """The centre of mass within two pixels of a peak (2,)."""
+    low = np.maximum(place - 2, 0)
+    block = centre[low[0] : place[0] + 3, low[1] : place[1] + 3]
+    grid = np.stack(np.indices(block.shape))
+    return low + (grid * block).sum((1, 2)) / block.sum()
+
+
+def find_candidates(views: Sequence[View], maps: Sequence[Maps]) -> list[Candidate]:
+    """Points in space that both films may show, from the head down.
+
+    A peak of one film joins each peak of the other that has its height; and the most likely place of the other film at
+    that height, where no peak need be: in the AP film many vertebrae are faint.
+    """
+    peaks = [find_peaks(m) for m in maps]
+    pairs = [(a, b) for a in peaks[0] for b in peaks[1]]
+    for own in (0, 1):
+        for place in peaks[own]:
+            partner = _partner(views, maps, own, place)
+            if partner is not None:
+                pairs.append((place, partner) if own == 0 else (partner, place))
+    found = []
+    for places in pairs:
+        pixels = np.array([m.film_pixel(p) for m, p in zip(maps, places, strict=True)])
+        point, miss = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
+        if miss > HEIGHT_MM:
+            continue
+        seen = [m.at(p) for m, p in zip(maps, places, strict=True)]
+        centre = np.array([np.clip(p, 1e-4, 1 - 1e-4) for p, _ in seen])
+        found.append(Candidate(point, pixels, np.log(centre / (1 - centre)), seen[0][1] + seen[1][1], miss))
+    return sorted(found, key=lambda c: -c.point[2])
+
+
+def _partner(views: Sequence[View], maps: Sequence[Maps], own: int, place: np.ndarray) -> np.ndarray | None:
+    """The most likely place (2,) on the other film's map near the ray of a place on this one."""
+    start, along = views[own].rays(maps[own].film_pixel(place))
+    other, seen = views[1 - own], maps[1 - own]
+    middle = start + along * ((views[own].corner - start) @ along) * 0.8
+    ends = np.array([other.project(middle + along * t) for t in (-120.0, 120.0)])
+    ends = (ends + 0.5) / seen.scale - 0.5
+    if not np.isfinite(ends).all() or ends[0, 1] == ends[1, 1]:
+        return None
+    columns = np.arange(seen.centre.shape[1])
+    rows = np.rint(np.interp(columns, *zip(*sorted((c, r) for r, c in ends), strict=True))).astype(int)
+    best, most = None, 1e-3
+    for shift in (-1, 0, 1):
+        inside = (rows + shift >= 0) & (rows + shift < len(seen.centre))
+        if inside.any():
+            line = np.where(inside, seen.centre[np.clip(rows + shift, 0, len(seen.centre) - 1), columns], 0)
+            if line.max() > most:
+                most, best = float(line.max()), np.array([rows[line.argmax()] + shift, line.argmax()])
+    return None if best is None else _centroid(seen.centre, best)
