@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from transvert import __version__
+from transvert import __version__, levels
 from transvert.io import InputError, check_writable
 
 app = typer.Typer(
@@ -201,11 +201,36 @@ def calibrate(
 
 
 @app.command()
+def detect(
+    ap: Annotated[Path, typer.Option(help="AP or PA radiograph: DICOM, PNG, JPEG or TIFF.")],
+    lateral: Annotated[Path, typer.Option(help="Lateral radiograph.")],
+    out: Annotated[Path, typer.Option(help="Landmark file to write (JSON).")],
+    lowest: Annotated[
+        str, typer.Option(help="Lowest vertebra that both films show whole, such as L5. Default: decide by the pictures.")
+    ] = "",
+) -> None:
+    """Find and name the vertebrae on two radiographs: a landmark file to correct or confirm in the annotator."""
+    from transvert.clinical.chain import detect_landmarks
+    from transvert.clinical.landmarks import empty_landmarks, write_landmarks
+    from transvert.clinical.reconstruct import read_films
+
+    check_writable(out.absolute().parent)
+    found = detect_landmarks(*read_films(ap, lateral, empty_landmarks()), lowest=lowest)
+    write_landmarks(out, found.landmarks)
+    if found.chain:
+        names = [levels.name(n) for n in found.chain.vertebrae]
+        typer.echo(f"Found {len(names)} vertebrae, {names[0]} to {names[-1]}; certainty of the names {found.chain.certainty:.0%}.")
+    if found.doubt:
+        typer.echo(f"Warning: {found.doubt}", err=True)
+    typer.echo(f"Wrote {out}: proposed landmarks; look at them in the annotator before you use them.")
+
+
+@app.command()
 def reconstruct(
     ap: Annotated[Path, typer.Option(help="AP or PA radiograph: DICOM, PNG, JPEG or TIFF.")],
     lateral: Annotated[Path, typer.Option(help="Lateral radiograph.")],
-    landmarks: Annotated[Path, typer.Option(help="Landmark file (JSON).")],
     out: Out,
+    landmarks: Annotated[Path | None, typer.Option(help="Landmark file (JSON). Default: find the vertebrae.")] = None,
     weights: Weights = "",
     draws: Annotated[int, typer.Option(min=0, help="Repetitions with perturbed landmarks, for sd. 0: none.")] = 10,
     landmark_sd: Annotated[

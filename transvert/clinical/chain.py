@@ -63,7 +63,9 @@ def name_vertebrae(candidates: Sequence[Candidate], lowest: int | None = None) -
 
     `lowest` is the level of the lowest vertebra, where it is known; one that the films can't show is an InputError.
     """
-    size, path = 1.0, []
+    if not candidates:
+        return None
+    size = 1.0
     for sd in (STEP_SD, 0.6 * STEP_SD):
         scores = _Scores(candidates, size, sd)
         path, score = scores.best_path()

@@ -86,7 +86,7 @@ class Maps:
         return float(near.max()), self.level[:, row, column]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A point that may be a body's centre.
 

@@ -13,9 +13,9 @@ import pandas as pd
 from torch import nn
 
 from transvert import levels
-from transvert.clinical import endplates, film_checks, landmark_checks, radiograph, vertebra
+from transvert.clinical import chain, endplates, film_checks, landmark_checks, radiograph, vertebra
 from transvert.clinical.endplates import Observations
-from transvert.clinical.landmarks import Landmarks, read_landmarks, write_landmarks
+from transvert.clinical.landmarks import Landmarks, empty_landmarks, read_landmarks, write_landmarks
 from transvert.clinical.posture import add_spread, measure_posture
 from transvert.clinical.radiograph import Radiograph
 from transvert.clinical.vertebra import Points, Predict, Vertebra, Views, assemble_spine, largest_part
@@ -26,6 +26,7 @@ from transvert.drr.geometry import VIEWS
 from transvert.drr.projector import attenuation, cast
 from transvert.imaging import mesh
 from transvert.imaging.volume import Volume, cut_cube
+from transvert.io import InputError
 from transvert.model import metrics, networks
 from transvert.model.calibration import Calibration, surface_sd_mm
 from transvert.model.predict import predict, tta_predict
@@ -44,6 +45,7 @@ class Reconstruction:
     labels: Volume  #: uint8 VerSe numbers, 1 mm.
     films: tuple[Radiograph, Radiograph]  #: AP and lateral, with the pixel size that was used.
     views: Views  #: Geometry of the AP and the lateral film.
+    landmarks: Landmarks  #: As given or found.
     residuals_mm: dict[int, float]  #: Level to the distance between its two rays.
     warnings: list[str]  #: One sentence each.
     posture: dict[str, Any]  #: From `measure_posture`, with its uncertainty if there are draws.
@@ -55,7 +57,7 @@ class Reconstruction:
 def reconstruct(
     ap: Radiograph | str | Path,
     lateral: Radiograph | str | Path,
-    landmarks: Landmarks | str | Path,
+    landmarks: Landmarks | str | Path | None = None,
     network: nn.Module | str | Path | None = None,
     *,
     card: Mapping[str, Any] | None = None,
@@ -68,7 +70,7 @@ def reconstruct(
     Args:
         ap: the AP (or PA) film, or its file (DICOM, PNG, JPEG, TIFF).
         lateral: the lateral film, or its file.
-        landmarks: of both films, or their JSON file.
+        landmarks: of both films, or their JSON file; by default the vertebrae are found (`chain.detect_landmarks`).
         network: a trained network, or its weights file; by default the shipped weights.
         card: of the given network: its calibration and the levels that it has learned.
         draws: reconstructions from randomly shifted landmarks, for the posture's uncertainty; 0 for none. Each takes about
@@ -82,10 +84,19 @@ def reconstruct(
         The spine in RAS mm around `landmarks.isocentre`.
 
     Raises:
-        InputError: an unreadable file, landmarks that are impossible (`check_landmarks`), or nothing is found.
+        InputError: an unreadable file, landmarks that are impossible (`check_landmarks`), nothing is found, or it is not
+            certain which vertebrae were found.
     """
-    marks = landmarks if isinstance(landmarks, Landmarks) else read_landmarks(landmarks)
-    films = read_films(ap, lateral, marks)
+    if landmarks is None:
+        films = read_films(ap, lateral, empty_landmarks())
+        detection = chain.detect_landmarks(*films)
+        if detection.doubt:
+            raise InputError(f"{detection.doubt} `transvert detect` writes what was found, for the annotator.")
+        marks = detection.landmarks
+    else:
+        marks = landmarks if isinstance(landmarks, Landmarks) else read_landmarks(landmarks)
+        films = read_films(ap, lateral, marks)
+    given = marks
     if not isinstance(network, nn.Module):
         network, card = networks.load_network(network)
     card = card or {}
@@ -145,7 +156,7 @@ def reconstruct(
     for name, film in zip(VIEWS, (ap, lateral), strict=True):
         warnings += [f"The {name} film: {note}" for note in film.acquisition.notes]
     return Reconstruction(
-        vertebrae, labels, (ap, lateral), views, residuals, warnings, posture, observations, calibration, card
+        vertebrae, labels, (ap, lateral), views, given, residuals, warnings, posture, observations, calibration, card
     )
 
 

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from transvert import levels, runs
+from transvert.clinical.landmarks import write_landmarks
 from transvert.clinical.posture import definitions, write_posture
 from transvert.clinical.reconstruct import Reconstruction, silhouettes, surfaces
 from transvert.clinical.vertebra import missing_levels
@@ -39,7 +40,7 @@ def write_reconstruction(
 
     `spine.nii.gz`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
     `overlay.png`, `spine.png` and `surface_sd.png`; `posture.json`, `posture.csv` and `posture_measures.csv`;
-    `report.json`; and the page `report.html`. Returns level to the surface that was written.
+    `landmarks.json`, as given or found; `report.json`; and the page `report.html`. Returns level to the surface that was written.
     """
     out = Path(out)
     volume.write_volume(found.labels, out / "spine.nii.gz")
@@ -62,6 +63,7 @@ def write_reconstruction(
     for name, figure in pictures.items():
         plt.close(figures.save_figure(figure, out / f"{name}.png"))
     write_posture(out / "posture.json", found.posture)
+    write_landmarks(out / "landmarks.json", found.landmarks)
     sd = {name: np.asarray(surface.vertex_attributes[figures.SD_MM]) for name, surface in named.items()}
     report = {
         "schema": "transvert-reconstruction/1",
