@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from transvert import __version__, levels
+from transvert import __version__
 from transvert.io import InputError, check_writable
 
 app = typer.Typer(
@@ -206,7 +206,8 @@ def detect(
     lateral: Annotated[Path, typer.Option(help="Lateral radiograph.")],
     out: Annotated[Path, typer.Option(help="Landmark file to write (JSON).")],
     lowest: Annotated[
-        str, typer.Option(help="Lowest vertebra that both films show whole, such as L5. Default: decide by the pictures.")
+        str,
+        typer.Option(help="Lowest vertebra that both films show whole, such as L5. Default: decide by the pictures."),
     ] = "",
 ) -> None:
     """Find and name the vertebrae on two radiographs: a landmark file to correct or confirm in the annotator."""
@@ -217,11 +218,7 @@ def detect(
     check_writable(out.absolute().parent)
     found = detect_landmarks(*read_films(ap, lateral, empty_landmarks()), lowest=lowest)
     write_landmarks(out, found.landmarks)
-    if found.chain:
-        names = [levels.name(n) for n in found.chain.vertebrae]
-        typer.echo(f"Found {len(names)} vertebrae, {names[0]} to {names[-1]}; certainty of the names {found.chain.certainty:.0%}.")
-    if found.doubt:
-        typer.echo(f"Warning: {found.doubt}", err=True)
+    typer.echo(found.describe())
     typer.echo(f"Wrote {out}: proposed landmarks; look at them in the annotator before you use them.")
 
 

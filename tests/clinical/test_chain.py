@@ -27,7 +27,9 @@ def spine(names: list[str], size: float = 1.0) -> dict[int, np.ndarray]:
     return points
 
 
-def candidate(point: np.ndarray, level: int | None, gain: float = CLEAR, sure: float = 3.0, miss: float = 1.0) -> Candidate:
+def candidate(
+    point: np.ndarray, level: int | None, gain: float = CLEAR, sure: float = 3.0, miss: float = 1.0
+) -> Candidate:
     """A candidate whose pictures favour a level by `sure` over the next, and that over the next; None for no opinion."""
     scores = np.zeros(len(LEVELS))
     if level is not None:

@@ -242,7 +242,7 @@ def test_a_network_starts_from_weights_that_know_less(tmp_path: Path) -> None:
 
 def test_entries_are_added_to_a_card_and_the_weights_stay(tmp_path: Path) -> None:
     made = networks.build_network("transvert", width=8).eval()
-    path = networks.save_weights(tmp_path / "w.safetensors", made, "transvert", {"width": 8}, half=True, dice=0.9)
+    path = networks.save_weights(tmp_path / "w.safetensors", made, "transvert", {"width": 8}, bits=16, dice=0.9)
     before, _ = networks.load_weights(path)
     size = path.stat().st_size
     networks.add_to_card(path, calibration={"bias": -0.5}, dice=0.8)
@@ -256,6 +256,19 @@ def test_entries_are_added_to_a_card_and_the_weights_stay(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="is not a safetensors file"):
         networks.add_to_card(path, more=1)
     assert path.read_bytes() == b"none of ours"
+
+
+def test_weights_of_8_bits_are_a_quarter_as_large_and_give_nearly_the_same(tmp_path: Path) -> None:
+    made = networks.build_network("transvert_hull", width=32).eval()
+    images = torch.rand(1, 2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    for bits in (32, 8):
+        path = networks.save_weights(tmp_path / f"{bits}.safetensors", made, "transvert_hull", {"width": 32}, bits=bits)
+        found = networks.load_weights(path)[0]
+        sizes.append(path.stat().st_size)
+        with torch.inference_mode():
+            assert torch.allclose(found(images), made(images), atol=0.02 if bits == 8 else 0)
+    assert sizes[1] < 0.3 * sizes[0]
 
 
 def test_no_pickle_and_no_path_travels_with_the_weights(tiny: Make, tmp_path: Path) -> None:

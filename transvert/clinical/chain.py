@@ -235,6 +235,14 @@ class Detection:
     chain: Chain | None
     doubt: str
 
+    def describe(self) -> str:
+        """What was found, in one sentence, and the doubt."""
+        names = [levels.name(n) for n in self.chain.vertebrae] if self.chain else []
+        if not names or self.chain is None:
+            return self.doubt
+        text = f"Found {len(names)} vertebrae, {names[0]} to {names[-1]}; certainty of the names {self.chain.certainty:.0%}."
+        return f"{text} {self.doubt}".strip()
+
 
 def detect_landmarks(
     ap: Radiograph, lateral: Radiograph, setup: Landmarks | None = None, *, lowest: str = ""

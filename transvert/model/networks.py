@@ -34,6 +34,7 @@ from transvert.io import PACKAGE, InputError, atomic_path, parse_json
 
 SHIPPED_WEIGHTS = PACKAGE / "weights" / "transvert_hull.safetensors"
 _FORMAT = "transvert-weights/1"
+_SCALE = ".scale"  # Ends the name of an int8 tensor's scales.
 _HEADS = 4  # Of the attention.
 
 
@@ -350,17 +351,23 @@ def build_network(name: str, known: Mapping[str, type[nn.Module]] = NETWORKS, **
 
 
 def save_weights(
-    path: str | Path, network: nn.Module, name: str, options: dict[str, Any], *, half: bool = False, **card: Any
+    path: str | Path, network: nn.Module, name: str, options: dict[str, Any], *, bits: int = 32, **card: Any
 ) -> Path:
     """Writes a network as safetensors, whose metadata say how to build it: its name in `NETWORKS` and its options.
 
-    With `half` the weights are float16, half the size. The card is what else the file says about them, as JSON.
+    With 16 bits the weights are float16, half the size. With 8, matrices and kernels are int8 with a scale per output channel,
+    a quarter of the size. The card is what else the file says about them, as JSON.
     """
-    dtype = torch.float16 if half else torch.float32
-    tensors = {
-        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in network.state_dict().items()
-    }
+    tensors = {}
+    for key, value in network.state_dict().items():
+        value = value.detach().cpu()
+        if bits == 8 and value.dim() > 1:
+            scale = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+            tensors[key + _SCALE] = scale
+            value = (value / scale.view(-1, *[1] * (value.dim() - 1))).round().to(torch.int8)
+        elif bits < 32 and value.is_floating_point():
+            value = value.to(torch.float16)
+        tensors[key] = value.contiguous()
     metadata = {"format": _FORMAT, "network": name, "options": json.dumps(options), "card": json.dumps(card)}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
@@ -370,7 +377,8 @@ def save_weights(
 def load_weights(path: str | Path, known: Mapping[str, type[nn.Module]] = NETWORKS) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a network that `save_weights` wrote, in evaluation mode, and its card; other files are an InputError."""
     path = Path(path)
-    metadata, tensors = _read_weights(path)
+    metadata, stored = _read_weights(path)
+    tensors = _unpack(stored)
     name = metadata.get("network", "")
     if name not in known:
         raise InputError(f"{path.name} holds weights of the network '{name}'; known are {', '.join(known)}.")
@@ -434,3 +442,15 @@ def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path.name} does not hold weights of this package.")
     return metadata, tensors
+
+
+def _unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as floating-point numbers."""
+    found = {}
+    for key, value in tensors.items():
+        scale = tensors.get(key + _SCALE)
+        if scale is not None and value.dim() > 1 and scale.shape == value.shape[:1]:
+            value = value.float() * scale.view(-1, *[1] * (value.dim() - 1))
+        if not key.endswith(_SCALE):
+            found[key] = value
+    return found
