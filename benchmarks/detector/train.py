@@ -169,6 +169,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(asked.seed)
     network = networks.build_network("detector", {"detector": Detector})
+    torch.nn.init.constant_(network.head.bias[:1], -4.0)
     if asked.start:
         network.load_state_dict(networks.load_weights(asked.start, {"detector": Detector})[0].state_dict())
     network.train()

@@ -22,7 +22,7 @@ from transvert.drr import geometry
 from transvert.drr.geometry import View
 from transvert.io import PACKAGE
 from transvert.model import networks
-from transvert.model.networks import Residual, SubpixelUpsample, conv
+from transvert.model.networks import Attention, Residual, SubpixelUpsample, conv
 
 WEIGHTS = PACKAGE / "weights" / "detector.safetensors"
 PIXEL_MM = 1.5  # Of the network's input, in the patient's plane; its output has twice that.
@@ -36,7 +36,7 @@ _PAD = 32  # The network halves its input this often.
 
 
 class Detector(nn.Module):
-    """A U-Net over a film: `widths` channels at twice the input's pitch, four times and so on."""
+    """A U-Net over a film: `widths` channels at twice the input's pitch, four times and so on; attention at the coarsest."""
 
     def __init__(self, widths: tuple[int, ...] = (16, 24, 48, 96, 128)):
         super().__init__()
@@ -44,7 +44,8 @@ class Detector(nn.Module):
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), conv(12, widths[0], 2), Residual(widths[0], 2))
         pairs = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(conv(a, b, 2, stride=2), Residual(b, 2)) for a, b in pairs)
-        self.deep = Residual(widths[-1], 2)
+        deep = [Attention(widths[-1]), *(Residual(widths[-1], 2) for _ in range(3))]
+        self.deep = nn.Sequential(Residual(widths[-1], 2), *deep)
         self.up = nn.ModuleList(SubpixelUpsample(b, a, 2) for a, b in pairs)
         self.join = nn.ModuleList(nn.Sequential(networks.norm_act(a, 2), Residual(a, 2)) for a, _ in pairs)
         self.head = nn.Conv2d(widths[0], 1 + len(LEVELS), 1)
