@@ -395,7 +395,7 @@ def _read_acquisition(
         notes = (*notes, "The scout view's file lacks the source's distances, so its rays are taken to be parallel.")
     elif slot:
         where = "in the patient" if plane == "patient" else "on the detector"
-        notes = (*notes, f"A slot scanner's film: its pixels' width is taken to be that {where}.")
+        notes = (*notes, f"A slot scanner took it; its pixels' width is taken to be that {where}.")
     if projection == "slot" and scout:
         side = "an AP one, taken from the front" if recorded_view == "ap" else "a left lateral, taken from the right"
         notes = (*notes, f"A scout view's file lacks its tube's side: it counts as {side}, unless its name is stated.")
