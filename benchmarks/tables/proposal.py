@@ -166,7 +166,7 @@ def measure(scans: list[Scan]) -> pd.DataFrame:
                     continue
                 plain = _plain_spline(scan.chain, clicked[which], known[scan.person])
                 for level, pixel in found.centroids[which].items():
-                    true, life = truth.centroids[which][level], _PIXEL_MM / view.magnification(scan.centroids[level])
+                    true, life = truth.centroids[which][level], _PIXEL_MM / view.magnification(scan.centroids[level])[1]
                     rows.append(
                         {
                             "clicks": _clicks_text(counts),

@@ -196,7 +196,7 @@ STATED = {"source_to_detector_mm": 1800.0, "source_to_patient_mm": 1500.0}
         (
             {},
             {},
-            "The {} film's distance from source to detector is not known, 1800 mm was taken: state it; films of a slot",
+            "The {} film's distance from source to detector is not known, 1800 mm was taken: state it, and .* if a slot",
         ),
         (
             STATED | {"source_to_patient_mm": 1746.0},
@@ -228,7 +228,8 @@ def test_sizes_that_nobody_measured_are_asked_for_and_high_films_too() -> None:
         _check(small, films=films)
     high = replace(small, setups={name: ViewSetup(name=setup.name) for name, setup in setups.items()})
     with pytest.raises(
-        InputError, match=r"AP film is 1000 mm high: films of slot scanners .* state \"projection\": \"cone\""
+        InputError,
+        match=r"AP film is 1000 mm high, .* \"projection\": \"slot\" for a slot .*, or \"cone\" for one exposure",
     ):
         _check(high, films=films)
     # A factor between the films, as of distances that end at a stand.

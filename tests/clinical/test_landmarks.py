@@ -25,9 +25,10 @@ T13, L1, L2 = 28, 20, 21
 POINTS = {L1: np.array([15.0, -31, 344]), L2: np.array([-9.0, -12, 310]), T13: np.array([20.0, -50, 390])}
 
 
-def _views(cone: bool = True, names: tuple[str, str] = VIEWS, **options: Any) -> tuple[View, View]:
-    ap = geometry.named_view(names[0], ISOCENTRE, (420, 300), (0.6, 0.5), cone=cone, **options)
-    return ap, geometry.named_view(names[1], ISOCENTRE, (400, 280), 0.7, cone=cone)
+def _views(beam: str = "cone", names: tuple[str, str] = VIEWS, **options: Any) -> tuple[View, View]:
+    rays: Any = {} if beam == "parallel" else {beam: True}
+    ap = geometry.named_view(names[0], ISOCENTRE, (420, 300), (0.6, 0.5), **rays, **options)
+    return ap, geometry.named_view(names[1], ISOCENTRE, (400, 280), 0.7, **rays)
 
 
 def _film(shape: tuple[int, int], pixel_mm: tuple[float, float] | None = None, **acquisition: Any) -> Radiograph:
@@ -58,9 +59,9 @@ def _ap(**entries: Any) -> Landmarks:
 
 
 @pytest.mark.parametrize("names", [VIEWS, ("pa", "right_lateral")], ids=str)
-@pytest.mark.parametrize("cone", [True, False], ids=["cone", "parallel"])
-def test_points_come_back_from_their_pixels_and_a_file(cone: bool, names: tuple[str, str], tmp_path: Path) -> None:
-    views = _views(cone, names, principal_point=(180.25, 140.5))
+@pytest.mark.parametrize("beam", ["cone", "parallel", "slot"])
+def test_points_come_back_from_their_pixels_and_a_file(beam: str, names: tuple[str, str], tmp_path: Path) -> None:
+    views = _views(beam, names, principal_point=(180.25, 140.5))
     marks = landmarks.project_landmarks(*views, ISOCENTRE, POINTS)
     assert marks.levels == [T13, L1, L2]
     one = replace(marks, centroids={**marks.centroids, "lateral": {L1: marks.centroids["lateral"][L1]}})
@@ -73,7 +74,7 @@ def test_points_come_back_from_their_pixels_and_a_file(cone: bool, names: tuple[
             assert_allclose(points[level], point, atol=1e-3)
             assert residuals[level] < 1e-3
     for view, same in zip(views, again, strict=True):
-        assert view.name == same.name and view.shape == same.shape
+        assert view.name == same.name and view.shape == same.shape and same.projection == beam
         for name in ("corner", "row_step", "column_step", "direction"):
             assert_allclose(getattr(view, name), getattr(same, name), atol=1e-6)
         assert (view.source is None) == (same.source is None)
@@ -181,6 +182,8 @@ def test_a_known_distance_in_the_patient_is_magnified_onto_the_detector() -> Non
     assert _ap(known_distance=ruler).view("ap", film).pixel_mm == pytest.approx((1.2, 1.2))
     assert _ap(known_distance=ruler, pixel_plane="detector").view("ap", film).pixel_mm == pytest.approx((1, 1))
     assert _ap(known_distance=ruler, projection="parallel").view("ap", film).pixel_mm == pytest.approx((1, 1))
+    slot = {"projection": "slot", "source_to_detector_mm": 1800, "source_to_isocentre_mm": 1500}
+    assert _ap(known_distance=ruler, **slot).view("ap", film).pixel_mm == pytest.approx((1, 1.2))
     measured = ViewSetup(known_distance=ruler).measure_film(film, "ap").acquisition
     assert (measured.pixel_plane, measured.pixel_mm_from) == ("patient", "a known distance of 100 mm")
     # The film's own pitch gives the pixels' aspect: 300 rows and 400 columns are 600 and 400 column widths.
@@ -271,7 +274,7 @@ BAD_FILES: list[tuple[Any, str]] = [
     (_changed("ap", "source_to_detector_mm", value=0), "'views.ap.source_to_detector_mm': input should be greater th"),
     (_changed("ap", "principal_point", value=[1]), "'views.ap.principal_point.2': field required"),
     (_changed("ap", "name", value="frontal"), "'views.ap.name': input should be 'ap', 'pa', 'left_lat"),
-    (_changed("ap", "projection", value="fan"), "'views.ap.projection': input should be 'cone' or 'parallel'"),
+    (_changed("ap", "projection", value="fan"), "'views.ap.projection': input should be 'cone', 'parallel' or 'slot'"),
     (_changed("ap", "pixel_plane", value="table"), "'views.ap.pixel_plane': input should be 'detector' or 'pati"),
     (_changed("ap", "known_distance", value={"from": [0, 0], "mm": 9}), "known_distance.to': field req"),
     (_changed("ap", "known_distance", value=RULER | {"mm": 0}), "known_distance.mm': input should be greater than or"),

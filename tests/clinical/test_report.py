@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from transvert.clinical import vertebra
+from transvert.clinical import exports, vertebra
 from transvert.clinical.endplates import Observations
+from transvert.clinical.landmarks import empty_landmarks
 from transvert.clinical.posture import measure_posture
 from transvert.clinical.radiograph import Radiograph
-from transvert.clinical.reconstruct import Reconstruction
+from transvert.clinical.reconstruct import Reconstruction, silhouettes
 from transvert.clinical.report import posture_rows, write_reconstruction
 from transvert.clinical.vertebra import Vertebra
 from transvert.data.patches import SIZE, SPACING_MM
 from transvert.drr import geometry
 from transvert.imaging import mesh, volume
+from transvert.plots import figures
 
 ENDS = np.array([[-40.0, -30.0, -60.0], [40.0, 30.0, 60.0]])
 
@@ -48,6 +51,7 @@ def build() -> Reconstruction:
         labels=vertebra.assemble_spine(vertebrae),
         films=(films[0], films[1]),
         views=(views[0], views[1]),
+        landmarks=empty_landmarks(),
         residuals_mm={20: 1.25, 21: 0.5},
         warnings=["L2: <b>odd</b> & unlikely."],
         posture=measure_posture(vertebrae),
@@ -88,11 +92,24 @@ def folder(found: Reconstruction, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_the_files_hold_the_reconstruction(found: Reconstruction, folder: Path) -> None:
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {
-        *("spine.nii.gz", "spine.stl", "spine.glb", "overlay.png", "spine.png", "surface_sd.png"),
+        *(
+            "spine.seg.nrrd",
+            "spine.seg.dcm",
+            "centroids.mrk.json",
+            "spine.nii.gz",
+            "spine.stl",
+            "spine.glb",
+            "overlay.png",
+            "spine.png",
+            "surface_sd.png",
+        ),
         *("posture.json", "posture.csv", "posture_measures.csv", "report.json", "report.html"),
         *(f"surfaces/{name}.{kind}" for name in ("L1", "L2") for kind in ("stl", "ply", "glb")),
     }
     assert np.array_equal(volume.read_mask(folder / "spine.nii.gz").data, found.labels.data)
+    points = exports.read_markups(folder / "centroids.mrk.json")
+    for vertebra_ in found.vertebrae:
+        assert_allclose(points[vertebra_.level], vertebra_.centroid_ras)
     assert mesh.read_surface(folder / "spine.stl").body_count == 2
     for vertebra_ in found.vertebrae:
         surface = mesh.read_surface(folder / "surfaces" / f"{vertebra_.name}.stl")
@@ -100,6 +117,20 @@ def test_the_files_hold_the_reconstruction(found: Reconstruction, folder: Path) 
         assert_allclose(surface.center_mass, vertebra_.centroid_ras, atol=0.1)
         assert b"property float sd_mm" in (folder / "surfaces" / f"{vertebra_.name}.ply").read_bytes()[:1000]
     assert json.loads((folder / "posture.json").read_text()) == found.posture
+
+
+@pytest.mark.parametrize("rays", [{}, {"cone": True}, {"slot": True}], ids=["parallel", "cone", "slot"])
+def test_a_silhouette_lies_where_its_bone_is_seen_on_a_film_that_is_shown_smaller(
+    rays: dict[str, bool], found: Reconstruction
+) -> None:
+    factor = 3
+    shape = (figures.LONGEST * (factor - 1) + 90, 240)
+    views = tuple(geometry.named_view(name, np.array([9.0, -7, 2]), shape, 1.0, **rays) for name in geometry.VIEWS)
+    shown = silhouettes(replace(found, views=(views[0], views[1])))
+    for view, outlines in zip(views, shown, strict=True):
+        for bone_ in found.vertebrae:
+            middle = np.argwhere(outlines[bone_.level]).mean(axis=0) * factor + (factor - 1) / 2
+            assert_allclose(middle, view.project(bone_.centroid_ras), atol=1.5)
 
 
 def test_the_report_states_its_use_frame_and_warnings(found: Reconstruction, folder: Path) -> None:

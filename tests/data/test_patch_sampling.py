@@ -44,15 +44,15 @@ def test_standardise_shows_the_vertebra_and_not_the_body() -> None:
     assert np.ptp(under[32]) > 5 * np.ptp(plain[32])
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@pytest.mark.parametrize("beam", [{}, {"cone": True}, {"slot": True}], ids=["parallel", "cone", "slot"])
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_a_patch_of_a_small_sphere_is_life_sized(name: str, cone: bool) -> None:
+def test_a_patch_of_a_small_sphere_is_life_sized(name: str, beam: dict[str, bool]) -> None:
     radius, centre = 10.0, np.array([130.0, -60.0, 60.0])  # Far from the isocentre, where magnification differs.
     volume = Volume(np.zeros((48, 48, 48), np.float32), np.diag([0.5, 0.5, 0.5, 1.0]))
     volume.affine[:3, 3] = centre - 23.5 * 0.5
     distance = np.linalg.norm(volume.world(np.stack(np.indices(volume.data.shape), axis=-1)) - centre, axis=-1)
     volume.data[:] = np.clip((radius - distance) / 0.5 + 0.5, 0, 1)
-    v = named_view(name, np.zeros(3), (500, 900), 0.6, cone=cone)
+    v = named_view(name, np.zeros(3), (500, 900), 0.6, **beam)
     patch, valid = patches.cut_patch(projector.cast(volume, v), v, centre, 33, 1.0)
     assert valid.all() and patch.dtype == np.float32
     rows, columns = np.indices(patch.shape) - 16

@@ -18,8 +18,11 @@ FAR = np.array([40.0, -30.0, 330.0])
 VOXEL_MM = 0.75
 
 
-def _views(ap: str = "ap", lateral: str = "left_lateral", *, cone: bool = True) -> tuple[View, View]:
-    one, other = (geometry.named_view(name, np.zeros(3), (1100, 400), 0.9, cone=cone) for name in (ap, lateral))
+def _views(
+    ap: str = "ap", lateral: str = "left_lateral", *, cone: bool = True, slot: bool = False
+) -> tuple[View, View]:
+    rays = {"cone": cone, "slot": slot}
+    one, other = (geometry.named_view(name, np.zeros(3), (1100, 400), 0.9, **rays) for name in (ap, lateral))
     return one, other
 
 
@@ -42,6 +45,13 @@ def test_the_frame_is_the_patient_s_on_central_and_parallel_rays(names: tuple[st
     assert_allclose(patches.local_axes(*views, np.zeros(3)), np.eye(3), atol=1e-12)
     if not cone:
         assert_allclose(patches.local_axes(*views, FAR), np.eye(3), atol=1e-12)
+    # The fans of a slot scanner lie across: the frame does not tilt, and turns by the mean of the two rays' turns.
+    fans = _views(*names, cone=False, slot=True)
+    axes = patches.local_axes(*fans, FAR)
+    assert_allclose(axes[:, 2], [0, 0, 1], atol=1e-12)
+    turns = [np.arcsin(np.cross(fan.direction, fan.ray_through(FAR))[2]) for fan in fans]
+    assert np.abs(turns).min() > 0.01
+    assert np.arctan2(axes[1, 0], axes[0, 0]) == pytest.approx(np.mean(turns))
 
 
 def test_a_far_frame_is_right_handed_and_equally_close_to_both_rays() -> None:

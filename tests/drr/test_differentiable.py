@@ -16,6 +16,8 @@ from transvert.drr.geometry import VIEW_NAMES, View, covering_view, named_view
 from transvert.imaging.volume import Volume
 from transvert.io import InputError
 
+Beam = dict[str, bool]
+BEAMS = pytest.mark.parametrize("beam", [{}, {"cone": True}, {"slot": True}], ids=["parallel", "cone", "slot"])
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no CUDA device to compare with.")
 
 
@@ -36,14 +38,14 @@ def phantom(shape: tuple[int, int, int], affine: np.ndarray, edge: float = 1.5) 
     return Volume(data.astype(np.float32), affine)
 
 
-def oblique_view(volume: Volume, cone: bool) -> View:
+def oblique_view(volume: Volume, beam: Beam) -> View:
     """A detector that follows none of the world's axes."""
     turn = Rotation.from_euler("xyz", [20, -15, 35], degrees=True).as_matrix()
     column_step, direction, row_step = turn @ [-1.3, 0, 0], turn @ [0, -1.0, 0], turn @ [0, 0, -1.1]
     middle = volume.corners().mean(axis=0)
     corner = middle + 60 * direction - 45 * column_step - 55 * row_step
-    source = middle - 700 * direction if cone else None
-    return View("oblique", (111, 91), corner, row_step, column_step, direction, source)
+    source = middle - 700 * direction - (55 * row_step if "slot" in beam else 0) if beam else None
+    return View("oblique", (111, 91), corner, row_step, column_step, direction, source, "slot" in beam)
 
 
 def cast(volume: Volume, view: View, **options: object) -> np.ndarray:
@@ -54,24 +56,24 @@ def relative_rmse(picture: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(np.mean((picture - expected.astype(float)) ** 2) / np.mean(expected.astype(float) ** 2)))
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_both_engines_give_the_same_picture_in_each_view(name: str, cone: bool) -> None:
+def test_both_engines_give_the_same_picture_in_each_view(name: str, beam: Beam) -> None:
     volume = phantom((80, 72, 64), grid((1.0, 1.1, 1.5)), edge=0)
-    view = covering_view(name, volume.corners(), 1.3, cone=cone)
+    view = covering_view(name, volume.corners(), 1.3, **beam)
     picture = cast(volume, view)
     assert picture.dtype == np.float32 and picture.shape == view.shape
     assert relative_rmse(picture, projector.cast(volume, view)) < 2e-6
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("angles", [(0, 0, 0), (10, -8, 20), (25, -40, 70)])
 def test_both_engines_give_the_same_picture_of_oblique_grids_and_in_oblique_views(
-    angles: tuple[int, int, int], cone: bool
+    angles: tuple[int, int, int], beam: Beam
 ) -> None:
     volume = phantom((64, 60, 48), grid((0.8, 1.0, 1.6), angles), edge=0)
-    views = [covering_view("ap", volume.corners(), 2.0, cone=cone, turn_deg=turn) for turn in (8, 37)]
-    for view in (*views, oblique_view(volume, cone)):
+    views = [covering_view("ap", volume.corners(), 2.0, **beam, turn_deg=turn) for turn in (8, 37)]
+    for view in (*views, oblique_view(volume, beam)):
         assert relative_rmse(cast(volume, view), projector.cast(volume, view)) < 2e-6
 
 
@@ -111,13 +113,13 @@ def test_a_pose_moves_the_volume_as_its_affine_would() -> None:
     assert relative_rmse(pictures[1, 0], pictures[0, 0]) > 0.1
 
 
-@pytest.mark.parametrize("cone", [False, True])
-def test_gradients_equal_finite_differences(cone: bool) -> None:
+@BEAMS
+def test_gradients_equal_finite_differences(beam: Beam) -> None:
     random = np.random.default_rng(0)
     data = torch.from_numpy(random.random((4, 5, 3))).requires_grad_()
     affine = grid((1.0, 0.8, 1.7), (10, 20, 30))
     corners = Volume(data.detach().numpy(), affine).corners()
-    view = covering_view("ap", corners, 1.7, cone=cone, turn_deg=5)
+    view = covering_view("ap", corners, 1.7, **beam, turn_deg=5)
     parameters = torch.tensor([0.02, -0.03, 0.05, 0.3, -0.2, 0.4], dtype=torch.float64, requires_grad=True)
 
     def picture(data: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:

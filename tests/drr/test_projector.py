@@ -20,6 +20,8 @@ from transvert.imaging.volume import Volume
 from transvert.io import InputError
 
 RNG = np.random.default_rng(0)
+Beam = dict[str, bool]
+BEAMS = pytest.mark.parametrize("beam", [{}, {"cone": True}, {"slot": True}], ids=["parallel", "cone", "slot"])
 
 
 def grid(spacing: tuple[float, float, float], turn: Rotation | None = None) -> np.ndarray:
@@ -53,11 +55,11 @@ def chords(volume: Volume, view: View) -> np.ndarray:
 
 
 @pytest.mark.parametrize("turn_deg", [0, 4, 45, 80])
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_a_uniform_box_integrates_to_value_times_chord(name: str, cone: bool, turn_deg: float) -> None:
+def test_a_uniform_box_integrates_to_value_times_chord(name: str, beam: Beam, turn_deg: float) -> None:
     volume = Volume(np.full((20, 31, 14), 3, np.float32), grid((1.0, 0.7, 2.5)))
-    view = covering_view(name, volume.corners(), 0.213, cone=cone, turn_deg=turn_deg)
+    view = covering_view(name, volume.corners(), 0.213, **beam, turn_deg=turn_deg)
     assert_allclose(projector.cast(volume, view), 3 * chords(volume, view), rtol=0, atol=1e-4)
 
 
@@ -89,19 +91,19 @@ def test_a_volume_beyond_the_source_is_not_seen() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 5), (6, 1, 5), (6, 7, 1)])
-@pytest.mark.parametrize("cone", [False, True])
-def test_axes_of_a_single_voxel(shape: tuple[int, int, int], cone: bool) -> None:
+@BEAMS
+def test_axes_of_a_single_voxel(shape: tuple[int, int, int], beam: Beam) -> None:
     volume = Volume(np.ones(shape, np.float32), grid((2.0, 3.0, 4.0)))
     for name in VIEW_NAMES:
-        view = covering_view(name, volume.corners(), 0.37, cone=cone)
+        view = covering_view(name, volume.corners(), 0.37, **beam)
         assert_allclose(projector.cast(volume, view), chords(volume, view), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("spacing", [(0.5, 0.5, 0.5), (0.4, 0.6, 1.0)])
 @pytest.mark.parametrize("angles", [(0, 0, 0), (25, -40, 70)])
 def test_an_off_centre_sphere_shows_its_chords(
-    spacing: tuple[float, float, float], cone: bool, angles: tuple[int, int, int]
+    spacing: tuple[float, float, float], beam: Beam, angles: tuple[int, int, int]
 ) -> None:
     radius, centre = 15.0, np.array([-9.0, 33.0, 328.0])
     turn = Rotation.from_euler("xyz", angles, degrees=True)
@@ -112,7 +114,7 @@ def test_an_off_centre_sphere_shows_its_chords(
     distance = np.linalg.norm(volume.world(np.stack(np.indices(shape), axis=-1)) - centre, axis=-1)
     volume.data[:] = np.clip((radius - distance) / max(spacing) + 0.5, 0, 1)  # Partial volume at the rim.
     for name in ("ap", "left_lateral"):
-        view = named_view(name, centre + [5, -4, 3], (90, 90), 0.5, cone=cone, turn_deg=8)
+        view = named_view(name, centre + [5, -4, 3], (90, 90), 0.5, **beam, turn_deg=8)
         start, direction = view.rays(np.stack(np.indices(view.shape), axis=-1))
         d = np.linalg.norm(np.cross(centre - start, direction), axis=-1)
         error = projector.cast(volume, view) - 2 * np.sqrt(np.maximum(radius**2 - d**2, 0))
@@ -121,11 +123,11 @@ def test_an_off_centre_sphere_shows_its_chords(
         assert np.abs(error[d > radius + 2]).max() < 1e-12
 
 
-@pytest.mark.parametrize("cone", [False, True])
-def test_a_ramp_is_right_in_slices_that_a_ray_leaves_by_the_side(cone: bool) -> None:
+@BEAMS
+def test_a_ramp_is_right_in_slices_that_a_ray_leaves_by_the_side(beam: Beam) -> None:
     ramp = np.arange(16, dtype=np.float32)
     volume = Volume(np.ascontiguousarray(np.broadcast_to(ramp[:, None, None], (16, 12, 10))), grid((1.0, 1.0, 1.0)))
-    view = covering_view("ap", volume.corners(), 0.5, cone=cone, turn_deg=37)
+    view = covering_view("ap", volume.corners(), 0.5, **beam, turn_deg=37)
     start, step, low, high = clipped(volume, view)
     first, last = (np.clip(start[..., 0] + t * step[..., 0], -0.5, 15.5) for t in (low, high))
 
@@ -138,16 +140,16 @@ def test_a_ramp_is_right_in_slices_that_a_ray_leaves_by_the_side(cone: bool) -> 
     assert np.abs(projector.cast(volume, view) - expected).max() < 0.15
 
 
-@pytest.mark.parametrize("cone", [False, True])
-def test_moving_the_world_changes_nothing(cone: bool) -> None:
+@BEAMS
+def test_moving_the_world_changes_nothing(beam: Beam) -> None:
     volume = Volume(RNG.random((25, 30, 20), np.float32), grid((1.2, 0.9, 2.0)))
-    view = covering_view("ap", volume.corners(), 0.8, cone=cone, turn_deg=20)
+    view = covering_view("ap", volume.corners(), 0.8, **beam, turn_deg=20)
     turn = Rotation.from_euler("xyz", [30, 50, -70], degrees=True).as_matrix()
     move = np.eye(4)
     move[:3, :3], move[:3, 3] = turn, [100, -50, 20]
     steps = [turn @ step for step in (view.row_step, view.column_step, view.direction)]
     source = None if view.source is None else turn @ view.source + move[:3, 3]
-    moved = View("moved", view.shape, turn @ view.corner + move[:3, 3], *steps, source)
+    moved = View("moved", view.shape, turn @ view.corner + move[:3, 3], *steps, source, view.slot)
     expected = projector.cast(volume, view)
     again = projector.cast(Volume(volume.data, move @ volume.affine), moved)
     assert_allclose(again, expected, rtol=0, atol=1e-5 * expected.max())
@@ -174,7 +176,7 @@ def kernel_name(volume: Volume, view: View) -> str:
     return projector._kernel_name(poses[0], cone[0], volume.data.shape, view.shape)
 
 
-def upright_view(random: np.random.Generator, volume: Volume, cone: bool) -> View:
+def upright_view(random: np.random.Generator, volume: Volume, beam: Beam) -> View:
     """A random view whose rows follow the last axis: a tilted detector, a source near or far, few or many rows."""
     centre, size = middle(volume), np.linalg.norm(np.ptp(volume.corners(), axis=0))
     axes = volume.affine[:3, :3] / volume.spacing_mm
@@ -188,19 +190,22 @@ def upright_view(random: np.random.Generator, volume: Volume, cone: bool) -> Vie
     middle_pixel = centre + random.uniform(0, 0.6) * size * direction + random.uniform(-0.1, 0.1, 3) * size
     corner = middle_pixel - shape[0] / 2 * row_step - shape[1] / 2 * column_step
     source = centre - direction * size * random.uniform(0.55, 4)
-    return View("upright", shape, corner, row_step, column_step, direction, source if cone else None)
+    if "slot" in beam:  # At row 0; the middle row's is beside the volume's middle.
+        source -= shape[0] / 2 * row_step
+    return View("upright", shape, corner, row_step, column_step, direction, source if beam else None, "slot" in beam)
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("seed", range(8))
-def test_upright_views_equal_the_general_kernel(seed: int, cone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upright_views_equal_the_general_kernel(seed: int, beam: Beam, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
     shape = tuple(random.integers(1, 40, 3)) if seed % 4 else (40, 1, 2)
     turn = Rotation.random(random_state=seed) if seed % 2 else None
     volume = Volume(random.random(shape, np.float32), grid(tuple(random.uniform(0.5, 3, 3)), turn))
-    views = [upright_view(random, volume, cone) for _ in range(12)]
+    views = [upright_view(random, volume, beam) for _ in range(12)]
     # Rays between two voxels, or far apart.
-    views += [named_view("ap", middle(volume), (50, 8), pixel_mm, cone=True) for pixel_mm in (0.03, 0.3, 3.0)]
+    rays = beam or {"cone": True}
+    views += [named_view("ap", middle(volume), (50, 8), pixel_mm, **rays) for pixel_mm in (0.03, 0.3, 3.0)]
     views = [view for view in views if kernel_name(volume, view) == "upright" and chords(volume, view).any()]
     assert len(views) > 2
     upright = [projector.cast(volume, view) for view in views]
@@ -210,13 +215,13 @@ def test_upright_views_equal_the_general_kernel(seed: int, cone: bool, monkeypat
         assert_allclose(picture, general, rtol=0, atol=2e-5 * general.max())
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_named_views_of_an_unturned_volume_need_no_general_kernel(name: str, cone: bool) -> None:
+def test_named_views_of_an_unturned_volume_need_no_general_kernel(name: str, beam: Beam) -> None:
     volume = Volume(np.ones((20, 20, 20), np.float32), grid((1.0, 1.5, 2.0)))
-    view = covering_view(name, volume.corners(), 0.5, cone=cone)
-    assert kernel_name(volume, view) == ("upright" if cone else "along")
-    turned = covering_view(name, volume.corners(), 0.5, cone=cone, turn_deg=20)
+    view = covering_view(name, volume.corners(), 0.5, **beam)
+    assert kernel_name(volume, view) == ("upright" if beam else "along")
+    turned = covering_view(name, volume.corners(), 0.5, **beam, turn_deg=20)
     assert kernel_name(volume, turned) == "upright"
     oblique = Volume(volume.data, grid((1.0, 1.5, 2.0), Rotation.from_euler("xyz", [3, 2, 4], degrees=True)))
     assert kernel_name(oblique, view) == "any"
@@ -227,7 +232,8 @@ def test_a_batch_is_its_views_one_by_one() -> None:
     views = []
     for n in range(9):
         turn = (0, 10, 0)[n % 3]
-        view = named_view(VIEW_NAMES[n % 4], middle(volume) + n, (70, 50), 0.8, cone=n % 2 == 0, turn_deg=turn)
+        rays: Beam = [{"cone": True}, {}, {"slot": True}, {}][n % 4]
+        view = named_view(VIEW_NAMES[n % 4], middle(volume) + n, (70, 50), 0.8, **rays, turn_deg=turn)
         views.append(replace(view, row_step=view.row_step + 0.1 * view.column_step) if n > 6 else view)
     assert {kernel_name(volume, view) for view in views} == {"along", "upright", "any"}
     for picture, view in zip(projector.cast_batch(volume, views), views, strict=True):
@@ -245,13 +251,13 @@ def test_a_batch_says_which_view_is_wrong() -> None:
         projector.cast_batch(volume, [])
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize(("name", "dtype"), [("ap", np.int16), ("left_lateral", np.uint64), ("pa", bool)])
-def test_parts_add_up_to_the_whole(name: str, dtype: type, cone: bool) -> None:
+def test_parts_add_up_to_the_whole(name: str, dtype: type, beam: Beam) -> None:
     volume = Volume(RNG.random((25, 20, 30), np.float32), grid((1.2, 0.9, 2.0)))
     labels = np.zeros(volume.data.shape, dtype)
     labels[5:12, 3:9, 4:20], labels[14:20, 8:15, 10:30], labels[10:16, 2:18, 21:25] = 8, 300, 20
-    view = covering_view(name, volume.corners(), 0.7, cone=cone, turn_deg=5)
+    view = covering_view(name, volume.corners(), 0.7, **beam, turn_deg=5)
     pictures = projector.cast_parts(volume, Volume(labels, volume.affine), view)
     assert list(pictures) == ([0, 1] if dtype is bool else [0, 8, 20, 300])
     whole = projector.cast(volume, view)
@@ -277,12 +283,12 @@ def test_parts_that_do_not_fit() -> None:
         projector.cast_parts(volume, mask, named_view("ap", np.full(3, 900.0), (4, 4), 1.0))
 
 
-@pytest.mark.parametrize("cone", [False, True])
+@BEAMS
 @pytest.mark.parametrize("name", ["ap", "left_lateral"])
-def test_the_storage_order_of_the_array_does_not_matter(name: str, cone: bool) -> None:
+def test_the_storage_order_of_the_array_does_not_matter(name: str, beam: Beam) -> None:
     volume = Volume(np.zeros((20, 22, 24), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
     volume.data[16, 11, 12], volume.data[10, 18, 12], volume.data[10, 11, 20] = 1, 3, 9  # right, front, head
-    view = named_view(name, volume.world(np.array([10, 11, 12])), (41, 41), 2.0, cone=cone)
+    view = named_view(name, volume.world(np.array([10, 11, 12])), (41, 41), 2.0, **beam)
     expected = projector.cast(volume, view)
     for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
         affine = volume.affine[:, [*order, 3]].copy()

@@ -1,4 +1,4 @@
-"""Proof of the ray integrals with analytic bodies, for each named view, parallel and cone.
+"""Proof of the ray integrals with analytic bodies, for each named view: parallel, cone and slot.
 
 The relative RMSE of a 256 x 256 picture must be at most 1e-4. Voxels represent a body that well only if it is smooth or
 ends with its grid, hence uniform boxes that fill their grid, piecewise linear slabs, and ellipsoids that fade towards
@@ -25,6 +25,9 @@ from transvert.imaging.volume import Volume
 
 ORIGIN = np.array([-40.0, 25.0, 300.0])
 OBLIQUE = Rotation.from_euler("xyz", [17, -24, 38], degrees=True)
+
+Beam = dict[str, bool]
+BEAMS = pytest.mark.parametrize("beam", [{}, {"cone": True}, {"slot": True}], ids=["parallel", "cone", "slot"])
 
 
 def rays(view: View) -> tuple[np.ndarray, np.ndarray]:
@@ -162,41 +165,44 @@ def body(name: str) -> Body:
     return BODIES[name][0]()
 
 
-def proof_view(name: str, pixel_mm: float, cone: bool) -> View:
+def proof_view(name: str, pixel_mm: float, beam: Beam) -> View:
     """256 x 256 pixels, the isocentre a little beside the body's middle, so that no ray runs along a voxel's edge."""
     isocentre = ORIGIN + [0.113, -0.171, 0.137]
-    return named_view(name, isocentre, (256, 256), pixel_mm * (1.2 if cone else 1), cone=cone)
+    across, along = pixel_mm * (1.2 if beam else 1), pixel_mm * (1.2 if "cone" in beam else 1)
+    return named_view(name, isocentre, (256, 256), (along, across), **beam)
 
 
-@pytest.mark.parametrize("cone", [False, True], ids=["parallel", "cone"])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
 @pytest.mark.parametrize("which", BODIES)
-def test_a_body_shows_its_ray_integrals(which: str, name: str, cone: bool) -> None:
+def test_a_body_shows_its_ray_integrals(which: str, name: str, beam: Beam) -> None:
     volume, truth = body(which)
-    view = proof_view(name, BODIES[which][1], cone)
+    view = proof_view(name, BODIES[which][1], beam)
     expected = truth(*rays(view))
     assert (expected > 0).mean() > 0.1
     assert relative_rmse(projector.cast(volume, view), expected) <= 1e-4
 
 
 @pytest.mark.parametrize("turn", [None, OBLIQUE], ids=["aligned", "oblique"])
-@pytest.mark.parametrize("cone", [False, True], ids=["parallel", "cone"])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_a_unit_impulse_integrates_to_its_voxel(name: str, cone: bool, turn: Rotation | None) -> None:
+def test_a_unit_impulse_integrates_to_its_voxel(name: str, beam: Beam, turn: Rotation | None) -> None:
     """Over the solid angle, and the distance squared, ray integrals add up to the volume integral.
 
     A pixel of area A at the distance D from a source is seen under the angle A cos / D^2, where cos is that between
-    its ray and the detector's normal.
+    its ray and the detector's normal; in a slot view, whose fans do not spread along rows, A cos / D.
     """
     volume = grid((7, 9, 11), (1.0, 1.5, 2.0), turn)
     volume.data[3, 4, 5] = 1
-    view = proof_view(name, 0.0297, cone)
+    view = proof_view(name, 0.0297, beam)
     start, direction = rays(view)
     area = np.prod(view.pixel_mm) * np.abs(direction @ view.direction)
     if view.source is not None:
         pixels = np.indices(view.shape).transpose(1, 2, 0)
         on_detector = view.corner + pixels @ np.stack([view.row_step, view.column_step])
-        area *= ((ORIGIN - view.source) ** 2).sum() / ((on_detector - start) ** 2).sum(axis=-1)
+        source = view.rays(view.project(ORIGIN))[0]
+        nearer = ((ORIGIN - source) ** 2).sum() / ((on_detector - start) ** 2).sum(axis=-1)
+        area *= np.sqrt(nearer) if view.slot else nearer
     picture = projector.cast(volume, view)
     assert max(np.abs(picture[[0, -1]]).max(), np.abs(picture[:, [0, -1]]).max()) < 1e-6  # All of it is in the picture.
     assert (picture * area).sum() == pytest.approx(1.0 * 1.5 * 2.0, rel=2e-4)
@@ -218,15 +224,15 @@ def hard_ball(voxels: int, stretched: bool) -> tuple[Volume, np.ndarray]:
 
 
 @pytest.mark.parametrize("stretched", [False, True], ids=["sphere", "ellipsoid"])
-@pytest.mark.parametrize("cone", [False, True], ids=["parallel", "cone"])
+@BEAMS
 @pytest.mark.parametrize("name", ["ap", "left_lateral"])
-def test_a_hard_rim_s_error_falls_with_the_voxel_as_theory_says(name: str, cone: bool, stretched: bool) -> None:
+def test_a_hard_rim_s_error_falls_with_the_voxel_as_theory_says(name: str, beam: Beam, stretched: bool) -> None:
     """Voxels of h mm blur a projection: partial volumes by a box of variance h^2/12, interpolation by a hat of variance
     h^2/6, together a standard deviation of s = h/2. The error of a ball's projection 2 sqrt(R^2 - d^2) under a Gaussian
     of s follows from its Fourier transform, whose square falls as 8 pi^2 R^2 / k^4: relative to the projection's RMS it
     is sqrt(ln 2) s / R = 0.42 h / R. Stretching both body and grid changes nothing.
     """
-    view = proof_view(name, 0.49, cone)
+    view = proof_view(name, 0.49, beam)
     voxels = np.array([8, 16, 32])
     errors = []
     for n in voxels.tolist():
@@ -273,39 +279,44 @@ GRIDS = pytest.mark.parametrize("turn", [None, OBLIQUE], ids=["aligned", "obliqu
 
 
 @GRIDS
-@pytest.mark.parametrize("cone", [False, True], ids=["parallel", "cone"])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
-def test_a_patient_s_sides_are_where_a_radiologist_expects_them(name: str, cone: bool, turn: Rotation | None) -> None:
-    view = named_view(name, ORIGIN, (120, 100), 1.1, cone=cone)
+def test_a_patient_s_sides_are_where_a_radiologist_expects_them(name: str, beam: Beam, turn: Rotation | None) -> None:
+    view = named_view(name, ORIGIN, (120, 100), 1.1, **beam)
     found = blobs_in(projector.cast(asymmetric(turn), view))
     # Left of the picture: the patient's right in AP and PA, the front in both laterals. The third blob lies on the ray.
     left, hidden, reach = ("A", "R", 32) if "lateral" in name else ("R", "A", 28)
-    magnified = 1.2 if cone else 1
-    assert found["H"] == pytest.approx([-36 / 1.1 * magnified, 0], abs=0.5)
+    magnified = 1.2 if beam else 1
+    assert found["H"] == pytest.approx([-36 / 1.1 * (1 if "slot" in beam else magnified), 0], abs=0.5)
     assert found[left] == pytest.approx([0, -reach / 1.1 * magnified], abs=0.5)
     assert found[hidden] == pytest.approx([0, 0], abs=0.5)
 
 
 @pytest.mark.parametrize(("near", "far", "reach"), [("ap", "pa", 32), ("left_lateral", "right_lateral", 28)])
-def test_the_source_stands_where_the_view_s_name_says(near: str, far: str, reach: int) -> None:
+@pytest.mark.parametrize("beam", ["cone", "slot"])
+def test_the_source_stands_where_the_view_s_name_says(beam: str, near: str, far: str, reach: int) -> None:
     """AP is taken from the front and a left lateral from the right: the blob on that side is the more magnified."""
-    widths = []
+    areas, heights = [], []
     distances = {"source_to_isocentre_mm": 200.0, "source_to_detector_mm": 240.0}
     for name in (near, far):
-        view = named_view(name, ORIGIN, (151, 151), 1.0, cone=True, **distances)
+        view = named_view(name, ORIGIN, (151, 151), 1.0, **{beam: True}, **distances)  # type: ignore[arg-type]
         picture = projector.cast(asymmetric(None), view)
         spots, _ = ndimage.label(picture > 0.5 * picture[75, 75])
-        widths.append(np.sqrt((spots == spots[75, 75]).sum()))
-    assert widths[0] / widths[1] == pytest.approx((200 + reach) / (200 - reach), rel=0.05)
+        blob = spots == spots[75, 75]
+        areas.append(blob.sum())
+        heights.append(blob.any(axis=1).sum())
+    ratio = (areas[0] / areas[1]) ** (0.5 if beam == "cone" else 1)
+    assert ratio == pytest.approx((200 + reach) / (200 - reach), rel=0.05)
+    assert (heights[0] == heights[1]) == (beam == "slot")  # A slot view magnifies only across.
 
 
 @GRIDS
-@pytest.mark.parametrize("cone", [False, True], ids=["parallel", "cone"])
+@BEAMS
 @pytest.mark.parametrize("name", VIEW_NAMES)
 def test_a_dicom_film_s_letters_agree_with_where_the_blobs_lie(
-    tmp_path: Path, name: str, cone: bool, turn: Rotation | None
+    tmp_path: Path, name: str, beam: Beam, turn: Rotation | None
 ) -> None:
-    view = named_view(name, ORIGIN, (120, 100), (1.1, 1.3), cone=cone)
+    view = named_view(name, ORIGIN, (120, 100), (1.1, 1.3), **beam)
     exposed = exposure.expose(projector.cast(asymmetric(turn), view), pixel_mm=view.pixel_mm, seed=3, photons=1e5)
     grey = radiograph.to_grey(exposed, bits=12, window=(0, float(exposed.max())))
     path = radiograph.write_dicom(tmp_path / "f.dcm", grey, view, bits=12)

@@ -8,6 +8,9 @@ A stored value becomes a grey value in this order:
 3. MONOCHROME1, whose low values are white, is inverted, so that bone is white.
 4. NaN where the file marks pixels that the detector did not expose (pixel padding).
 
+A scout view of a CT (its localizer) is a film too, and so is that of a slot scanner such as EOS; `Acquisition.projection`
+tells them apart.
+
 The VOI LUT and the window are left out: they say how a viewer shows the values. Networks see standardised patches
 (`data.patches.standardise`), which undoes a window's linear part; what it clips would be lost.
 """
@@ -61,6 +64,7 @@ _READ = (
     *("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacing", "PixelSpacingCalibrationType"),
     *("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor"),
     *("PatientOrientation", "ViewPosition", "ImageLaterality", "DetectorConfiguration", "Manufacturer"),
+    *("ImageType", "ImageOrientationPatient", "ImagePositionPatient"),  # Of a CT's scout views.
 )
 _OVERLAY_BITS = [0x60000102 + n * 0x20000 for n in range(16)]  # The bit of the picture's words that holds an overlay.
 
@@ -125,6 +129,8 @@ class Acquisition:
     pixel_plane: str = "detector"  #: "detector" or "patient", the plane in which the pixel pitch was measured.
     pixel_mm_from: str = ""  #: The origin of the pixel pitch, in words.
     orientation: ImageOrientation = ImageOrientation()  #: From the stored picture to the upright one.
+    projection: str | None = None  #: "slot" of a slot scanner, "slot" or "parallel" of a CT's scout view.
+    zero_row: float | None = None  #: Row of the upright picture at z = 0 of the CT that a scout view belongs to.
     notes: tuple[str, ...] = ()  #: Further sentences for the report.
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,9 +255,9 @@ def _check_film(dataset: Dataset, name: str) -> None:
     if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise InputError(f"{name} is a DICOMDIR, the list of a disc's files; give the film's own file.")
     modality, frames = _code(dataset, "Modality"), int(dataset.get("NumberOfFrames") or 1)
-    if modality not in _FILMS:
+    if modality not in _FILMS and not _is_scout(dataset):
         kind = f"a {modality} image" if modality in _NOT_FILMS else "of another modality"
-        raise InputError(f"{name} is {kind}, not a film; give a radiograph (CR or DX).")
+        raise InputError(f"{name} is {kind}, not a film; give a radiograph (CR or DX) or a CT's scout view.")
     if "PixelData" not in dataset and "EncryptedAttributesSequence" in dataset:
         raise InputError(f"The film {name} is encrypted; decrypt it before you give it here.")
     if frames > 1:
@@ -262,11 +268,6 @@ def _check_film(dataset: Dataset, name: str) -> None:
     kinds = {1: "MONOCHROME", 3: "RGB YBR"}.get(dataset.SamplesPerPixel, "")
     if not any(_code(dataset, "PhotometricInterpretation").startswith(kind) for kind in kinds.split()):
         raise InputError(f"The film {name} is a colour picture, such as a photograph; give the radiograph itself.")
-    if _code(dataset, "DetectorConfiguration") == "SLOT" or "EOS" in _code(dataset, "Manufacturer").split():
-        raise InputError(
-            f"The film {name} is one of a slot scanner (such as EOS), whose rays are neither a cone nor parallel; such films "
-            "can't be used yet, give films of one exposure each."
-        )
     if dataset.Rows * dataset.Columns > MOST_PIXELS:
         raise InputError(too_large(name))
     if dataset.BitsAllocated not in (8, 16):
@@ -351,6 +352,10 @@ def _read_acquisition(
 ) -> tuple[tuple[float, float] | None, Acquisition]:
     """The upright picture's pixel pitch, None if the file has no plausible one, and the acquisition metadata."""
     position, recorded_letters = _code(dataset, "ViewPosition"), dataset.get("PatientOrientation")
+    scout, zero_row = _is_scout(dataset), None
+    if scout and not letters:
+        recorded_letters, zero_row, found = _place_scout(dataset, recorded_letters)
+        notes = (*notes, *found)
     if position in _OTHER_VIEWS and not letters:
         raise InputError(
             f"The film {name} is neither frontal nor lateral by its view position ({position}); give one of each, or state "
@@ -371,7 +376,11 @@ def _read_acquisition(
             _check_view(recorded_view, view, name, "view position")
         if recorded_letters and any(recorded_letters):
             orientation = orientation_from_letters(recorded_letters, view or recorded_view, name)
-    pixel_mm, plane, origin = _pixel_mm(dataset)
+    if scout and not recorded_view and (asked := letters or recorded_letters):
+        recorded_view = "lateral" if {part[0].upper() for part in asked} & {"A", "P"} else "ap"
+    slot = scout or _code(dataset, "DetectorConfiguration") == "SLOT"
+    slot |= bool({"EOS", "BIOSPACE"} & set(_code(dataset, "Manufacturer").split()))
+    pixel_mm, plane, origin = _pixel_mm(dataset, slot)
     detector = _number(dataset, "DistanceSourceToDetector", _DISTANCE_MM)
     patient = _number(dataset, "DistanceSourceToPatient", (1.0, (detector or np.inf) - 1e-6))
     magnification = _number(dataset, "EstimatedRadiographicMagnificationFactor", (1 + 1e-6, 3.0))
@@ -380,18 +389,67 @@ def _read_acquisition(
     elif detector and magnification:
         patient = detector / magnification
     notes = (*notes, *orientation.notes("stated" if letters else "recorded"))
-    acquisition = Acquisition(recorded_view, detector, patient, magnification, plane, origin, orientation, notes)
+    projection = "slot" if slot else None
+    if scout and not (detector and patient):
+        projection = "parallel"
+        notes = (*notes, "The scout view's file lacks the source's distances, so its rays are taken to be parallel.")
+    elif slot:
+        where = "in the patient" if plane == "patient" else "on the detector"
+        notes = (*notes, f"A slot scanner took it; its pixels' width is taken to be that {where}.")
+    if projection == "slot" and scout:
+        side = "an AP one, taken from the front" if recorded_view == "ap" else "a left lateral, taken from the right"
+        notes = (*notes, f"A scout view's file lacks its tube's side: it counts as {side}, unless its name is stated.")
+    acquisition = Acquisition(
+        recorded_view, detector, patient, magnification, plane, origin, orientation, projection, zero_row, notes
+    )
     return pixel_mm and orientation.upright_pair(pixel_mm), acquisition
 
 
-def _pixel_mm(dataset: Dataset) -> tuple[tuple[float, float] | None, str, str]:
-    """Row and column pitch as stored, its plane, and its origin in words."""
-    for keyword, origin in _PITCHES.items():
+def _is_scout(dataset: Dataset) -> bool:
+    kinds = dataset.get("ImageType") or ()
+    return _code(dataset, "Modality") == "CT" and "LOCALIZER" in [str(kind).strip().upper() for kind in kinds]
+
+
+def _place_scout(dataset: Dataset, letters: Any) -> tuple[Any, float | None, list[str]]:
+    """A scout view's letters, its row at z = 0 of its CT's frame if the file says that, and notes for the report."""
+    try:
+        along = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)  # LPS: of a row's pixels, a column's.
+    except (AttributeError, TypeError, ValueError):
+        return letters, None, []
+    axes = np.abs(along).argmax(axis=1)
+    letters = [("LR", "PA", "HF")[axis][int(way[axis] < 0)] for axis, way in zip(axes, along, strict=True)]
+    try:
+        pitch = np.array(dataset.PixelSpacing, float)[::-1]
+        ends = along * (pitch * (dataset.Columns - 1, dataset.Rows - 1))[:, None]  # From the first pixel to the last.
+        first = np.array(dataset.ImagePositionPatient, float)
+        across = int(axes[axes != 2][0])
+        middle = -(first + ends.sum(axis=0) / 2)[across]
+        zero_row = (first[2] + np.maximum(ends[:, 2], 0).sum()) / float(pitch[axes == 2][0])
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return letters, None, []
+    if not np.isfinite([middle, zero_row]).all():
+        return letters, None, []
+    name = "xy"[across]
+    note = f"The scout view's middle column is at {name} = {middle:.1f} mm of its CT: the {name} of isocentre_ras_mm."
+    return letters, zero_row, [note]
+
+
+def _pixel_mm(dataset: Dataset, slot: bool = False) -> tuple[tuple[float, float] | None, str, str]:
+    """Row and column pitch as stored, its plane, and its origin in words.
+
+    A slot scanner's Pixel Spacing counts before its Imager Pixel Spacing, unless they are equal: its height is the same in
+    all planes, so only one of the two is right.
+    """
+    equal = dataset.get("PixelSpacing") == dataset.get("ImagerPixelSpacing")
+    order = reversed(_PITCHES.items()) if slot and not equal else _PITCHES.items()
+    for keyword, origin in order:
         try:
             row_mm, column_mm = (float(mm) for mm in dataset.get(keyword))
             check_pixel_mm((row_mm, column_mm), "")
         except (TypeError, ValueError):
             continue
+        if keyword == "PixelSpacing" and slot:
+            return (row_mm, column_mm), "patient", "the file's Pixel Spacing, taken to be that in the patient"
         calibration = _CALIBRATIONS.get(_code(dataset, "PixelSpacingCalibrationType"))
         if keyword == "PixelSpacing" and calibration:
             origin = f"the file's Pixel Spacing, calibrated {calibration} to a plane in the patient"

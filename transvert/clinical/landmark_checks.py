@@ -46,10 +46,13 @@ def check_landmarks(
     for name, view in zip(VIEWS, views, strict=True):
         _check_view(landmarks, name, view)
         height = view.shape[0] * view.pixel_mm[0]
-        if films and height > ONE_EXPOSURE_MM and "projection" not in landmarks.setups[name].model_fields_set:
+        film = films and films[VIEWS.index(name)]
+        stated = landmarks.setups[name].projection or (film and film.acquisition.projection)
+        if film and height > ONE_EXPOSURE_MM and not stated:
             raise InputError(
-                f"The {_FILM[name]} film is {height:.0f} mm high: films of slot scanners (such as EOS), and stitched ones, "
-                'can\'t be used yet; if it is one exposure, state "projection": "cone" for it in the landmark file.'
+                f"The {_FILM[name]} film is {height:.0f} mm high, more than most detectors: state how it was taken in the "
+                'landmark file, "projection": "slot" for a slot scanner (such as EOS), or "cone" for one exposure; stitched '
+                "films can't be used."
             )
     # Row by row, so that large films are not copied.
     if films and films[0].pixels.shape == films[1].pixels.shape:
@@ -158,12 +161,13 @@ def _acquisition_warnings(landmarks: Landmarks, name: str, film: Radiograph) -> 
             "without a measurement: state pixel_mm if you know it."
         )
     detector, isocentre = setup.source_distances(taken)
-    if setup.projection == "cone" and not (setup.source_to_detector_mm or taken.source_to_detector_mm):
+    cone = setup.rays_of(taken) == "cone"
+    if cone and not (setup.source_to_detector_mm or taken.source_to_detector_mm):
         found.append(
-            f"The {_FILM[name]} film's distance from source to detector is not known, {detector:.0f} mm was taken: state it; "
-            "films of a slot scanner (such as EOS) can't be used yet."
+            f"The {_FILM[name]} film's distance from source to detector is not known, {detector:.0f} mm was taken: state it, "
+            'and "projection": "slot" if a slot scanner (such as EOS) took it.'
         )
-    elif setup.projection == "cone" and not setup.source_to_isocentre_mm and detector - isocentre < LEAST_GAP_MM[name]:
+    elif cone and not setup.source_to_isocentre_mm and detector - isocentre < LEAST_GAP_MM[name]:
         found.append(
             f"By the {_FILM[name]} film's distances the patient is {detector - isocentre:.0f} mm before the detector, less "
             "than the spine can be, so they end at the stand and sizes are wrong: state source_to_isocentre_mm."

@@ -12,7 +12,8 @@ One JSON file holds both views, here with every kind of mark; all but the centro
                    "centroids": {"T1": [118.0, 402.5]}, "corners": {"L1": {"anterior_superior": [710.5, 398.0]}},
                    "s1_endplate": {"anterior": [981.5, 420.0], "posterior": [970.0, 465.5]}}}}
 
-A pixel is `[row, column]` of the upright picture, as `radiograph.read_radiograph` turns it and the annotator shows it.
+The "projection" is "cone" (the default), "parallel", or "slot" for a slot scanner such as EOS, which needs both
+"source_to_detector_mm" and "source_to_isocentre_mm". A pixel is `[row, column]` of the upright picture, as `radiograph.read_radiograph` turns it and the annotator shows it.
 "centroids_of" is "body" for the middles of vertebral bodies, or "vertebra" (the default) for the centres of mass of whole
 vertebrae, arch and processes included, which lie 8 to 18 mm behind. Proposed centroids were filled in and not confirmed.
 """
@@ -84,7 +85,7 @@ class ViewSetup(BaseModel, frozen=True):
     pixel_mm: _Pair | None = None  # Height and width of a pixel on the detector; by default the film's own.
     known_distance: KnownDistance | None = None  # Instead: a ruler in the patient's plane.
     pixel_plane: Literal["detector", "patient"] | None = None  # If the size was measured in the other plane.
-    projection: Literal["cone", "parallel"] = "cone"
+    projection: Literal["cone", "parallel", "slot"] | None = None  # By default the film's, else a cone.
     source_to_detector_mm: _Distance | None = None
     source_to_isocentre_mm: _Distance | None = None
     principal_point: _Pair | None = None  # The pixel that the central ray meets; by default the film's middle.
@@ -107,6 +108,10 @@ class ViewSetup(BaseModel, frozen=True):
         check_pixel_mm(pixel_mm, f"the {view_name} view")
         acquisition = replace(film.acquisition, pixel_plane=self.pixel_plane or plane, pixel_mm_from=origin)
         return replace(film, pixel_mm=pixel_mm, acquisition=acquisition)
+
+    def rays_of(self, acquisition: Acquisition) -> str:
+        """The projection: "cone", "parallel" or "slot"."""
+        return self.projection or acquisition.projection or "cone"
 
     def source_distances(self, acquisition: Acquisition) -> tuple[float, float]:
         """Source to detector and source to isocentre, mm: as stated, else the film's, else the defaults.
@@ -198,20 +203,32 @@ class Landmarks:
                 f"Neither the {view_name} film nor the landmark file states the pixel spacing; give pixel_mm, or add "
                 "it or a 'known_distance' to the landmark file."
             )
-        cone = setup.projection == "cone"
-        to_detector, to_isocentre = setup.source_distances(film.acquisition)
+        rays, taken = setup.rays_of(film.acquisition), film.acquisition
+        to_detector, to_isocentre = setup.source_distances(taken)
+        detector_known = setup.source_to_detector_mm or taken.source_to_detector_mm
+        isocentre_known = setup.source_to_isocentre_mm or taken.source_to_patient_mm or taken.magnification
+        if rays == "slot" and not (detector_known and isocentre_known):
+            raise InputError(
+                f"The {view_name} film is a slot scanner's (such as EOS) and its distances are not known: give "
+                f'source_to_detector_mm and source_to_isocentre_mm in the "{view_name}" view of the landmark file.'
+            )
         row_mm, column_mm = film.pixel_mm
-        if cone and film.acquisition.pixel_plane == "patient":
-            row_mm, column_mm = row_mm * to_detector / to_isocentre, column_mm * to_detector / to_isocentre
+        principal_point = setup.principal_point
+        if principal_point is None and taken.zero_row is not None:
+            principal_point = taken.zero_row - self.isocentre[2] / row_mm, (film.pixels.shape[1] - 1) / 2
+        if rays != "parallel" and taken.pixel_plane == "patient":
+            column_mm *= to_detector / to_isocentre
+            row_mm *= to_detector / to_isocentre if rays == "cone" else 1  # A slot scanner magnifies only across.
         return geometry.named_view(
             setup.name or film.acquisition.view or view_name,
             self.isocentre,
             film.pixels.shape,
             (row_mm, column_mm),
-            cone=cone,
+            cone=rays == "cone",
+            slot=rays == "slot",
             source_to_detector_mm=to_detector,
             source_to_isocentre_mm=to_isocentre,
-            principal_point=setup.principal_point,
+            principal_point=principal_point,
         )
 
     def triangulate(self, ap: View, lateral: View) -> tuple[dict[int, np.ndarray], dict[int, float]]:
@@ -314,10 +331,9 @@ def project_landmarks(ap: View, lateral: View, isocentre: np.ndarray, points: Ma
     """The exact landmarks of points (level to (3,) RAS mm) on two views that `geometry.named_view` made."""
     setups, centroids = {}, {}
     for name, view in zip(VIEWS, (ap, lateral), strict=True):
-        setup: dict[str, Any] = {"name": view.name, "pixel_mm": view.pixel_mm, "projection": "parallel"}
+        setup: dict[str, Any] = {"name": view.name, "pixel_mm": view.pixel_mm, "projection": view.projection}
         setup["principal_point"] = tuple(view.project(isocentre))
         if view.source is not None:
-            setup["projection"] = "cone"
             setup["source_to_detector_mm"] = float((view.corner - view.source) @ view.direction)
             setup["source_to_isocentre_mm"] = float((isocentre - view.source) @ view.direction)
         setups[name] = ViewSetup(**setup)

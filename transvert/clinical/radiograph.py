@@ -142,11 +142,19 @@ def write_png(path: str | Path, grey: np.ndarray, pixel_mm: float | tuple[float,
     return Path(path)
 
 
-def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, bits: int | None = None) -> Path:
+def write_dicom(
+    path: str | Path,
+    grey: np.ndarray,
+    view: View,
+    *,
+    bits: int | None = None,
+    isocentre: np.ndarray | None = None,
+) -> Path:
     """Writes a simulated, logarithmic film as a DX image (DICOM PS3.3 A.26), atomically.
 
     `grey` comes from `to_grey` and has `bits`, by default all of its type. The view gives the pixel pitch, the patient's
-    orientation and, for a cone view, the source's distance. The file says that it is simulated. Equal films give equal files.
+    orientation and, unless its rays are parallel, the source's distance; `isocentre` (3,) RAS mm that to the patient. The
+    file says that it is simulated. Equal films give equal files.
     """
     import pydicom
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -182,6 +190,10 @@ def write_dicom(path: str | Path, grey: np.ndarray, view: View, *, bits: int | N
         content["ViewPosition"] = dicom.POSITIONS[view.name]
     if view.source is not None:
         content["DistanceSourceToDetector"] = f"{(view.corner - view.source) @ view.direction:.8g}"
+        if isocentre is not None:
+            content["DistanceSourceToPatient"] = f"{(isocentre - view.source) @ view.direction:.8g}"
+    if view.slot:
+        content["DetectorConfiguration"] = "SLOT"
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -199,8 +199,10 @@ def silhouettes(found: Reconstruction) -> list[dict[int, np.ndarray]]:
         factor = -(-max(view.shape) // figures.LONGEST)
         rows, columns = (-(-n // factor) for n in view.shape)
         steps = factor * view.row_step, factor * view.column_step
-        corner = view.corner + (factor - 1) / 2 * (view.row_step + view.column_step)
-        views.append(replace(view, shape=(rows, columns), corner=corner, row_step=steps[0], column_step=steps[1]))
+        middle = (factor - 1) / 2 * view.row_step, (factor - 1) / 2 * view.column_step
+        source = view.source + middle[0] if view.source is not None and view.slot else view.source
+        moved = replace(view, corner=view.corner + sum(middle), source=source)
+        views.append(replace(moved, shape=(rows, columns), row_step=steps[0], column_step=steps[1]))
     return [{level: cast(solid, view) > 0.5 * SPACING_MM for level, solid in solids.items()} for view in views]
 
 

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from transvert import levels, runs
+from transvert.clinical import exports
 from transvert.clinical.landmarks import write_landmarks
 from transvert.clinical.posture import definitions, write_posture
 from transvert.clinical.reconstruct import Reconstruction, silhouettes, surfaces
@@ -38,12 +39,15 @@ def write_reconstruction(
 ) -> dict[int, trimesh.Trimesh]:
     """Writes a reconstruction into a folder; `simulated` films are called so. `label` names the case in the report.
 
-    `spine.nii.gz`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
+    `spine.nii.gz`, `spine.seg.nrrd` and `spine.seg.dcm`; `centroids.mrk.json`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
     `overlay.png`, `spine.png` and `surface_sd.png`; `posture.json`, `posture.csv` and `posture_measures.csv`;
     `landmarks.json`, as given or found; `report.json`; and the page `report.html`. Returns level to the surface that was written.
     """
     out = Path(out)
     volume.write_volume(found.labels, out / "spine.nii.gz")
+    exports.write_segmentation(found.labels, out / "spine.seg.nrrd")
+    exports.write_dicom_segmentation(found.labels, out / "spine.seg.dcm")
+    exports.write_markups(out / "centroids.mrk.json", {v.level: v.centroid_ras for v in found.vertebrae})
     meshes = surfaces(found)
     named = {levels.name(level): surface for level, surface in meshes.items()}
     for name, ending in itertools.product(levels.NUMBERS, mesh.WRITABLE):  # Of an earlier spine in this folder.

@@ -99,8 +99,7 @@ def offset_mm(view: View, pixel: np.ndarray, centre: np.ndarray, steps: np.ndarr
 
 def _oriented_ray(view: View, point: np.ndarray, sign: int) -> np.ndarray:
     """(3,) the unit ray through a point, pointing to the patient's front (AP or PA view, 1) or right (lateral, -1)."""
-    way = view.direction if view.source is None else point - view.source
-    way = way / np.linalg.norm(way)
+    way = view.ray_through(point)
     return way * np.sign(sign * (way @ np.cross(view.row_step, view.column_step)))
 
 
@@ -154,7 +153,7 @@ def cut_patch(
 
     Args:
         image: (rows, columns) float, a picture of `view`.
-        view: parallel or cone.
+        view: parallel, cone or slot.
         centre: (3,) RAS mm, of the patch.
         size: points along each side.
         spacing_mm: between points, in the square.

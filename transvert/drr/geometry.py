@@ -3,6 +3,9 @@
 World coordinates are RAS millimetres: +x to the patient's right, +y to the front, +z to the head. An image is
 `[row, column]` with row 0 at the top; whole coordinates are the centres of pixels. AP and PA show the patient's right on
 the left of the picture; a lateral view shows the front of the patient on the left.
+
+Rays are parallel, a cone from a point source, or those of a slot scanner (EOS, a CT's scout view): its source and detector
+move along the patient, row by row, so that rays fan out across and are parallel along the patient.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class View:
         row_step: (3,) RAS mm, from one row to the next.
         column_step: (3,) RAS mm, from one column to the next.
         direction: (3,) unit vector of the central ray, from source to detector.
-        source: (3,) RAS mm for a cone view, None for a parallel view.
+        source: (3,) RAS mm for a cone view, None for a parallel view; of a slot view that of row 0.
+        slot: the source moves by `row_step` from row to row.
 
     Raises:
         InputError: invalid shape, vectors, pixels or source.
@@ -53,6 +57,7 @@ class View:
     column_step: np.ndarray
     direction: np.ndarray
     source: np.ndarray | None = None
+    slot: bool = False
 
     def __post_init__(self) -> None:
         values = [self.corner, self.row_step, self.column_step, self.direction]
@@ -72,6 +77,13 @@ class View:
         # The sign of the normal is arbitrary; the direction of the rays fixes it.
         if self.source is not None and (self.corner - self.source) @ normal * (normal @ self.direction) <= 0:
             raise InputError(f"The view '{self.name}' has its source behind its detector.")
+        if self.slot and self.source is None:
+            raise InputError(f"The slot view '{self.name}' has no source.")
+
+    @property
+    def projection(self) -> str:
+        """ "parallel", "cone" or "slot"."""
+        return "parallel" if self.source is None else "slot" if self.slot else "cone"
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
@@ -83,45 +95,54 @@ class View:
 
         Returns:
             (..., 2) row and column, neither rounded nor clipped to the picture; NaN for a point that is not in front of
-            the source of a cone view.
+            the source of a cone or slot view.
         """
-        points = np.asarray(points, float)
-        normal = np.cross(self.row_step, self.column_step)
-        if self.source is None:
-            rays = np.broadcast_to(self.direction, points.shape)
-            start = points
-        else:
-            rays = points - self.source
-            start = np.broadcast_to(self.source, points.shape)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            travel = ((self.corner - start) @ normal) / (rays @ normal)
+        origin = self.corner if self.source is None else self.source
+        towards = self.direction if self.source is None else self.corner - self.source
+        axes = np.linalg.inv([self.row_step, self.column_step, towards])
+        # A point is origin + row * row_step + column * column_step + depth * towards, the steps scaled by their depth.
+        row, column, depth = np.moveaxis((np.asarray(points, float) - origin) @ axes, -1, 0)
         if self.source is not None:
-            travel = np.where((travel > 0) & np.isfinite(travel), travel, np.nan)
-        offset = start + travel[..., None] * rays - self.corner
-        axes = np.stack([self.row_step, self.column_step], axis=1)
-        return offset @ np.linalg.pinv(axes).T
+            depth = np.where(depth > 1e-12, depth, np.nan)
+            row, column = row if self.slot else row / depth, column / depth
+            row = np.where(depth > 0, row, np.nan)
+        return np.stack([row, column], axis=-1)
 
     def rays(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Start and unit direction of the ray of each pixel (..., 2), row and column.
 
         Returns:
-            Two (..., 3) arrays: a point on the ray in RAS mm (the source of a cone view, the pixel itself in a parallel
-            view) and the unit direction towards the detector.
+            Two (..., 3) arrays: a point on the ray in RAS mm (the source of a cone or slot view, the pixel itself in a
+            parallel view) and the unit direction towards the detector.
         """
         pixels = np.asarray(pixels, float)
         on_detector = self.corner + pixels[..., :1] * self.row_step + pixels[..., 1:] * self.column_step
         if self.source is None:
             return on_detector, np.broadcast_to(self.direction, on_detector.shape)
-        towards = on_detector - self.source
+        source = self.source + pixels[..., :1] * self.row_step if self.slot else self.source
+        towards = on_detector - source
         towards /= np.linalg.norm(towards, axis=-1, keepdims=True)
-        return np.broadcast_to(self.source, on_detector.shape), towards
+        return np.broadcast_to(source, on_detector.shape), towards
 
-    def magnification(self, point: np.ndarray) -> float:
-        """Size on the detector over true size, for a small object at `point` (3,) RAS mm."""
+    def ray_through(self, point: np.ndarray) -> np.ndarray:
+        """(3,) unit direction of the ray through a point (3,) RAS mm, from source to detector."""
         if self.source is None:
-            return 1.0
+            return self.direction
+        way = point - self.source
+        if self.slot:
+            way = way - self.project(point)[0] * self.row_step
+        return way / np.linalg.norm(way)
+
+    def magnification(self, point: np.ndarray) -> np.ndarray:
+        """(2,) size on the detector over true size along rows' step and columns' step, for a small object at (3,) RAS mm.
+
+        A slot view magnifies only across.
+        """
+        if self.source is None:
+            return np.ones(2)
         normal = np.cross(self.row_step, self.column_step)  # Depth is measured perpendicular to the detector.
-        return float((self.corner - self.source) @ normal) / float((np.asarray(point, float) - self.source) @ normal)
+        across = float((self.corner - self.source) @ normal) / float((np.asarray(point, float) - self.source) @ normal)
+        return np.array([1.0 if self.slot else across, across])
 
     def to_dict(self) -> dict[str, Any]:
         """Description of the view for JSON."""
@@ -133,6 +154,7 @@ class View:
             "column_step_mm": self.column_step.tolist(),
             "direction": self.direction.tolist(),
             "source_ras_mm": None if self.source is None else self.source.tolist(),
+            "projection": self.projection,
         }
 
 
@@ -143,6 +165,7 @@ def named_view(
     pixel_mm: float | tuple[float, float],
     *,
     cone: bool = False,
+    slot: bool = False,
     source_to_detector_mm: float = SOURCE_TO_DETECTOR_MM,
     source_to_isocentre_mm: float = SOURCE_TO_ISOCENTRE_MM,
     turn_deg: float = 0.0,
@@ -158,8 +181,9 @@ def named_view(
         shape: rows and columns.
         pixel_mm: pixel pitch on the detector, one number or row and column.
         cone: rays from a point source instead of parallel rays and a detector through the isocentre.
-        source_to_detector_mm: for a cone view, along the central ray.
-        source_to_isocentre_mm: for a cone view, smaller than `source_to_detector_mm`.
+        slot: rays of a slot scanner, whose source and detector move along the rows.
+        source_to_detector_mm: for a cone or slot view, along the central ray.
+        source_to_isocentre_mm: for a cone or slot view, smaller than `source_to_detector_mm`.
         turn_deg: rotation of the gantry about the patient's long axis, counter-clockwise seen from the head.
         tilt_deg: tilt of the source towards the head; the detector stays perpendicular to the central ray.
         principal_point: row and column where the central ray meets the detector; the picture's centre by default.
@@ -188,7 +212,9 @@ def named_view(
     middle = np.array(principal_point) if principal_point is not None else (np.array(shape) - 1) / 2
     source = None
     centre = isocentre
-    if cone:
+    if cone and slot:
+        raise InputError(f"The view '{name}' is given as a cone and as a slot view; it is one of both.")
+    if cone or slot:
         if not 0 < source_to_isocentre_mm < source_to_detector_mm:
             raise InputError(
                 f"The source is {source_to_isocentre_mm:g} mm from the isocentre and {source_to_detector_mm:g} mm from "
@@ -197,8 +223,10 @@ def named_view(
         source = isocentre - source_to_isocentre_mm * direction
         centre = source + source_to_detector_mm * direction
     corner = centre - middle[0] * row_mm * row_way - middle[1] * column_mm * column_way
+    if source is not None and slot:
+        source = source - middle[0] * row_mm * row_way
     shape = (int(shape[0]), int(shape[1]))
-    return View(name, shape, corner, row_way * row_mm, column_way * column_mm, direction, source)
+    return View(name, shape, corner, row_way * row_mm, column_way * column_mm, direction, source, slot)
 
 
 def covering_view(name: str, corners: np.ndarray, pixel_mm: float, **options: Any) -> View:

@@ -4,7 +4,8 @@ Positions are voxel indices. A ray crosses the volume slice by slice along the i
 slice the value is bilinear and weighted by the part of the slice that the ray crosses. The outer value continues from the
 outer voxel centres to the faces, so a uniform box integrates to value times chord. A pose is four vectors in voxels,
 (4, 3): start, towards, row step, column step. Pixel (r, c) adds r*row_step + c*column_step to `start` in a parallel view
-and to `towards` in a cone view. `metric` gives lengths in mm: v @ metric @ v is a squared length.
+(`cone` 0) and to `towards` in a cone view (1); a slot view (2) adds r*row_step to `start` and c*column_step to `towards`.
+`metric` gives lengths in mm: v @ metric @ v is a squared length.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def _ray(
 ) -> None:
     """Writes the ray of a pixel into `start` and `towards` (3,)."""
     for j in range(3):
-        step = row * poses[view, 2, j] + column * poses[view, 3, j]
-        start[j] = poses[view, 0, j] if cone else poses[view, 0, j] + step
-        towards[j] = poses[view, 1, j] + step if cone else poses[view, 1, j]
+        down, across = row * poses[view, 2, j], column * poses[view, 3, j]
+        start[j] = poses[view, 0, j] + (0.0 if cone == 1 else down) + (0.0 if cone else across)
+        towards[j] = poses[view, 1, j] + (down if cone == 1 else 0.0) + (across if cone else 0.0)
 
 
 @numba.njit(cache=True)
@@ -73,7 +74,7 @@ def thickness_mm(ray: np.ndarray, metric: np.ndarray, axis: int) -> float:
 
 @numba.njit(cache=True)
 def within_axis(cone: int, start: float, towards: float, length: int) -> tuple[float, float]:
-    """The interval of an axis of `length` voxels, from face to face, that is in front of a cone's source."""
+    """The interval of an axis of `length` voxels, from face to face, that is in front of the source, if there is one."""
     low, high = -0.5, length - 0.5
     if cone and towards > 0:
         low = max(low, start)
@@ -299,7 +300,7 @@ def upright(
 
     All rays of one picture column then lie in a plane that contains whole voxel lines of the last axis. In each slice two
     neighbouring lines are interpolated once for the whole column, and every row is read from the result. Arguments: `data`
-    (X, Y, Z) float32, contiguous; `poses` (V, 4, 3) float64; `cone` (V,) int64, 1 or 0; `metric` (3, 3) float64; `images`
+    (X, Y, Z) float32, contiguous; `poses` (V, 4, 3) float64; `cone` (V,) int64, 0 to 2; `metric` (3, 3) float64; `images`
     (V, rows, columns) float32. Returns (V,) numbers of columns that meet the volume.
     """
     count, rows, columns = images.shape
@@ -371,7 +372,7 @@ def upright(
                 if whole and row >= all_first:
                     row += whole
                 # This row crosses the top or bottom face of the volume within the slice.
-                z_slope = (towards[2] + (row * step if cone[view] else 0.0)) / towards[axis]
+                z_slope = (towards[2] + (row * step if cone[view] == 1 else 0.0)) / towards[axis]
                 z_base = z0 + row * z_step - k * z_slope
                 enter, leave = clip(near, far, z_base, z_slope, deep)
                 if leave > enter:
@@ -384,7 +385,7 @@ def upright(
         for row in range(rows):
             slope += slope_changes[row]
             value += slope
-            ray[2] = towards[2] + (row * step if cone[view] else 0.0)
+            ray[2] = towards[2] + (row * step if cone[view] == 1 else 0.0)
             images[view, row, column] = (total[row] + value) * thickness_mm(ray, metric, axis)
     hits = np.zeros(count, np.int64)
     for view in range(count):
@@ -399,7 +400,7 @@ def _rows_at(
     """Position of row 0 of a column on the last axis in slice u, and the step from row to row."""
     # Rows are divided by this, and it is 0 at the source.
     along = max((u - start[axis]) / towards[axis], 1e-9) if cone else (u - start[axis]) / towards[axis]
-    return start[2] + along * towards[2], along * step if cone else step
+    return start[2] + along * towards[2], along * step if cone == 1 else step
 
 
 @numba.njit(cache=True, fastmath=FAST, error_model="numpy")

@@ -144,7 +144,7 @@ def check_result(views: Sequence[View], hits: Sequence[int] | np.ndarray, finite
 
 
 def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Arguments of the kernels: poses (V, 4, 3) in voxels, cone (V,) int64 and the metric (3, 3)."""
+    """Arguments of the kernels: poses (V, 4, 3) in voxels, cone (V,) int64, 0 to 2, and the metric (3, 3)."""
     if volume.data.ndim != 3 or not volume.data.size:
         raise InputError(f"The volume has the shape {volume.data.shape}; three axes that are not empty are needed.")
     matrix = np.asarray(volume.affine, float)[:3, :3]
@@ -153,14 +153,15 @@ def _poses(volume: Volume, views: Sequence[View]) -> tuple[np.ndarray, np.ndarra
         raise InputError("The volume's affine is degenerate: its three axes need a length and must not lie in a plane.")
     vectors, cone = np.empty((len(views), 4, 3)), np.empty(len(views), np.int64)
     for i, view in enumerate(views):
-        cone[i] = view.source is not None
+        cone[i] = ("parallel", "cone", "slot").index(view.projection)
         towards = view.direction if view.source is None else view.corner - view.source
         origin = view.corner if view.source is None else view.source
         vectors[i] = origin - volume.affine[:3, 3], towards, view.row_step, view.column_step
     poses = vectors @ np.linalg.inv(matrix).T
     ends = np.array(volume.data.shape) - 0.5
-    for view, start, is_cone in zip(views, poses[:, 0], cone, strict=True):
-        if is_cone and ((start >= -0.5) & (start <= ends)).all():
+    for view, (start, _, row_step, _), is_cone in zip(views, poses, cone, strict=True):
+        sources = start + np.arange(view.shape[0] if view.slot else 1)[:, None] * row_step
+        if is_cone and ((sources >= -0.5) & (sources <= ends)).all(axis=1).any():
             raise InputError(
                 f"The source of the view '{view.name}' is inside the volume; move it away from the patient."
             )
@@ -176,7 +177,7 @@ def _kernel_name(pose: np.ndarray, cone: int, volume: tuple[int, ...], picture: 
     if np.abs(row_step[:2]).max() * picture[0] > _DRIFT or not abs(row_step[2]) > 0:
         return "any"
     steps = np.linspace(0, picture[1] - 1, picture[1])[:, None] * column_step if cone else np.zeros((1, 3))
-    last_row = (picture[0] - 1) * row_step[2] if cone else 0.0
+    last_row = (picture[0] - 1) * row_step[2] if cone == 1 else 0.0
     columns = towards + steps
     most_upwards = np.maximum(np.abs(columns[:, 2]), np.abs(columns[:, 2] + last_row))
     return "upright" if (most_upwards <= np.abs(columns[:, :2]).max(axis=1)).all() else "any"

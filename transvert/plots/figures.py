@@ -161,7 +161,7 @@ def acquisition_setup(views: Sequence[View], corners: np.ndarray) -> Figure:
         name = {"ap": "AP", "pa": "PA"}.get(view.name, view.name.replace("_", " "))
         ends = np.array([[0, 0], [0, columns], [rows, columns], [rows, 0]]) - 0.5
         frame = view.corner + ends[:, :1] * view.row_step + ends[:, 1:] * view.column_step
-        starts = frame - 600 * view.direction if view.source is None else np.array([view.source] * 4)
+        starts = frame - 600 * view.direction if view.source is None else view.rays(ends)[0]
         central = np.array([starts.mean(axis=0), frame.mean(axis=0)])
         points += [frame, starts]
         axis.add_collection3d(Poly3DCollection([frame], facecolor=colour, edgecolor=colour, lw=2, alpha=0.25))
@@ -171,9 +171,10 @@ def acquisition_setup(views: Sequence[View], corners: np.ndarray) -> Figure:
         axis.plot(*central.T, color=colour, lw=1.4, label=f"{name}: detector of {size} mm, central ray")
         axis.plot(*view.corner, "o", color=colour, ms=6, label=f"{name}: row 0, column 0")
         if view.source is not None:
-            whole, part = (np.linalg.norm(end - view.source) for end in (central[1], middle))
+            whole, part = (np.linalg.norm(end - central[0]) for end in (central[1], middle))
             text = f"{name}: source, {part:.0f} mm to the middle, {whole:.0f} mm to the detector"
-            axis.plot(*view.source, "*", color=colour, ms=13, label=text, clip_on=False)
+            track = starts[[0, 2]] if view.slot else starts[:1]  # The source of a slot view moves.
+            axis.plot(*track.T, "*-", color=colour, ms=13, label=text, clip_on=False)
     low, high = np.concatenate(points).min(axis=0) - 60, np.concatenate(points).max(axis=0) + 60
     axis.set(xlabel="x, to the patient's right (mm)", ylabel="y, to the front (mm)", zlabel="z, to the head (mm)")
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
