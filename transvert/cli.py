@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Out = Annotated[Path, typer.Option(help="Output folder.", callback=check_writable)]
-Weights = Annotated[str, typer.Option(help="Weights file (.safetensors). Default: the shipped weights.")]
+Weights = Annotated[str, typer.Option(help="Weights file (.safetensors), or research (research-only licence, more necks). Default: the shipped weights.")]
 Scheduler = Annotated[str, typer.Option(help="Address of a Dask scheduler. Default: this computer's cores.")]
 Store = Annotated[str, typer.Argument(help="Sample store: a folder, or an address such as s3://bucket/store.")]
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -176,6 +176,8 @@ def evaluate(
         table = evaluate_subjects(find_subjects(sources), network, out)
     typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
     typer.echo(f"{describe_dice(table)}, network {card['network']}.")
+    if "licence" in card:
+        typer.echo(f"The weights' licence: {card['licence']}.")
     typer.echo(f"Wrote {out / 'metrics.csv'}")
 
 

@@ -169,7 +169,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(asked.seed)
     network = networks.build_network("detector", {"detector": Detector})
-    torch.nn.init.constant_(network.head.bias[:1], -4.0)
+    torch.nn.init.constant_(network.centre.bias, -4.0)
     if asked.start:
         network.load_state_dict(networks.load_weights(asked.start, {"detector": Detector})[0].state_dict())
     network.train()
@@ -197,7 +197,7 @@ def main() -> None:
         )
         heat, level = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
         centre_loss, level_loss = detector_loss(network(images), heat, level)
-        loss = centre_loss + 0.5 * torch.nan_to_num(level_loss)
+        loss = centre_loss + torch.nan_to_num(level_loss)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)

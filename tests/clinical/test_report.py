@@ -99,6 +99,7 @@ def test_the_files_hold_the_reconstruction(found: Reconstruction, folder: Path) 
             "spine.nii.gz",
             "spine.stl",
             "spine.glb",
+            "landmarks.json",
             "overlay.png",
             "spine.png",
             "surface_sd.png",

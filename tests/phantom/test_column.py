@@ -16,11 +16,12 @@ from transvert.io import InputError
 from transvert.phantom import column
 from transvert.phantom.column import Bone, Column
 
+REACH_MM = 75.0
 C1, T11, T12, L1, L2, L3, L4, L5, L6, SACRUM, T13 = 1, 18, 19, 20, 21, 22, 23, 24, 25, 26, 28
 
 
 def build(mask: Volume, seed: int = 0) -> Column:
-    return column.build_column(mask, np.random.default_rng(seed))
+    return column.build_column(mask, np.random.default_rng(seed), REACH_MM)
 
 
 def own(made: Column) -> list[Bone]:
@@ -84,8 +85,8 @@ def test_one_vertebra_gets_neighbours_as_far_as_asked(level: int) -> None:
     made = build(stacked({level: 0}, 0.7 if level == 2 else 1.0))
     order = [bone.level for bone in made.bones]
     assert [bone.level for bone in own(made)] == [level]
-    assert order[0] == 2 or made.bones[0].centre[2] >= column.REACH_MM
-    assert made.bones[-1].centre[2] <= -column.REACH_MM
+    assert order[0] == 2 or made.bones[0].centre[2] >= REACH_MM
+    assert made.bones[-1].centre[2] <= -REACH_MM
     places = [levels.place(n) for n in order]
     assert all(0 < step <= 1 or upper == SACRUM for upper, step in zip(order, np.diff(places), strict=False))
     # A body's height and a disc, by its region.

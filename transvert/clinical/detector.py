@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.nn import functional
 
 from transvert import levels
 from transvert.drr import geometry
@@ -48,7 +49,8 @@ class Detector(nn.Module):
         self.deep = nn.Sequential(Residual(widths[-1], 2), *deep)
         self.up = nn.ModuleList(SubpixelUpsample(b, a, 2) for a, b in pairs)
         self.join = nn.ModuleList(nn.Sequential(networks.norm_act(a, 2), Residual(a, 2)) for a, _ in pairs)
-        self.head = nn.Conv2d(widths[0], 1 + len(LEVELS), 1)
+        self.centre = nn.Conv2d(widths[0], 1, 1)
+        self.level = nn.Sequential(conv(widths[2], 2 * widths[2], 2), nn.Conv2d(2 * widths[2], len(LEVELS), 1))
 
     def forward(self, films: Tensor) -> Tensor:
         """Films (B, 3, H, W): grey values, where they are valid, and 1 for lateral, -1 for AP; sides are multiples of 32.
@@ -62,7 +64,9 @@ class Detector(nn.Module):
         x = self.deep(features.pop())
         for up, join in zip(reversed(self.up), reversed(self.join), strict=True):
             x = join(up(x) + features.pop())
-        return self.head(x)
+            if len(features) == 2:  # Levels change slowly along a film.
+                level = self.level(x)
+        return torch.cat([self.centre(x), functional.interpolate(level, scale_factor=4, mode="bilinear")], 1)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def reconstruct(
     calibration = Calibration.from_card(card["calibration"]) if "calibration" in card else None
     learned = [levels.number(name) for name in card["levels"]] if "levels" in card else None
     views = marks.view("ap", films[0]), marks.view("lateral", films[1])
-    warnings = landmark_checks.check_landmarks(marks, views, films, learned)
+    licence = [f"The weights' licence: {card['licence']}."] if "licence" in card else []
+    warnings = licence + landmark_checks.check_landmarks(marks, views, films, learned)
     sd_mm = {n: vertebra.place_sd_mm(marks.centroids_of, n, landmark_sd_mm) for n in levels.VERTEBRAE}
     marks = vertebra.to_vertebra_centroids(marks, views)
     points, residuals = marks.place(*views)

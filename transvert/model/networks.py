@@ -33,6 +33,8 @@ from torch.nn import functional
 from transvert.io import PACKAGE, InputError, atomic_path, parse_json
 
 SHIPPED_WEIGHTS = PACKAGE / "weights" / "transvert_hull.safetensors"
+RESEARCH_WEIGHTS = PACKAGE / "weights" / "transvert_research.safetensors"
+"""Weights that learned from research-only data too, which their card's `licence` states."""
 _FORMAT = "transvert-weights/1"
 _SCALE = ".scale"  # Ends the name of an int8 tensor's scales.
 _HEADS = 4  # Of the attention.
@@ -399,8 +401,12 @@ def load_weights(path: str | Path, known: Mapping[str, type[nn.Module]] = NETWOR
 
 
 def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a trained network and its card from a file, or the shipped one for None, "" or "shipped"."""
-    return load_weights(SHIPPED_WEIGHTS if weights in (None, "", "shipped") else Path(weights))
+    """Loads a trained network and its card from a file, or the shipped one for None, "" or "shipped".
+
+    "research" loads the one that learned from research-only data too. Whoever shows results shows the card's `licence`.
+    """
+    named = {"": SHIPPED_WEIGHTS, "shipped": SHIPPED_WEIGHTS, "research": RESEARCH_WEIGHTS}
+    return load_weights(named.get(str(weights or "")) or Path(str(weights)))
 
 
 def start_from(network: nn.Module, weights: str | Path) -> None:
