@@ -22,7 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Out = Annotated[Path, typer.Option(help="Output folder.", callback=check_writable)]
-Weights = Annotated[str, typer.Option(help="Weights file (.safetensors), or research (research-only licence, more necks). Default: the shipped weights.")]
+Weights = Annotated[
+    str,
+    typer.Option(help="Weights file (.safetensors), or research (research-only licence). Default: the shipped ones."),
+]
 Scheduler = Annotated[str, typer.Option(help="Address of a Dask scheduler. Default: this computer's cores.")]
 Store = Annotated[str, typer.Argument(help="Sample store: a folder, or an address such as s3://bucket/store.")]
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -61,7 +61,7 @@ def test_dots_become_candidates_at_their_places_in_space(views: tuple[View, View
         detector.find_centres(dotted(view, POINTS, i), view, np.zeros(3), lateral=i == 1, network=Dots())
         for i, view in enumerate(views)
     ]
-    found = detector.find_candidates(views, maps)
+    found = detector.find_candidates(views, maps, np.zeros(3))
     assert [c.point[2] for c in found] == sorted((c.point[2] for c in found), reverse=True)
     for point in POINTS:
         nearest = min(found, key=lambda c: np.linalg.norm(c.point - point))
@@ -82,7 +82,7 @@ def test_a_dot_of_one_film_takes_the_likeliest_place_of_its_height_on_the_other(
     ]
     peaks = detector.find_peaks(maps[1])
     assert len(peaks) == len(POINTS)
-    partner = detector._partner(views, maps, 1, peaks[0])
+    partner = detector._partner(views, maps, 1, peaks[0], np.zeros(3))
     pixels = maps[0].film_pixel(partner), maps[1].film_pixel(peaks[0])
     point, miss = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
     assert np.linalg.norm(POINTS - point, axis=1).min() < 2.0

@@ -76,7 +76,7 @@ def name_vertebrae(candidates: Sequence[Candidate], lowest: int | None = None) -
         path = _rename(scores, [i for i, place in path if ORDER[place] != 26], lowest)
     shifts = {shift: scores.renamed(path, shift) for shift in range(-3, 4)}
     weights = {n: float(np.exp(np.clip(EVIDENCE * (value - shifts[0]), -700, 50))) for n, value in shifts.items()}
-    likeliest = max((n for n in weights if n), key=weights.get)
+    likeliest = max((n for n in weights if n), key=lambda n: weights[n])
     last = [place for _, place in path if ORDER[place] != 26][-1]
     other = levels.name(ORDER[int(np.clip(last + likeliest, 0, len(ORDER) - 2))])
     return Chain({ORDER[place]: candidates[i] for i, place in path}, 1 / sum(weights.values()), other, score)
@@ -176,7 +176,8 @@ class _Scores:
         at = np.unravel_index(int(best.argmax()), best.shape)
         score, path = float(best[at]), [(int(at[0]), int(at[1]))]
         while origin[path[-1]][0] >= 0:
-            path.append(tuple(map(int, origin[path[-1]])))
+            i, place = origin[path[-1]]
+            path.append((int(i), int(place)))
         return path[::-1], score
 
     def renamed(self, path: Sequence[tuple[int, int]], shift: int) -> float:
@@ -264,7 +265,7 @@ def detect_landmarks(
         find_centres(film.pixels, view, setup.isocentre, lateral=film is lateral)
         for film, view in zip((ap, lateral), views, strict=True)
     ]
-    candidates = find_candidates(views, maps)
+    candidates = find_candidates(views, maps, setup.isocentre)
     chain = name_vertebrae(candidates, levels.number(lowest) if lowest else None)
     found = {n: chain.found[n] for n in chain.vertebrae} if chain else {}
     centroids = {name: {n: c.pixels[i] for n, c in found.items()} for i, name in enumerate(VIEWS)}

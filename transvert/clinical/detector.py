@@ -33,6 +33,7 @@ LEAST_PEAK = 0.03  # Probability of a body's centre below which a peak is no can
 APART_MM = 8.0  # Of two peaks of a film that are nearer, the lower one is dropped.
 HEIGHT_MM = 14.0  # Rays that miss each other by more are not of one vertebra.
 MOST_PEAKS = 60
+DEPTH_MM = 250.0  # How far a spine may lie from the isocentre.
 _PAD = 32  # The network halves its input this often.
 
 
@@ -173,21 +174,21 @@ def _centroid(centre: np.ndarray, place: np.ndarray) -> np.ndarray:
     """The centre of mass within two pixels of a peak (2,)."""
     low = np.maximum(place - 2, 0)
     block = centre[low[0] : place[0] + 3, low[1] : place[1] + 3]
-    grid = np.stack(np.indices(block.shape))
+    grid = np.indices(block.shape)
     return low + (grid * block).sum((1, 2)) / block.sum()
 
 
-def find_candidates(views: Sequence[View], maps: Sequence[Maps]) -> list[Candidate]:
+def find_candidates(views: Sequence[View], maps: Sequence[Maps], point: np.ndarray) -> list[Candidate]:
     """Points in space that both films may show, from the head down.
 
     A peak of one film joins each peak of the other that has its height; and the most likely place of the other film at
-    that height, where no peak need be: in the AP film many vertebrae are faint.
+    that height, where no peak need be: in the AP film many vertebrae are faint. `point` (3,) RAS mm is in the patient.
     """
     peaks = [find_peaks(m) for m in maps]
     pairs = [(a, b) for a in peaks[0] for b in peaks[1]]
     for own in (0, 1):
         for place in peaks[own]:
-            partner = _partner(views, maps, own, place)
+            partner = _partner(views, maps, own, place, point)
             if partner is not None:
                 pairs.append((place, partner) if own == 0 else (partner, place))
     found = []
@@ -202,17 +203,20 @@ def find_candidates(views: Sequence[View], maps: Sequence[Maps]) -> list[Candida
     return sorted(found, key=lambda c: -c.point[2])
 
 
-def _partner(views: Sequence[View], maps: Sequence[Maps], own: int, place: np.ndarray) -> np.ndarray | None:
-    """The most likely place (2,) on the other film's map near the ray of a place on this one."""
+def _partner(
+    views: Sequence[View], maps: Sequence[Maps], own: int, place: np.ndarray, point: np.ndarray
+) -> np.ndarray | None:
+    """The most likely place (2,) on the other film's map near the ray of a place on this one, within the patient."""
     start, along = views[own].rays(maps[own].film_pixel(place))
     other, seen = views[1 - own], maps[1 - own]
-    middle = start + along * ((views[own].corner - start) @ along) * 0.8
-    ends = np.array([other.project(middle + along * t) for t in (-120.0, 120.0)])
+    middle = start + along * ((point - start) @ along)
+    ends = np.array([other.project(middle + along * mm) for mm in (-DEPTH_MM, DEPTH_MM)])
     ends = (ends + 0.5) / seen.scale - 0.5
     if not np.isfinite(ends).all() or ends[0, 1] == ends[1, 1]:
         return None
     columns = np.arange(seen.centre.shape[1])
-    rows = np.rint(np.interp(columns, *zip(*sorted((c, r) for r, c in ends), strict=True))).astype(int)
+    ends = ends[np.argsort(ends[:, 1])]
+    rows = np.rint(np.interp(columns, ends[:, 1], ends[:, 0])).astype(int)
     best, most = None, 1e-3
     for shift in (-1, 0, 1):
         inside = (rows + shift >= 0) & (rows + shift < len(seen.centre))
