@@ -62,9 +62,13 @@ def bin_picture(picture: np.ndarray, longest: int = LONGEST) -> tuple[np.ndarray
     factor = -(-max(picture.shape) // longest)
     if factor == 1:
         return picture, 1
-    padded = np.pad(picture, [(0, -n % factor) for n in picture.shape], mode="edge")
-    rows, columns = (n // factor for n in padded.shape)
-    return padded.reshape(rows, factor, columns, factor).mean(axis=(1, 3)), factor
+    rows, columns = (-(-n // factor) for n in picture.shape)
+    small = np.empty((rows, columns), picture.dtype if picture.dtype.kind == "f" else float)
+    for row in range(rows):  # Row by row, so that a large film is not copied.
+        part = picture[row * factor : (row + 1) * factor]
+        padded = np.pad(part, [(0, factor - len(part)), (0, -picture.shape[1] % factor)], mode="edge")
+        small[row] = padded.reshape(factor, columns, factor).mean(axis=(0, 2))
+    return small, factor
 
 
 def local_contrast(picture: np.ndarray, pixel_mm: Sequence[float]) -> np.ndarray:
