@@ -220,7 +220,6 @@ def reconstruct(
     from transvert.clinical.report import write_reconstruction, write_spine
 
     def show(found: Reconstruction) -> list[str]:
-        """Prints the measures, and returns those without a value."""
         table = posture_table(found)
         known = table.dropna(subset="value").dropna(axis=1, how="all")
         if len(known):

@@ -39,9 +39,7 @@ def progress_bar(items: Iterable[Any], what: str, *, quiet: bool = False) -> Any
 
 @contextlib.contextmanager
 def notice(text: str, after_s: float) -> Iterator[None]:
-    """Writes `text` if the block takes longer than `after_s` seconds: to stderr, which an interactive notebook colours, or there
-    to stdout.
-    """
+    """Writes `text` if the block takes longer than `after_s` seconds: to stderr, in an interactive notebook to stdout."""
     from tqdm.std import tqdm
 
     # tqdm.write keeps a running bar intact below the text.

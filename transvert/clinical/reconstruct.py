@@ -126,10 +126,8 @@ def reconstruct(
         found = {v.level for v in vertebrae}
         warnings += [f"{v.name}: nothing was found, left out." for v in predicted if v.level not in found]
         if overlapping := [row["level"] for row in posture["vertebrae"] if (row["disc_below_mm"] or 0.0) < 0]:
-            names = ", ".join(overlapping)
-            warnings.append(
-                f"{names}: the height of the disc below is negative: it is smaller than its error of a few mm."
-            )
+            text = "the height of the disc below is negative: it is smaller than its error of a few mm."
+            warnings.append(f"{', '.join(overlapping)}: {text}")
         ap, lateral = (marks.setups[name].measure_film(film, name) for name, film in zip(VIEWS, films, strict=True))
         for name, film in zip(VIEWS, (ap, lateral), strict=True):
             warnings += [f"The {name} film: {note}" for note in film.acquisition.notes]
@@ -209,12 +207,11 @@ def posture_lines(found: Reconstruction) -> list[dict[str, np.ndarray]]:
     """
     bodies, _ = fit_bodies(found.vertebrae, found.s1, found.observations)
     measures, shown = found.posture["measures"], []
-    for plane, view, kinds in zip(
-        (CORONAL, SAGITTAL), found.views, (["coronal_cobb"], ["thoracic_kyphosis", "lumbar_lordosis"]), strict=True
-    ):
+    kinds_of = {CORONAL: ("coronal_cobb",), SAGITTAL: ("thoracic_kyphosis", "lumbar_lordosis")}
+    for plane, view in enumerate(found.views):
         plates = {(n, side): _plate_line(body, side, plane) for n, body in bodies.items() for side in _sides(body)}
         lines = {"": np.array([view.project(ends) for ends in plates.values()])}
-        for kind in kinds:
+        for kind in kinds_of[plane]:
             known = (name for name in measures if name.startswith(kind) and measures[name]["value"] is not None)
             if name := next(known, ""):
                 row, entry = definitions("measures")[name], measures[name]

@@ -46,10 +46,8 @@ def write_reconstruction(
     `surface_sd.png`; `report.json`; and the page `report.html`. Returns level to the surface that was written.
     """
     out = Path(out)
-    if meshes is None:
-        meshes = write_spine(found, out)
-    else:
-        write_posture(out / "posture.json", found.posture)
+    meshes = meshes or write_spine(found, out)
+    write_posture(out / "posture.json", found.posture)
     named = {levels.name(level): surface for level, surface in meshes.items()}
     titles = [f"{name} film" + (" (simulated)" if simulated else "") for name in ("AP", "lateral")]
     pixels, overlays = [film.pixels for film in found.films], silhouettes(found)

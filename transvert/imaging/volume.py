@@ -267,8 +267,7 @@ def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
             forms = tuple(nibabel.aff2axcodes(form) for form in (image.get_sform(), image.get_qform()))
     if any({one, other} == {"L", "R"} for one, other in zip(*forms, strict=True)):
         raise InputError(
-            f"{path.name} has a sform and a qform that exchange the patient's left and right; find out which is true, and "
-            "set both alike."
+            f"{path.name} has a sform and a qform that exchange the patient's left and right; correct one."
         )
     matrix, origin = image.affine[:3, :3], image.affine[:3, 3]
     spacing = np.linalg.norm(matrix, axis=0) if image.header["sform_code"] else header["pixdim"][1:4]
@@ -305,8 +304,7 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
         said = " and ".join(map(levels.name, heights)) or "no vertebra"
     if better:
         hint = f"its numbers look like '{better[0]}': state that convention in its data manifest"
-        if better[0] == "totalsegmentator":
-            hint += " (version 2's; version 1 has other numbers, renumber its labels)"
+        hint += " (version 2's; renumber version 1's)" * (better[0] == "totalsegmentator")
     elif wrong:
         hint = "its numbers are wrong or it is upside down: renumber its labels or correct its affine"
     else:

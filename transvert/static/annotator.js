@@ -138,11 +138,8 @@ class Pane {
         app.marks.marks[this.viewName].ruler_mm = Number(this.length.value);
         app.marks.commit();
       } });
-    const toggle = (label, key) => {
-      const box = element("input", { type: "checkbox", onchange: () => { this[key] = box.checked; this.develop(); this.draw(); } });
-      box.checked = this[key];
-      return element("label", {}, box, label);
-    };
+    const toggle = (label, key) => element("label", {}, element("input", { type: "checkbox", checked: this[key] ? "" : null,
+      onchange: (event) => { this[key] = event.target.checked; this.develop(); this.draw(); } }), label);
     this.root = element("div", { class: "tv-pane" },
       element("div", { class: "tv-row" }, element("strong", {}, film.title), "next:", this.chooser, this.slots,
         element("span", { class: "tv-right" }, button("+", `zoom in on ${film.title}`, () => this.zoom(1.25)),
