@@ -55,7 +55,7 @@ lint: $(DEV)  ## Check style, types and the order of imports
 	$(BIN)/lint-imports --no-cache
 
 lab: $(RUNTIME)  ## Open the notebooks in JupyterLab
-	$(BIN)/jupyter-lab notebooks/01_drr_synthesis.ipynb
+	$(BIN)/jupyter-lab --ServerApp.root_dir='$(CURDIR)' notebooks/01_drr_synthesis.ipynb
 
 bench-drr: .venv-bench/.installed  ## Time, accuracy and memory of DRR engines: benchmarks/speed/drr.md
 	.venv-bench/bin/python -m benchmarks.speed.drr

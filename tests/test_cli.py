@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -128,9 +129,18 @@ def test_reconstruct_prints_the_posture_with_its_spread_and_the_warnings(
     words += ["--out", tmp_path, "--draws", 3, "--landmark-sd", 1]
     done = CliRunner().invoke(app, ["reconstruct", *map(str, words)])
     assert done.exit_code == 0, done.output
-    lines = done.stdout.splitlines()
+    # The first result, before the draws begin, and the last one.
+    first, _, last = done.stdout.partition(
+        f"Wrote shapes and posture to {tmp_path}. Their uncertainty, from 3 repetitions, and the report follow.\n\n"
+    )
+    assert first.splitlines()[0].split() == ["value", "unit"]
+    lines = last.splitlines()
     assert lines[0].split() == ["value", "sd", "low", "high", "unit"]
-    (cobb,) = (line.split() for line in lines if line.startswith("coronal_cobb"))
+    first_cobb, cobb = (
+        next(line.split() for line in part.splitlines() if line.startswith("coronal_cobb")) for part in (first, last)
+    )
+    assert first_cobb[1] == cobb[1]
+    assert re.search(r"Case: <strong>case [0-9a-f]{8}</strong>", (tmp_path / "report.html").read_text())
     posture = json.loads((tmp_path / "posture.json").read_text())
     said = posture["measures"]["coronal_cobb"]
     assert [float(cell) for cell in cobb[1:5]] == [said[name] for name in ("value", "sd", "low", "high")]

@@ -7,12 +7,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from transvert import __version__
-from transvert.io import InputError, check_writable
+from transvert.io import InputError, check_writable, sha256
 
 app = typer.Typer(
     help="From two orthogonal radiographs to a standing spine in 3D: a reproducible companion to TransVert.",
@@ -240,19 +240,34 @@ def reconstruct(
     ] = 2.0,
 ) -> None:
     """Reconstruct a standing spine from two radiographs: label volume, surfaces and posture. For research only."""
-    from transvert.clinical.reconstruct import posture_table, reconstruct
-    from transvert.clinical.report import write_reconstruction
+    from transvert.clinical.reconstruct import Reconstruction, posture_table, reconstruct
+    from transvert.clinical.report import write_reconstruction, write_spine
 
-    found = reconstruct(ap, lateral, landmarks, weights, draws=draws, landmark_sd_mm=landmark_sd)
-    write_reconstruction(found, out)
-    table = posture_table(found)
-    known = table["value"].notna()
-    if known.any():
-        typer.echo(table[known].drop(columns="reason").to_string(na_rep="-"))
+    def show(found: Reconstruction) -> list[str]:
+        table = posture_table(found)
+        known = table.dropna(subset="value").dropna(axis=1, how="all")
+        if len(known):
+            typer.echo(known.to_string(na_rep="-"))
+        return list(table.index[table["value"].isna()])
+
+    def write_first(found: Reconstruction) -> None:
+        meshes.update(write_spine(found, out))
+        show(found)
+        typer.echo(
+            f"Wrote shapes and posture to {out}. Their uncertainty, from {draws} repetitions, and the report follow.\n"
+        )
+
+    meshes: dict[int, Any] = {}
+    found = reconstruct(ap, lateral, landmarks, weights, draws=draws, landmark_sd_mm=landmark_sd, on_spine=write_first)
+    if not draws:
+        meshes = write_spine(found, out)
+    digest = sha256(out / "landmarks.json")[:8]  # A name that says nothing of the patient.
+    write_reconstruction(found, out, label=f"case {digest}", meshes=meshes)
+    missing = show(found)
     if draws:
         typer.echo(f"sd, and low to high (95 %), are from {found.posture['uncertainty']['cause']}.")
-    if not known.all():
-        typer.echo(f"Not measured: {', '.join(table.index[~known])}; posture_measures.csv says why.")
+    if missing:
+        typer.echo(f"Not measured: {', '.join(missing)}; posture_measures.csv says why.")
     for warning in found.warnings:
         typer.echo(f"Warning: {warning}", err=True)
     typer.echo(f"Wrote {len(found.vertebrae)} vertebrae to {out}. For research only, not for diagnosis.")

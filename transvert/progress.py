@@ -39,11 +39,11 @@ def progress_bar(items: Iterable[Any], what: str, *, quiet: bool = False) -> Any
 
 @contextlib.contextmanager
 def notice(text: str, after_s: float) -> Iterator[None]:
-    """Writes `text` to stderr if the block takes longer than `after_s` seconds."""
+    """Writes `text` if the block takes longer than `after_s` seconds: to stderr, in an interactive notebook to stdout."""
     from tqdm.std import tqdm
 
     # tqdm.write keeps a running bar intact below the text.
-    timer = threading.Timer(after_s, lambda: tqdm.write(text, file=sys.stderr))
+    timer = threading.Timer(after_s, lambda: tqdm.write(text, file=sys.stdout if is_interactive() else sys.stderr))
     timer.daemon = True
     timer.start()
     try:

@@ -61,21 +61,22 @@ def test_a_line_of_height_holds_the_vertebra(cone: bool, names: tuple[str, str])
 
 
 def test_a_small_film_is_sent_as_it_is_and_a_huge_one_shrunk() -> None:
-    pixels = np.arange(12.0).reshape(3, 4)
-    grey, factor = annotator.shrink_picture(pixels)
-    assert factor == 1 and grey.shape == (3, 4) and grey.dtype == np.uint8 and grey[0, 0] == 0 and grey[2, 3] == 255
+    pixels, mm = np.arange(12.0).reshape(3, 4), (0.5, 0.5)
+    picture, factor = annotator.shrink_picture(pixels, mm)
+    assert factor == 1 and picture.shape == (3, 4, 3) and picture.dtype == np.uint8 and not picture[..., 2].any()
+    assert (picture[0, 0, :2] == 0).all() and (picture[2, 3, :2] == 255).all()
     huge = np.zeros((12_001, 50), np.float32)
     huge[:, 25:] = 1
-    grey, factor = annotator.shrink_picture(huge)
-    assert factor == 5 and grey.shape == (2401, 10)
-    assert (grey[:, :5] == 0).all() and (grey[:, 5:] == 255).all()
+    picture, factor = annotator.shrink_picture(huge, mm)
+    assert factor == 5 and picture.shape == (2401, 10, 3)
+    assert (picture[:, :5, 0] == 0).all() and (picture[:, 5:, 0] == 255).all()
     # Unexposed pixels are black.
     pixels = np.full((4, 4), np.nan, np.float32)
-    assert (annotator.shrink_picture(pixels)[0] == 0).all()
+    assert (annotator.shrink_picture(pixels, mm)[0] == 0).all()
     pixels[1:, 1:] = np.arange(9.0).reshape(3, 3)
-    grey = annotator.shrink_picture(pixels)[0]
-    assert (grey[0] == 0).all() and grey[3, 3] == 255
-    assert not annotator.shrink_picture(np.ones((3, 3), np.float32))[0].any()
+    picture = annotator.shrink_picture(pixels, mm)[0]
+    assert (picture[0] == 0).all() and (picture[3, 3, :2] == 255).all()
+    assert not annotator.shrink_picture(np.ones((3, 3), np.float32), mm)[0].any()
 
 
 def test_the_browser_gets_pictures_sides_and_the_next_level(path: Path) -> None:

@@ -385,6 +385,7 @@ def test_an_impossible_pixel_size_is_ignored(tmp_path: Path, spacing: Any) -> No
     [
         *[({"Modality": m}, f"f.dcm is a {m} image, not a film") for m in ("CT", "MR", "US", "PT", "NM", "MG", "XC")],
         ({"Modality": "PLANTED"}, "f.dcm is of another modality, not a film; give a radiograph"),
+        ({"RescaleSlope": 0}, "is flat, since its RescaleSlope is 0; export it again"),
         ({"NumberOfFrames": 12}, "has 12 frames; give one picture a view"),
         ({"PhotometricInterpretation": "RGB"}, "is a colour picture, such as a photograph; give the radiograph itself"),
         ({"SamplesPerPixel": 3}, "is a colour picture"),

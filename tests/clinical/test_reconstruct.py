@@ -17,6 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from test_dicom import stored_picture
 from torch import nn
+from tqdm.std import tqdm
 
 from transvert.clinical import film_checks, landmarks, posture, radiograph
 from transvert.clinical.dicom import ImageOrientation
@@ -27,6 +28,7 @@ from transvert.clinical.radiograph import Radiograph
 from transvert.clinical.reconstruct import (
     Reconstruction,
     compare_with_truth,
+    posture_lines,
     reconstruct,
     silhouettes,
     simulate_radiographs,
@@ -393,6 +395,44 @@ def test_the_spine_is_the_same_however_the_films_are_stored(upright: Path, tmp_p
     (tmp_path / "landmarks.json").write_text(json.dumps(content | {"schema": landmarks.OLD_SCHEMA}))
     with pytest.raises(InputError, match=f"counts on the ap film's picture before it was {turn.words}; mark the film"):
         spine_of(tmp_path)
+
+
+def test_the_spine_is_handed_on_before_the_draws_and_an_error_closes_the_bar(
+    films: Films, marks: Landmarks, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Reconstruction] = []
+    found = reconstruct(*films[0], marks, oracle, draws=2, on_spine=seen.append)
+    assert len(seen) == 1 and "uncertainty" not in seen[0].posture and "uncertainty" in found.posture
+    assert seen[0].vertebrae is found.vertebrae
+    reconstruct(*films[0], marks, oracle, draws=0, on_spine=seen.append)
+    assert len(seen) == 1
+
+    bars: list[tqdm] = []
+
+    def fail(_: Reconstruction) -> None:
+        bars.extend(tqdm._instances)  # type: ignore[attr-defined]
+        raise InputError("stop")
+
+    with pytest.raises(InputError, match="stop"):
+        reconstruct(*films[0], marks, oracle, draws=1, on_spine=fail)
+    assert bars and all(bar.disable for bar in bars), "tqdm disables a bar that is closed"
+
+
+def test_the_posture_lines_on_the_films_have_the_measured_angles(
+    films: Films, marks: Landmarks, oracle: Oracle
+) -> None:
+    found = reconstruct(*films[0], marks, oracle, draws=0, landmark_sd_mm=0.0)
+    ap, lateral = posture_lines(found)
+    assert ap[""].shape == lateral[""].shape == (6, 2, 2)
+    (name,) = [name for name in ap if name]
+    entry = found.posture["measures"]["coronal_cobb"]
+    assert name == f"Cobb angle {entry['upper']}-{entry['lower']}: {entry['value']:.0f}°"
+    down, across = np.moveaxis(ap[name][:, 1] - ap[name][:, 0], -1, 0) * np.array(found.views[0].pixel_mm)[:, None]
+    shown = np.rad2deg(np.arctan2(down, across))
+    assert abs(shown[0] - shown[1]) == pytest.approx(entry["value"], abs=1.0)
+    # Each plate lies at its own vertebra: the six rows descend, and every pair is one body's height apart.
+    rows = np.sort(lateral[""][..., 0].mean(axis=1)) * found.views[1].pixel_mm[0]
+    assert (np.diff(rows) > 2).all() and np.diff(rows)[::2] == pytest.approx(24 * 1.2, abs=6)
 
 
 def test_an_interrupt_ends_the_draws_and_keeps_the_spine(

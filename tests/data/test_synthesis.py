@@ -143,6 +143,12 @@ def test_several_bodies_are_painted_of_one_person(
     assert index.groupby("source").subject.nunique().to_dict() == {"ct": 1, "phantom": 2}
 
 
+def test_a_subject_with_a_problem_is_reported_once_whatever_is_painted(one: Subject, tmp_path: Path) -> None:
+    notes = _run(tmp_path / "store", one, Subject("sub-odd", problem="It is odd."), bodies=2)
+    assert [note for note in notes if "odd" in note] == ["sub-odd: It is odd."]
+    assert notes[-1].startswith("2 subjects, 1 failed.")
+
+
 def test_a_file_is_identified_by_its_stated_hash(one: Subject, tmp_path: Path) -> None:
     place = tmp_path / "store"
     assert one.ct and one.mask

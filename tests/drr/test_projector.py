@@ -331,18 +331,24 @@ def test_attenuation_is_water_s_at_0_hu_and_nothing_in_air() -> None:
             projector.attenuation(np.zeros(1), energy)
 
 
-@pytest.mark.parametrize(("takes_s", "said"), [(0.3, True), (0.0, False)])
+@pytest.mark.parametrize(
+    ("takes_s", "viewer", "stream"), [(0.3, "none", "err"), (0.3, "k3d", "out"), (0.0, "none", "")]
+)
 def test_a_first_call_says_that_it_compiles_if_that_takes_long(
-    takes_s: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    takes_s: float, viewer: str, stream: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def compile_slowly(kinds: tuple) -> None:
         time.sleep(takes_s)
         kernel.overloads[kinds] = None
 
+    monkeypatch.setenv("TRANSVERT_VIEWER", viewer)  # An interactive notebook shows stderr in pink.
     notice = progress.notice
     monkeypatch.setattr(progress, "notice", lambda text, after_s: notice(text, after_s / 20))
     kernel = Mock(overloads={}, compile=compile_slowly, return_value=2)
     assert projector._run(kernel, np.zeros(3), 1.0) == 2
-    assert ("Compiling a ray kernel" in capsys.readouterr().err) == said
+    shown = capsys.readouterr()
+    assert [name for name in ("out", "err") if "Compiling a ray kernel" in getattr(shown, name)] == [stream] * bool(
+        stream
+    )
     assert projector._run(kernel, np.zeros(3), 2.0) == 2
     assert len(kernel.overloads) == 1 and not capsys.readouterr().err

@@ -77,6 +77,26 @@ def test_corners_lie_half_a_voxel_beyond_the_outer_centres() -> None:
     assert_allclose(corners.max(0), [-11 + 5.5 * 0.8, 7 + 4.5 * 1.5, 300 + 3.5 * 2.5])
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_sform_and_a_qform_that_exchange_left_and_right_are_refused(mirrored: bool, tmp_path: Path) -> None:
+    path, affine = tmp_path / "ct.nii.gz", np.diag([-1.0, -1.0, 2.0, 1.0])
+    image = nibabel.Nifti1Image(np.resize(np.array([-1000, 1000], np.int16), (4, 5, 6)), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(np.diag([-1.0 if mirrored else 1.0, 1, 1, 1]) @ affine, 1)
+    nibabel.save(image, path)
+    if not mirrored:
+        assert volume.read_ct(path).data.shape == (4, 5, 6)
+        return
+    with pytest.raises(InputError, match="sform and a qform that exchange the patient's left and right"):
+        volume.read_ct(path)
+
+
+def test_a_pair_of_header_and_image_is_to_be_saved_as_one_file(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Pair(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "ct.img")
+    with pytest.raises(InputError, match=r"ct.hdr is half of a pair of .hdr and .img; save it as one file"):
+        volume.read_ct(tmp_path / "ct.hdr")
+
+
 # Cubes
 
 

@@ -55,6 +55,28 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return networks.load_weights(folder / "weights.safetensors")[0].state_dict()
 
 
+# Recipes and devices
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", "many"), ("steps", 2.5), ("batch", True), ("augmentation", None)]
+)
+def test_a_recipe_names_the_field_that_has_another_type(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"The recipe's {name} must be of type .*, which {value!r} is not"):
+        Recipe(**{name: value})
+    assert Recipe(learning_rate=1, options={"width": 8}).learning_rate == 1, "a whole number is a number"
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_bfloat16_is_chosen_only_where_the_processor_is_fast_with_it(
+    amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert train.start_processes("cpu", "auto")[1] is amx
+    assert train.start_processes("cpu", "bf16")[1] and not train.start_processes("cpu", "32")[1]
+
+
 # Parts of a step
 
 

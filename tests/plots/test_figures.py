@@ -113,6 +113,26 @@ def test_an_outline_lies_where_the_contour_of_the_whole_picture_does(shape: np.n
     plt.close(figure)
 
 
+def test_local_contrast_shows_a_faint_square_as_well_in_bright_as_in_dark_parts() -> None:
+    film = np.tile(np.repeat([0.0, 1000.0], 200).astype(np.float32), (300, 1))
+    film[:, :200] += np.linspace(0, 30, 300)[:, None]  # Slow shades are no contrast.
+    noise = np.random.default_rng(0).normal(0, 1, film.shape).astype(np.float32)
+    for column in (80, 300):
+        film[140:160, column : column + 20] += 10
+    shown = figures.local_contrast(film + noise, (1.0, 1.0))
+    inside = [shown[145:155, column + 5 : column + 15].mean() for column in (80, 300)]
+    beside = [shown[165:185, column : column + 20].mean() for column in (80, 300)]
+    plain = np.ptp(np.percentile(film, (1, 99.7)))
+    for square, other in zip(inside, beside, strict=True):
+        assert (square - other) / np.ptp(np.percentile(shown, (1, 99.7))) > 10 * 10 / plain
+    assert inside[0] == pytest.approx(inside[1], rel=0.3)
+    # Nothing reaches out of what was not exposed, whose rim is no edge.
+    film[:, 390:] = np.nan
+    cut = figures.local_contrast(film + noise, (1.0, 1.0))
+    assert np.isnan(cut[:, 390:]).all() and np.isfinite(cut[:, :390]).all()
+    assert np.abs(cut[:, 380:390]).mean() < 3 and not figures.local_contrast(np.ones((9, 9)), (1.0, 1.0)).any()
+
+
 def test_a_figure_of_films_keeps_no_picture_for_each_outline() -> None:
     film = geometry.named_view("ap", np.zeros(3), (600, 500), 0.5, cone=True)
     picture = np.random.default_rng(0).random((600, 500), np.float32)
@@ -122,12 +142,17 @@ def test_a_figure_of_films_keeps_no_picture_for_each_outline() -> None:
     overlays[20] = np.zeros((600, 500), bool)  # An empty silhouette has no outline.
     plt.close(figures.radiographs([picture], [film], ["first"], overlays=[overlays]))  # Whatever the first one imports.
     tracemalloc.start()
-    figure = figures.radiographs([picture], [film], ["film"], overlays=[overlays])
+    lines = {"": np.zeros((3, 2, 2)), "Cobb angle T1-T5: 12°": np.array([[[9.0, 8.0], [7.0, 90.0]]] * 2)}
+    figure = figures.radiographs([picture], [film], ["film"], overlays=[overlays], lines=[lines], films=True)
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert kept < 4 * picture.nbytes  # The picture itself, as matplotlib keeps it, and lines.
     texts = {text.get_text() for text in figure.axes[0].texts}
     assert texts >= {"R", "L", "head", "feet", "T1", "T12"} and "L1" not in texts
+    legend = figure.axes[0].get_legend()
+    assert legend and [text.get_text() for text in legend.get_texts()] == ["Cobb angle T1-T5: 12°"]
+    assert len(figure.axes[0].lines) == 5
+    assert [line.get_xydata().tolist() for line in figure.axes[0].lines[3:]] == [[[4.0, 4.5], [45.0, 3.5]]] * 2
     plt.close(figure)
 
 

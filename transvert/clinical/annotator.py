@@ -168,10 +168,10 @@ class Annotator(anywidget.AnyWidget):
 
     def _picture(self, name: str, centroids: dict[str, Any]) -> dict[str, Any]:
         """A film as the browser gets it."""
-        grey, factor = shrink_picture(self._films[name].pixels)
-        file = io.BytesIO()
-        Image.fromarray(grey).save(file, format="PNG")
         view = self._views[name]
+        picture, factor = shrink_picture(self._films[name].pixels, view.pixel_mm)
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, format="PNG")
         # The next level is the one below the lowest mark, at first T1.
         index = self.level_names.index
         following = max((index(level) + 1 for level in centroids), default=index("T1"))
@@ -182,7 +182,7 @@ class Annotator(anywidget.AnyWidget):
             "rows": view.shape[0],
             "columns": view.shape[1],
             "factor": factor,
-            "covered": [n * factor for n in grey.shape],
+            "covered": [n * factor for n in picture.shape[:2]],
             "aspect": view.pixel_mm[1] / view.pixel_mm[0],
             "sides": _SIDES[name],
             "corners": list(landmarks.CORNERS[name]),
@@ -240,15 +240,20 @@ def _autosave_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".autosave.json")
 
 
-def shrink_picture(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """A film as an 8-bit picture, binned to `LONGEST` by `figures.bin_picture`; NaN becomes black."""
+def shrink_picture(pixels: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[np.ndarray, int]:
+    """A film as 8-bit (rows, columns, 3), binned to `LONGEST`, and the bins' size; NaN becomes black.
+
+    Red is the film, green its `local_contrast`, blue empty: the browser shows one of them in grey.
+    """
     small, factor = figures.bin_picture(pixels, LONGEST)
-    exposed = np.isfinite(small)
-    if not exposed.any():
-        return np.zeros(small.shape, np.uint8), factor
-    window = np.percentile(small[exposed], (0.5, 99.5))
-    low, high = float(window[0]), float(max(window[1], window[0] + 1e-6 * max(1.0, abs(window[0]))))
-    return radiograph.to_grey(np.where(exposed, small, low), window=(low, high)), factor
+    picture, exposed = np.zeros((*small.shape, 3), np.uint8), np.isfinite(small)
+    if exposed.any():
+        local = figures.local_contrast(small, [factor * mm for mm in pixel_mm])
+        for channel, shown in enumerate((small, local)):
+            low, high = (float(limit) for limit in np.percentile(shown[exposed], (0.5, 99.5)))
+            window = low, max(high, low + 1e-6 * max(1.0, abs(low)))
+            picture[..., channel] = radiograph.to_grey(np.where(exposed, shown, low), window=window)
+    return picture, factor
 
 
 def height_line(view: View, other: View, pixel: np.ndarray) -> np.ndarray:

@@ -260,6 +260,8 @@ def _check_film(dataset: Dataset, name: str) -> None:
         raise InputError(f"{name} is {kind}, not a film; give a radiograph (CR or DX) or a CT's scout view.")
     if "PixelData" not in dataset and "EncryptedAttributesSequence" in dataset:
         raise InputError(f"The film {name} is encrypted; decrypt it before you give it here.")
+    if _number(dataset, "RescaleSlope") == 0:
+        raise InputError(f"The film {name} is flat, since its RescaleSlope is 0; export it again.")
     if frames > 1:
         raise InputError(f"The film {name} has {frames} frames; give one picture a view.")
     dataset.SamplesPerPixel = dataset.get("SamplesPerPixel", 1)

@@ -62,7 +62,7 @@ def measure_posture(
         A level that occurs twice or is no vertebra, or S1's ends that make no endplate, raise an InputError.
     """
     vertebrae = sort_vertebrae(vertebrae)
-    found, reasons = _fit_bodies(vertebrae, s1, observations)
+    found, reasons = fit_bodies(vertebrae, s1, observations)
     measures = {}
     for name, row in definitions("measures").items():
         needed = [levels.number(row[end]) for end in ("upper", "lower") if row[end]]
@@ -120,7 +120,7 @@ def write_posture(path: str | Path, posture: dict[str, Any]) -> Path:
     return write_json(path.with_suffix(".json"), posture)
 
 
-def _fit_bodies(
+def fit_bodies(
     vertebrae: Sequence[Vertebra], s1: Mapping[str, np.ndarray] | None, observations: Observations | None
 ) -> tuple[Bodies, dict[int, str]]:
     """Each level's endplates, and for each other level the reason why it has none."""

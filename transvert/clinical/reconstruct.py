@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,11 @@ from torch import nn
 
 from transvert import levels
 from transvert.clinical import chain, endplates, film_checks, landmark_checks, radiograph, vertebra
-from transvert.clinical.endplates import Observations
+from transvert.clinical.endplates import CORONAL, SAGITTAL, Endplates, Observations, Sacrum
 from transvert.clinical.landmarks import Landmarks, empty_landmarks, read_landmarks, write_landmarks
-from transvert.clinical.posture import add_spread, measure_posture
+from transvert.clinical.posture import add_spread, definitions, fit_bodies, measure_posture
 from transvert.clinical.radiograph import Radiograph
-from transvert.clinical.vertebra import Points, Predict, Vertebra, Views, assemble_spine, largest_part
+from transvert.clinical.vertebra import Points, Predict, Vertebra, Views, assemble_spine, largest_part, unit
 from transvert.data.patches import SIZE, SPACING_MM
 from transvert.data.samples import Samples
 from transvert.drr import exposure, geometry
@@ -52,6 +52,7 @@ class Reconstruction:
     observations: Observations  #: What the posture used besides the shapes.
     calibration: Calibration | None  #: Of the probabilities; None if the weights have none.
     card: Mapping[str, Any]  #: Of the network's weights.
+    s1: Mapping[str, np.ndarray] | None = None  #: The ends of S1's upper endplate, if they are marked.
 
 
 def reconstruct(
@@ -64,6 +65,7 @@ def reconstruct(
     draws: int = 10,
     landmark_sd_mm: float = 2.0,
     seed: int = 0,
+    on_spine: Callable[[Reconstruction], None] | None = None,
 ) -> Reconstruction:
     """Reconstructs a spine from two films and their landmarks. For research only, not for diagnosis.
 
@@ -79,6 +81,7 @@ def reconstruct(
         landmark_sd_mm: standard deviation of the landmarks along rows and along columns, mm in the patient; 0 if they are
             exact. The smaller it is, the less the shapes correct places (`vertebra`) and tilts (`endplates`).
         seed: of the draws.
+        on_spine: called with the spine before the draws, if there are any.
 
     Returns:
         The spine in RAS mm around `landmarks.isocentre`.
@@ -110,7 +113,9 @@ def reconstruct(
     points, residuals = marks.place(*views)
     warnings += film_checks.check_films([film.pixels for film in films], views, points)
 
-    bar = progress_bar(range(2 + draws), "Reconstructing")
+    once, mirrored = partial(predict, network), partial(predict, network, mirror=True)
+    # A calibration holds for predictions with its own test-time augmentation alone.
+    final = partial(tta_predict, network, config=calibration.tta) if calibration else mirrored
 
     def locate(
         marks: Landmarks, points: Points, first: Predict, final: Predict, random: np.random.Generator | None = None
@@ -124,16 +129,39 @@ def reconstruct(
         bar.update()
         return found, Observations(places, sds, lines, random)
 
-    once, mirrored = partial(predict, network), partial(predict, network, mirror=True)
-    # A calibration holds for predictions with its own test-time augmentation alone.
-    final = partial(tta_predict, network, config=calibration.tta) if calibration else mirrored
-    predicted, observations = locate(marks, points, mirrored, final)
-    warnings += vertebra.warn_of_shifts(points, observations.places, sd_mm)
-    vertebrae = [v for v in predicted if (v.probability > 0.5).any()]
-    labels = assemble_spine(vertebrae)
-    posture = measure_posture(vertebrae, marks.s1(*views), observations=observations)
-    found = {v.level for v in vertebrae}
-    if draws:
+    with progress_bar(range(2 + draws), "Reconstructing") as bar:
+        predicted, observations = locate(marks, points, mirrored, final)
+        warnings += vertebra.warn_of_shifts(points, observations.places, sd_mm)
+        vertebrae = [v for v in predicted if (v.probability > 0.5).any()]
+        labels, s1 = assemble_spine(vertebrae), marks.s1(*views)
+        posture = measure_posture(vertebrae, s1, observations=observations)
+        found = {v.level for v in vertebrae}
+        warnings += [f"{v.name}: nothing was found, left out." for v in predicted if v.level not in found]
+        if overlapping := [row["level"] for row in posture["vertebrae"] if (row["disc_below_mm"] or 0.0) < 0]:
+            text = "the height of the disc below is negative: it is smaller than its error of a few mm."
+            warnings.append(f"{', '.join(overlapping)}: {text}")
+        ap, lateral = (marks.setups[name].measure_film(film, name) for name, film in zip(VIEWS, films, strict=True))
+        for name, film in zip(VIEWS, (ap, lateral), strict=True):
+            warnings += [f"The {name} film: {note}" for note in film.acquisition.notes]
+        spine = Reconstruction(
+            vertebrae,
+            labels,
+            (ap, lateral),
+            views,
+            given,
+            residuals,
+            warnings,
+            posture,
+            observations,
+            calibration,
+            card,
+            s1,
+        )
+        if not draws:
+            return spine
+        if on_spine is not None:
+            bar.clear()
+            on_spine(spine)
         random, others = np.random.default_rng(seed), []
         try:
             for _ in range(draws):
@@ -143,22 +171,11 @@ def reconstruct(
                 others.append(measure_posture(drawn, clicked.s1(*views), reference=posture, observations=seen))
         except KeyboardInterrupt:  # The spine itself is there.
             warnings.append(f"Stopped after {len(others)} of {draws} draws: the posture's uncertainty is from these.")
-        cause = (
-            f"landmarks shifted with a standard deviation of {landmark_sd_mm:g} mm along rows and columns, and endplate "
-            "tilts that vary as those of people held out from training do"
-        )
-        posture = add_spread(posture, others, cause)
-    bar.close()
-    warnings += [f"{v.name}: nothing was found, left out." for v in predicted if v.level not in found]
-    if overlapping := [row["level"] for row in posture["vertebrae"] if (row["disc_below_mm"] or 0.0) < 0]:
-        names = ", ".join(overlapping)
-        warnings.append(f"{names}: the height of the disc below is negative: it is smaller than its error of a few mm.")
-    ap, lateral = (marks.setups[name].measure_film(film, name) for name, film in zip(VIEWS, films, strict=True))
-    for name, film in zip(VIEWS, (ap, lateral), strict=True):
-        warnings += [f"The {name} film: {note}" for note in film.acquisition.notes]
-    return Reconstruction(
-        vertebrae, labels, (ap, lateral), views, given, residuals, warnings, posture, observations, calibration, card
+    cause = (
+        f"landmarks shifted with a standard deviation of {landmark_sd_mm:g} mm along rows and columns, and endplate "
+        "tilts that vary as those of people held out from training do"
     )
+    return replace(spine, posture=add_spread(posture, others, cause))
 
 
 def read_films(
@@ -205,6 +222,45 @@ def silhouettes(found: Reconstruction) -> list[dict[int, np.ndarray]]:
         moved = replace(view, corner=view.corner + sum(middle), source=source)
         views.append(replace(moved, shape=(rows, columns), row_step=steps[0], column_step=steps[1]))
     return [{level: cast(solid, view) > 0.5 * SPACING_MM for level, solid in solids.items()} for view in views]
+
+
+def posture_lines(found: Reconstruction) -> list[dict[str, np.ndarray]]:
+    """What the posture was measured between, per film, for `figures.radiographs`: name to (N, 2, 2), ends (row, column).
+
+    "" are all endplates. A named pair, 30 mm longer at both ends, are those of the Cobb angle on the AP film, and of the first
+    thoracic kyphosis and lumbar lordosis that have a value on the lateral film.
+    """
+    bodies, _ = fit_bodies(found.vertebrae, found.s1, found.observations)
+    measures, shown = found.posture["measures"], []
+    kinds_of = {CORONAL: ("coronal_cobb",), SAGITTAL: ("thoracic_kyphosis", "lumbar_lordosis")}
+    for plane, view in enumerate(found.views):
+        plates = {(n, side): _plate_line(body, side, plane) for n, body in bodies.items() for side in _sides(body)}
+        lines = {"": np.array([view.project(ends) for ends in plates.values()])}
+        for kind in kinds_of[plane]:
+            known = (name for name in measures if name.startswith(kind) and measures[name]["value"] is not None)
+            if name := next(known, ""):
+                row, entry = definitions("measures")[name], measures[name]
+                upper, lower = (entry.get(end) or row[end] for end in ("upper", "lower"))
+                title = row["title"] if row["upper"] else f"Cobb angle {upper}-{lower}"
+                last = levels.number(lower)
+                pair = plates[levels.number(upper), "superior"], plates[last, _sides(bodies[last])[-1]]
+                longer = [ends + 30.0 * np.outer([-1, 1], unit(ends[1] - ends[0])) for ends in pair]
+                lines[f"{title}: {entry['value']:.0f}°"] = np.array([view.project(ends) for ends in longer])
+        shown.append(lines)
+    return shown
+
+
+def _sides(body: Endplates | Sacrum) -> tuple[str, ...]:
+    return ("superior",) if isinstance(body, Sacrum) else ("superior", "inferior")
+
+
+def _plate_line(body: Endplates | Sacrum, side: str, plane: int) -> np.ndarray:
+    """(2, 3) RAS mm, an endplate's ends in the coronal or sagittal plane; S1's, whose size is unknown, are 40 mm apart."""
+    width = 40.0 if isinstance(body, Sacrum) else (body.width_mm, body.depth_mm)[plane]
+    centre, normal = getattr(body, f"{side}_centre"), getattr(body, f"{side}_normal")
+    along = np.zeros(3)
+    along[plane], along[2] = normal[2], -normal[plane]
+    return centre + width / 2 * np.outer([-1, 1], unit(along))
 
 
 def surfaces(found: Reconstruction) -> dict[int, trimesh.Trimesh]:

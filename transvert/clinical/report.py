@@ -21,7 +21,7 @@ from transvert import levels, runs
 from transvert.clinical import exports
 from transvert.clinical.landmarks import write_landmarks
 from transvert.clinical.posture import definitions, write_posture
-from transvert.clinical.reconstruct import Reconstruction, silhouettes, surfaces
+from transvert.clinical.reconstruct import Reconstruction, posture_lines, silhouettes, surfaces
 from transvert.clinical.vertebra import missing_levels
 from transvert.drr.geometry import VIEWS
 from transvert.imaging import mesh, volume
@@ -35,39 +35,33 @@ _UNITS = {"deg": "°", "mm": " mm"}
 
 
 def write_reconstruction(
-    found: Reconstruction, out: str | Path, *, simulated: bool = False, label: str = ""
+    found: Reconstruction,
+    out: str | Path,
+    *,
+    simulated: bool = False,
+    label: str = "",
+    meshes: dict[int, trimesh.Trimesh] | None = None,
 ) -> dict[int, trimesh.Trimesh]:
     """Writes a reconstruction into a folder; `simulated` films are called so. `label` names the case in the report.
 
-    `spine.nii.gz`, `spine.seg.nrrd` and `spine.seg.dcm`; `centroids.mrk.json`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and `spine.glb`; the figures
-    `overlay.png`, `spine.png` and `surface_sd.png`; `posture.json`, `posture.csv` and `posture_measures.csv`;
-    `landmarks.json`, as given or found; `report.json`; and the page `report.html`. Returns level to the surface that was written.
+    The files of `write_spine`, unless it has written them and returned `meshes`; the figures `overlay.png`, `spine.png` and
+    `surface_sd.png`; `report.json`; and the page `report.html`. Returns level to the surface that was written.
     """
     out = Path(out)
-    volume.write_volume(found.labels, out / "spine.nii.gz")
-    exports.write_segmentation(found.labels, out / "spine.seg.nrrd")
-    exports.write_dicom_segmentation(found.labels, out / "spine.seg.dcm")
-    exports.write_markups(out / "centroids.mrk.json", {v.level: v.centroid_ras for v in found.vertebrae})
-    meshes = surfaces(found)
+    meshes = meshes or write_spine(found, out)
+    write_posture(out / "posture.json", found.posture)
     named = {levels.name(level): surface for level, surface in meshes.items()}
-    for name, ending in itertools.product(levels.NUMBERS, mesh.WRITABLE):  # Of an earlier spine in this folder.
-        (out / "surfaces" / f"{name}{ending}").unlink(missing_ok=True)
-    for name, surface in named.items():
-        for ending in mesh.WRITABLE:
-            mesh.write_surface(out / "surfaces" / f"{name}{ending}", surface)
-    mesh.write_surface(out / "spine.stl", mesh.join_surfaces(list(meshes.values())))
-    mesh.write_scene(out / "spine.glb", named)
     titles = [f"{name} film" + (" (simulated)" if simulated else "") for name in ("AP", "lateral")]
     pixels, overlays = [film.pixels for film in found.films], silhouettes(found)
     pictures = {
-        "overlay": figures.radiographs(pixels, found.views, titles, overlays=overlays, unit="grey value"),
+        "overlay": figures.radiographs(
+            pixels, found.views, titles, overlays=overlays, lines=posture_lines(found), films=True
+        ),
         "spine": figures.spine_views(found.labels),
         "surface_sd": figures.surface_sd_views(found.labels, meshes, found.calibration is not None),
     }
     for name, figure in pictures.items():
         plt.close(figures.save_figure(figure, out / f"{name}.png"))
-    write_posture(out / "posture.json", found.posture)
-    write_landmarks(out / "landmarks.json", found.landmarks)
     sd = {name: np.asarray(surface.vertex_attributes[figures.SD_MM]) for name, surface in named.items()}
     report = {
         "schema": "transvert-reconstruction/1",
@@ -89,6 +83,32 @@ def write_reconstruction(
     embedded = {name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in pictures}
     with atomic_path(out / "report.html") as temporary:
         temporary.write_text(render_page(found, embedded, snapshot, simulated=simulated, label=label), encoding="utf-8")
+    return meshes
+
+
+def write_spine(found: Reconstruction, out: str | Path) -> dict[int, trimesh.Trimesh]:
+    """Writes a spine's shapes and posture into a folder, and returns level to the surface that was written.
+
+    `spine.nii.gz`, `spine.seg.nrrd` and `spine.seg.dcm`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and
+    `spine.glb`; `centroids.mrk.json`; `posture.json`, `posture.csv` and `posture_measures.csv`; and `landmarks.json`, as given or
+    found.
+    """
+    out = Path(out)
+    volume.write_volume(found.labels, out / "spine.nii.gz")
+    exports.write_segmentation(found.labels, out / "spine.seg.nrrd")
+    exports.write_dicom_segmentation(found.labels, out / "spine.seg.dcm")
+    exports.write_markups(out / "centroids.mrk.json", {v.level: v.centroid_ras for v in found.vertebrae})
+    write_landmarks(out / "landmarks.json", found.landmarks)
+    meshes = surfaces(found)
+    named = {levels.name(level): surface for level, surface in meshes.items()}
+    for name, ending in itertools.product(levels.NUMBERS, mesh.WRITABLE):  # Of an earlier spine in this folder.
+        (out / "surfaces" / f"{name}{ending}").unlink(missing_ok=True)
+    for name, surface in named.items():
+        for ending in mesh.WRITABLE:
+            mesh.write_surface(out / "surfaces" / f"{name}{ending}", surface)
+    mesh.write_surface(out / "spine.stl", mesh.join_surfaces(list(meshes.values())))
+    mesh.write_scene(out / "spine.glb", named)
+    write_posture(out / "posture.json", found.posture)
     return meshes
 
 

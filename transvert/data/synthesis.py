@@ -137,7 +137,9 @@ def make_samples(subject: Subject, store: str, digest: str, settings: Settings) 
 
 
 def _paint(subject: Subject, bodies: int) -> list[Subject]:
-    """The subject, or as many subjects without its CT: a phantom depends on the name."""
+    """The subject, or as many subjects without its CT: a phantom depends on the name. A subject with a problem stays one."""
+    if subject.problem:
+        return [subject]
     person = subject.person or subject.name
     names = [f"{subject.name}-body{n}" for n in range(1, bodies + 1)]
     return [replace(subject, name=name, person=person, ct=None) for name in names] or [subject]

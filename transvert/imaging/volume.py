@@ -7,6 +7,7 @@ centres, to RAS millimetres.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import zlib
@@ -190,6 +191,8 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
     try:
         nibabel.imageglobals.logger.disabled = True  # Its repairs are refused below or harmless.
         image = nibabel.load(path)
+        if isinstance(image, nibabel.Nifti1Pair) and not isinstance(image, nibabel.Nifti1Image):
+            raise InputError(f"{path.name} is half of a pair of .hdr and .img; save it as one file (.nii.gz).")
         if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is a subclass
             raise InputError(f"{path.name} is a {type(image).__name__}, not a NIfTI volume.")
         _check_header(image, path)
@@ -256,6 +259,16 @@ def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
         raise InputError(
             f"{path.name} does not state its orientation in the patient (sform and qform codes are 0); set one of them."
         )
+    forms: tuple[Any, ...] = ()
+    with contextlib.suppress(
+        nibabel.spatialimages.HeaderDataError, np.linalg.LinAlgError
+    ):  # A qform that is broken, beside a good sform.
+        if image.header["sform_code"] and image.header["qform_code"]:
+            forms = tuple(nibabel.aff2axcodes(form) for form in (image.get_sform(), image.get_qform()))
+    if any({one, other} == {"L", "R"} for one, other in zip(*forms, strict=True)):
+        raise InputError(
+            f"{path.name} has a sform and a qform that exchange the patient's left and right; correct one."
+        )
     matrix, origin = image.affine[:3, :3], image.affine[:3, 3]
     spacing = np.linalg.norm(matrix, axis=0) if image.header["sform_code"] else header["pixdim"][1:4]
     sized = (
@@ -291,6 +304,7 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
         said = " and ".join(map(levels.name, heights)) or "no vertebra"
     if better:
         hint = f"its numbers look like '{better[0]}': state that convention in its data manifest"
+        hint += " (version 2's; renumber version 1's)" * (better[0] == "totalsegmentator")
     elif wrong:
         hint = "its numbers are wrong or it is upside down: renumber its labels or correct its affine"
     else:

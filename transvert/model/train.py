@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
+import pydantic
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, distributed, nn
@@ -77,6 +78,16 @@ class Recipe:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     start: str = ""  #: Weights file to begin with, "shipped" too; "" for random weights.
     seed: int = 0  #: Of the weights and of every batch.
+
+    def __post_init__(self) -> None:
+        """Checks the types, which a notebook's caller may get wrong; raises InputError."""
+        for name, kind in get_type_hints(Recipe).items():
+            value = getattr(self, name)
+            try:
+                pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+            except pydantic.ValidationError:
+                wanted = getattr(kind, "__name__", kind)
+                raise InputError(f"The recipe's {name} must be of type {wanted}, which {value!r} is not.") from None
 
 
 def train_network(
@@ -309,10 +320,9 @@ def start_processes(device: str, precision: str) -> tuple[torch.device, bool, in
     if processes > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if used.type == "cuda" else "gloo")
         atexit.register(distributed.destroy_process_group)
-    # PyTorch has no public test of a CPU; the private ones are absent in builds for other processors.
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    if torch.cuda.is_available():
+    # A private test, which builds for other processors lack. AVX512-BF16 without AMX is slower than float32.
+    fast = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    if used.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
     return used, precision == "bf16" or (precision == "auto" and fast), rank, processes
 

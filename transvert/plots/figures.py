@@ -35,7 +35,7 @@ from transvert.plots.viewer import level_colours, shade
 if TYPE_CHECKING:
     import trimesh
 
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
+BLUE, ORANGE, GREY, YELLOW, PINK = "#0072B2", "#E69F00", "#999999", "#F0E442", "#CC79A7"
 REGION_COLOURS = {"C": BLUE, "T": ORANGE, "L": "#009E73"}  # Distinct for colour-blind readers.
 ERROR_LIMIT_MM = 3.0  # Surface error at which the colours saturate.
 SD_LIMIT_MM = 5.0  # Expected surface error at which the colours saturate, the same in all files, to compare spines.
@@ -49,6 +49,7 @@ _SEEN_FROM = (("front", 0, "R", "L"), ("left side", 90, "front", "back"), ("back
 _HALF = SIZE * SPACING_MM / 2
 _PATCH_BOX = (-_HALF, _HALF, _HALF, -_HALF)
 _EDGED: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="k")]  # Legible on bright bone.
+_NAMED: dict[str, Any] = {"color": "w", "path_effects": _EDGED, "va": "center", "fontsize": 10}
 
 plt.rcParams.update({"figure.dpi": 72, "font.size": 11})
 
@@ -61,9 +62,30 @@ def bin_picture(picture: np.ndarray, longest: int = LONGEST) -> tuple[np.ndarray
     factor = -(-max(picture.shape) // longest)
     if factor == 1:
         return picture, 1
-    padded = np.pad(picture, [(0, -n % factor) for n in picture.shape], mode="edge")
-    rows, columns = (n // factor for n in padded.shape)
-    return padded.reshape(rows, factor, columns, factor).mean(axis=(1, 3)), factor
+    rows, columns = (-(-n // factor) for n in picture.shape)
+    small = np.empty((rows, columns), picture.dtype if picture.dtype.kind == "f" else float)
+    for row in range(rows):  # Row by row, so that a large film is not copied.
+        part = picture[row * factor : (row + 1) * factor]
+        padded = np.pad(part, [(0, factor - len(part)), (0, -picture.shape[1] % factor)], mode="edge")
+        small[row] = padded.reshape(factor, columns, factor).mean(axis=(0, 2))
+    return small, factor
+
+
+def local_contrast(picture: np.ndarray, pixel_mm: Sequence[float]) -> np.ndarray:
+    """A film as a reader sees it best: each pixel's distance from the mean around it, in standard deviations around it.
+
+    Means are weighted by Gaussians of 8 mm, deviations by 16 mm: this companion's choice. For the eye alone, never for the
+    network. NaN stays NaN. Returns float32.
+    """
+    sigma = 8.0 / np.asarray(pixel_mm)
+    exposed = np.isfinite(picture).astype(np.float32)
+    film = np.where(exposed, picture, 0).astype(np.float32)
+    share = np.maximum(ndimage.gaussian_filter(exposed, sigma), 1e-3)
+    distance = np.where(exposed, film - ndimage.gaussian_filter(film, sigma) / share, 0)
+    share = np.maximum(ndimage.gaussian_filter(exposed, 2 * sigma), 1e-3)
+    deviation = np.sqrt(ndimage.gaussian_filter(distance**2, 2 * sigma) / share)
+    # The constant keeps the noise of empty parts dark.
+    return np.where(exposed, distance / (deviation + 0.05 * deviation.max() + 1e-12), np.nan).astype(np.float32)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Figure:
@@ -191,40 +213,52 @@ def radiographs(
     *,
     landmarks: Sequence[Mapping[int, np.ndarray]] = (),
     overlays: Sequence[Mapping[int, np.ndarray]] = (),
-    unit: str = "line integral of attenuation (no unit)",
+    lines: Sequence[Mapping[str, np.ndarray]] = (),
+    films: bool = False,
 ) -> Figure:
     """Radiographs side by side, in mm on the detector.
 
     `landmarks` are per picture level to (2,) row and column, drawn as named crosses; `overlays` level to a silhouette, (rows,
-    columns) as binned by `bin_picture`, drawn as a named outline, beside which `AROUND_MM` of the picture are shown; `unit`
-    is that of the grey values.
+    columns) as binned by `bin_picture`, drawn as a named outline, beside which `AROUND_MM` of the picture are shown; `lines`
+    name to (N, 2, 2), the ends of N lines, at most two names and "", which the legend leaves out. `films` are shown with
+    `local_contrast`, other pictures by their values.
     """
     count = len(pictures)
-    figure, axes = plt.subplots(1, count, figsize=(11, 5.6 if count < 3 else 4), layout="constrained", squeeze=False)
+    height = 8 if overlays else 5.6 if count < 3 else 4
+    figure, axes = plt.subplots(1, count, figsize=(11, height), layout="constrained", squeeze=False)
+    unit = "local contrast (standard deviations)" if films else "line integral of attenuation (no unit)"
     for n, (axis, picture, view) in enumerate(zip(axes[0], pictures, views, strict=True)):
         row_mm, column_mm = view.pixel_mm
         small, factor = bin_picture(picture)
         rows, columns = (n * factor - 0.5 for n in small.shape)
         box = (-column_mm / 2, columns * column_mm, rows * row_mm, -row_mm / 2)
+        small = local_contrast(small, (row_mm * factor, column_mm * factor)) if films else small
         low, high = np.nanpercentile(small, (1, 99.7))
         shown = axis.imshow(small, cmap="gray", extent=box, vmin=low, vmax=high)
         figure.colorbar(shown, ax=axis, label=unit, shrink=0.8)
         axis.set(title=titles[n], xlabel="mm on the detector", ylabel="mm on the detector")
         for level, (row, column) in (landmarks[n] if landmarks else {}).items():
             place = np.array([column * column_mm, row * row_mm])
-            style: dict[str, Any] = {"color": ORANGE, "path_effects": _EDGED}
-            axis.plot(*place, "+", ms=7, **style)
-            axis.annotate(levels.name(level), place + [4, 0], fontsize="small", weight="bold", va="center", **style)
+            axis.plot(*place, "+", ms=7, color=ORANGE, path_effects=_EDGED)
+            axis.annotate(levels.name(level), place, (9, 0), textcoords="offset points", **_NAMED)
         silhouettes = overlays[n] if overlays else {}
         for level, silhouette in silhouettes.items():
             _outline(axis, silhouette, box, level_colours(np.array(level)))
             if silhouette.any():
                 row, column = np.argwhere(silhouette).mean(axis=0) * factor
-                style = {"color": "w", "path_effects": _EDGED, "ha": "center", "va": "center", "fontsize": "small"}
-                axis.annotate(levels.name(level), (column * column_mm, row * row_mm), **style)
+                axis.annotate(levels.name(level), (column * column_mm, row * row_mm), ha="center", **_NAMED)
         if silhouettes:
             seen = np.flatnonzero(np.any([shape.any(0) for shape in silhouettes.values()], axis=0)) * factor * column_mm
             axis.set_xlim(max(box[0], seen.min() - AROUND_MM), min(box[1], seen.max() + AROUND_MM))
+        styles = iter(((YELLOW, 1.8), (PINK, 1.8)))
+        for name, ends in (lines[n] if lines else {}).items():
+            colour, width = next(styles) if name else ("w", 0.9)
+            style: dict[str, Any] = {"color": colour, "lw": width, "path_effects": _EDGED if name else None}
+            for number, line in enumerate(ends):
+                label = "_" if number or not name else name
+                axis.plot(line[:, 1] * column_mm, line[:, 0] * row_mm, label=label, **style)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(loc="lower right", fontsize="small")
         _mark_sides(axis, *_SIDES.get(view.name, ("", "")), "head", "feet")
     return figure
 

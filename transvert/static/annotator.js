@@ -119,7 +119,7 @@ class Marks {
 // One film: its picture, its marks, and the pointer's actions.
 class Pane {
   constructor(app, film) {
-    Object.assign(this, { app, film, viewName: film.view, next: film.next, centre: 128, width: 256, inverted: false });
+    Object.assign(this, { app, film, viewName: film.view, next: film.next, centre: 128, width: 256, inverted: false, local: true });
     this.canvas = element("canvas");
     this.overlay = element("svg", { role: "group", "aria-label": `marks on ${film.title}` });
     this.stage = element("div", { class: "tv-stage", tabindex: 0, "data-view": this.viewName }, this.canvas, this.overlay);
@@ -138,14 +138,15 @@ class Pane {
         app.marks.marks[this.viewName].ruler_mm = Number(this.length.value);
         app.marks.commit();
       } });
-    const invert = element("input", { type: "checkbox", onchange: (event) => { this.inverted = event.target.checked; this.develop(); this.draw(); } });
+    const toggle = (label, key) => element("label", {}, element("input", { type: "checkbox", checked: this[key] ? "" : null,
+      onchange: (event) => { this[key] = event.target.checked; this.develop(); this.draw(); } }), label);
     this.root = element("div", { class: "tv-pane" },
       element("div", { class: "tv-row" }, element("strong", {}, film.title), "next:", this.chooser, this.slots,
         element("span", { class: "tv-right" }, button("+", `zoom in on ${film.title}`, () => this.zoom(1.25)),
           button("−", `zoom out of ${film.title}`, () => this.zoom(0.8)),
           button("fit", `show all of ${film.title}`, () => this.fit()))),
       this.stage,
-      element("div", { class: "tv-row" }, slider("brightness", "centre"), slider("contrast window", "width"), element("label", {}, invert, "invert"), element("label", {}, "ruler", this.length, "mm")));
+      element("div", { class: "tv-row" }, slider("brightness", "centre"), slider("contrast window", "width"), toggle("local contrast", "local"), toggle("invert", "inverted"), element("label", {}, "ruler", this.length, "mm")));
     this.listen();
     this.load();
     this.observer = new ResizeObserver(() => (this.fitted ? this.draw() : this.fit()));
@@ -159,11 +160,12 @@ class Pane {
     const context = this.developed.getContext("2d", { willReadFrequently: true });
     context.drawImage(picture, 0, 0);
     this.grey = context.getImageData(0, 0, picture.width, picture.height);
+    this.develop();
     this.fit();
     this.stage.dataset.ready = "yes";
   }
 
-  // Applies the chosen window of grey values to the picture that is drawn.
+  // Applies the chosen window of grey values to the picture that is drawn: red as the film is, green with local contrast.
   develop() {
     const table = new Uint8ClampedArray(256);
     for (let value = 0; value < 256; value++) {
@@ -172,8 +174,9 @@ class Pane {
     }
     const context = this.developed.getContext("2d");
     const made = context.createImageData(this.grey.width, this.grey.height);
+    const channel = this.local ? 1 : 0;
     for (let i = 0; i < made.data.length; i += 4) {
-      made.data[i] = made.data[i + 1] = made.data[i + 2] = table[this.grey.data[i]];
+      made.data[i] = made.data[i + 1] = made.data[i + 2] = table[this.grey.data[i + channel]];
       made.data[i + 3] = 255;
     }
     context.putImageData(made, 0, 0);
