@@ -24,11 +24,12 @@ from transvert.io import InputError
 from transvert.model import networks
 
 
-def test_seven_commands_with_at_most_28_options_that_all_have_help() -> None:
+def test_eight_commands_with_at_most_31_options_that_all_have_help() -> None:
     commands = typer.main.get_command(app).commands
-    assert set(commands) == {"reproduce", "fetch", "synthesize", "train", "evaluate", "calibrate", "reconstruct"}
+    names = {"reproduce", "fetch", "synthesize", "train", "evaluate", "calibrate", "detect", "reconstruct"}
+    assert set(commands) == names
     options = [option for command in commands.values() for option in command.params if option.opts[0].startswith("--")]
-    assert len(options) <= 28 and all(option.help for option in options)
+    assert len(options) <= 31 and all(option.help for option in options)
 
 
 @pytest.mark.parametrize(
