@@ -210,6 +210,9 @@ def detect(
     ap: Annotated[Path, typer.Option(help="AP or PA radiograph: DICOM, PNG, JPEG or TIFF.")],
     lateral: Annotated[Path, typer.Option(help="Lateral radiograph.")],
     out: Annotated[Path, typer.Option(help="Landmark file to write (JSON).")],
+    landmarks: Annotated[
+        Path | None, typer.Option(help="Landmark file that says how the films were taken. Default: as their files say.")
+    ] = None,
     lowest: Annotated[
         str,
         typer.Option(help="Lowest vertebra that both films show whole, such as L5. Default: decide by the pictures."),
@@ -217,11 +220,12 @@ def detect(
 ) -> None:
     """Find and name the vertebrae on two radiographs: a landmark file to correct or confirm in the annotator."""
     from transvert.clinical.chain import detect_landmarks
-    from transvert.clinical.landmarks import empty_landmarks, write_landmarks
+    from transvert.clinical.landmarks import empty_landmarks, read_landmarks, write_landmarks
     from transvert.clinical.reconstruct import read_films
 
     check_writable(out.absolute().parent)
-    found = detect_landmarks(*read_films(ap, lateral, empty_landmarks()), lowest=lowest)
+    setup = read_landmarks(landmarks, partial=True) if landmarks else empty_landmarks()
+    found = detect_landmarks(*read_films(ap, lateral, setup), setup, lowest=lowest)
     write_landmarks(out, found.landmarks)
     typer.echo(found.describe())
     typer.echo(f"Wrote {out}: proposed landmarks; look at them in the annotator before you use them.")

@@ -72,7 +72,8 @@ def reconstruct(
     Args:
         ap: the AP (or PA) film, or its file (DICOM, PNG, JPEG, TIFF).
         lateral: the lateral film, or its file.
-        landmarks: of both films, or their JSON file; by default the vertebrae are found (`chain.detect_landmarks`).
+        landmarks: of both films, or their JSON file; without them, or if they only say how the films were taken, the vertebrae
+            are found (`chain.detect_landmarks`).
         network: a trained network, or its weights file; by default the shipped weights.
         card: of the given network: its calibration and the levels that it has learned.
         draws: reconstructions from randomly shifted landmarks, for the posture's uncertainty; 0 for none. Each takes about
@@ -91,14 +92,17 @@ def reconstruct(
             certain which vertebrae were found.
     """
     if landmarks is None:
-        films = read_films(ap, lateral, empty_landmarks())
-        detection = chain.detect_landmarks(*films)
+        marks = empty_landmarks()
+    else:
+        marks = landmarks if isinstance(landmarks, Landmarks) else read_landmarks(landmarks, partial=True)
+    films = read_films(ap, lateral, marks)
+    if not any(marks.centroids.values()):
+        detection = chain.detect_landmarks(*films, marks)
         if detection.doubt:
             raise InputError(f"{detection.doubt} `transvert detect` writes what was found, for the annotator.")
         marks = detection.landmarks
-    else:
-        marks = landmarks if isinstance(landmarks, Landmarks) else read_landmarks(landmarks)
-        films = read_films(ap, lateral, marks)
+    if not marks.levels:
+        raise InputError("The landmarks mark no vertebra in both views.")
     given = marks
     if not isinstance(network, nn.Module):
         network, card = networks.load_network(network)
