@@ -19,13 +19,14 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.detector.films import PIXEL_MM, Films, read_films
 from transvert.clinical import detector
 from transvert.clinical.detector import LEVELS, Detector
 from transvert.io import atomic_path
 from transvert.model import networks
+from transvert.model.train import average_weights
 from transvert.progress import progress_bar
 
 SHAPE = (448, 256)  # Of a training film, pixels of 1.5 mm.
@@ -34,7 +35,7 @@ LEVEL_RADIUS = 4.0
 
 
 def draw_film(films: Films, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One film as the network sees it: (3, H, W); centres (N, 2) in its pixels; and their places in `LEVELS`."""
+    """One film as the network sees it: (4, H, W); centres (N, 2) in its pixels; and their places in `LEVELS`."""
     which = int(random.integers(2))
     view, picture = films.views[which], films.pictures[which].astype(np.float32)
     known = [n for n in films.centres if n in LEVELS]
@@ -74,12 +75,10 @@ def draw_film(films: Films, random: np.random.Generator) -> tuple[np.ndarray, np
         hidden = around
     else:
         hidden = ~inside
-    grey = detector.standardise(film, inside)
     rows, columns = np.rint(seen).astype(int).T
     on = (rows >= 2) & (columns >= 2) & (rows < SHAPE[0] - 2) & (columns < SHAPE[1] - 2)
     on[on] &= ~hidden[rows[on], columns[on]]
-    side = np.full(SHAPE, 1.0 if which else -1.0)
-    return np.stack([grey, inside, side]).astype(np.float32), seen[on], number[on]
+    return detector.stack_input(film.astype(np.float32), inside, lateral=which == 1), seen[on], number[on]
 
 
 def expose(integral: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -87,7 +86,7 @@ def expose(integral: np.ndarray, random: np.random.Generator) -> np.ndarray:
     signal = np.exp(-integral * random.uniform(0.7, 1.15))
     scatter = random.uniform(0, 0.3) * random.random()
     signal = signal + scatter * ndimage.uniform_filter(signal, 41)
-    photons = 10 ** random.uniform(3.5, 6.5)
+    photons = 10 ** random.uniform(5.0, 7.5)
     signal = signal + np.sqrt(signal / photons) * random.standard_normal(signal.shape).astype(np.float32)
     film = -np.log(np.maximum(signal, 1e-6))
     if random.random() < 0.5:
@@ -175,7 +174,7 @@ def main() -> None:
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), asked.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, asked.rate, asked.steps, pct_start=0.05)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
+    average = AveragedModel(network, avg_fn=average_weights, use_buffers=True)
     state = {"network": network, "optimiser": optimiser, "schedule": schedule, "average": average}
     checkpoint, begin, rows = asked.out / "checkpoint.pt", 0, []
     if checkpoint.exists():

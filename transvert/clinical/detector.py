@@ -34,6 +34,7 @@ APART_MM = 8.0  # Of two peaks of a film that are nearer, the lower one is dropp
 HEIGHT_MM = 14.0  # Rays that miss each other by more are not of one vertebra.
 MOST_PEAKS = 60
 DEPTH_MM = 250.0  # How far a spine may lie from the isocentre.
+LOCAL = 19  # Pixels of the square that local contrast is relative to: a vertebra.
 _PAD = 32  # The network halves its input this often.
 
 
@@ -43,7 +44,7 @@ class Detector(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 24, 48, 96, 128)):
         super().__init__()
         widths = tuple(widths)
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), conv(12, widths[0], 2), Residual(widths[0], 2))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), conv(16, widths[0], 2), Residual(widths[0], 2))
         pairs = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(conv(a, b, 2, stride=2), Residual(b, 2)) for a, b in pairs)
         deep = [Attention(widths[-1]), *(Residual(widths[-1], 2) for _ in range(3))]
@@ -54,7 +55,7 @@ class Detector(nn.Module):
         self.level = nn.Sequential(conv(widths[2], 2 * widths[2], 2), nn.Conv2d(2 * widths[2], len(LEVELS), 1))
 
     def forward(self, films: Tensor) -> Tensor:
-        """Films (B, 3, H, W): grey values, where they are valid, and 1 for lateral, -1 for AP; sides are multiples of 32.
+        """Films (B, 4, H, W) of `stack_input`; sides are multiples of 32.
 
         Returns:
             (B, 1 + 25, H / 2, W / 2): the logit of a body's centre, and the scores of `LEVELS`.
@@ -117,8 +118,8 @@ def shipped_detector() -> nn.Module:
     return networks.load_weights(WEIGHTS, {"detector": Detector})[0]
 
 
-def prepare_film(pixels: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(2, H, W) float32, the network's input for a film (rows, columns): grey values and whether they are valid.
+def prepare_film(pixels: np.ndarray, scale: np.ndarray, lateral: bool) -> np.ndarray:
+    """(4, H, W) float32, the network's input for a film (rows, columns).
 
     `scale` (2,) is how many rows and columns of the film are one pixel of the input. Sides become multiples of 32.
     """
@@ -126,8 +127,19 @@ def prepare_film(pixels: np.ndarray, scale: np.ndarray) -> np.ndarray:
     filled = np.where(valid, pixels, 0.0).astype(np.float32)
     shape = np.maximum(np.rint(np.array(pixels.shape) / scale).astype(int), 1)
     grey, inside = (_resize(a, shape, scale) for a in (filled, valid.astype(np.float32)))
-    grey = standardise(grey / np.maximum(inside, 0.5), inside > 0.5)
-    return np.pad(np.stack([grey, inside > 0.5]), [(0, 0)] + [(0, -n % _PAD) for n in shape]).astype(np.float32)
+    padding = [(0, -n % _PAD) for n in shape]
+    grey, inside = np.pad(grey / np.maximum(inside, 0.5), padding), np.pad(inside > 0.5, padding)
+    return stack_input(grey, inside, lateral)
+
+
+def stack_input(grey: np.ndarray, inside: np.ndarray, lateral: bool) -> np.ndarray:
+    """(4, H, W) float32: standardised grey values, where they are valid, 1 for lateral or -1 for AP, and local contrast."""
+    grey = standardise(grey, inside)
+    share = np.maximum(ndimage.uniform_filter(inside.astype(np.float32), LOCAL), 1e-3)
+    mean = ndimage.uniform_filter(grey, LOCAL) / share
+    spread = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, LOCAL) / share - mean**2, 0.0)) + 0.02
+    local = np.where(inside, np.clip((grey - mean) / spread, -3, 3), 0.0)
+    return np.stack([grey, inside, np.full_like(grey, 1.0 if lateral else -1.0), local]).astype(np.float32)
 
 
 def _resize(picture: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -152,10 +164,9 @@ def find_centres(
 ) -> Maps:
     """What the network sees on a film (rows, columns) of a view; `point` (3,) RAS mm is in the patient's plane."""
     scale = PIXEL_MM * view.magnification(point) / np.array(view.pixel_mm)
-    film = prepare_film(pixels, scale)
-    side = np.full((1, *film.shape[1:]), 1.0 if lateral else -1.0, np.float32)
+    film = prepare_film(pixels, scale, lateral)
     with torch.inference_mode():
-        found = (network or shipped_detector())(torch.from_numpy(np.concatenate([film, side])[None]))[0]
+        found = (network or shipped_detector())(torch.from_numpy(film[None]))[0]
     inside = film[1, ::2, ::2] > 0.5
     centre = torch.sigmoid(found[0]).numpy() * inside
     return Maps(centre, torch.log_softmax(found[1:], 0).numpy(), 2 * scale)
