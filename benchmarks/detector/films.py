@@ -33,7 +33,7 @@ from transvert.phantom.column import Bone
 from transvert.progress import progress_bar
 
 PIXEL_MM = 1.5  # In the patient's plane.
-PAINT_MM = 1.5
+PAINT_MM = 1.0  # Coarser, the thin shells of the bodies fade, and with them their endplates.
 SMALLEST_MM = 250.0  # Least height of a film.
 
 

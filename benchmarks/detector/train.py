@@ -86,7 +86,7 @@ def expose(integral: np.ndarray, random: np.random.Generator) -> np.ndarray:
     signal = np.exp(-integral * random.uniform(0.7, 1.15))
     scatter = random.uniform(0, 0.3) * random.random()
     signal = signal + scatter * ndimage.uniform_filter(signal, 41)
-    photons = 10 ** random.uniform(5.0, 7.5)
+    photons = 10 ** random.uniform(5.5, 7.5)
     signal = signal + np.sqrt(signal / photons) * random.standard_normal(signal.shape).astype(np.float32)
     film = -np.log(np.maximum(signal, 1e-6))
     if random.random() < 0.5:
@@ -97,7 +97,7 @@ def expose(integral: np.ndarray, random: np.random.Generator) -> np.ndarray:
     film = np.clip((film - low) / max(high - low, 1e-6), 0, 1)
     film = film ** np.exp(random.normal(0, 0.4))
     shade = ndimage.zoom(random.normal(0, 0.12, (4, 3)), (film.shape[0] / 4, film.shape[1] / 3), order=1)
-    return film + shade * random.random() + random.normal(0, 0.02) * random.standard_normal(film.shape)
+    return film + shade * random.random() + random.normal(0, 0.004) * random.standard_normal(film.shape)
 
 
 def cover(film: np.ndarray, inside: np.ndarray, centres: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -186,7 +186,7 @@ def main() -> None:
     cache: dict[Path, Films] = {}
     sums, clock = np.zeros(3), time.perf_counter()
     for step in progress_bar(range(begin, asked.steps), "steps"):
-        if step % 200 == 0 or not cache:
+        if step % 50 == 0 or not cache:
             cache |= {path: read_films(path) for path in sorted(asked.films.glob("*.npz")) if path not in cache}
         random = np.random.default_rng([asked.seed, step])
         drawn = [draw_film(list(cache.values())[random.integers(len(cache))], random) for _ in range(asked.batch)]
