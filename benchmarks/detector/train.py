@@ -212,7 +212,7 @@ def main() -> None:
             with atomic_path(checkpoint) as temporary:
                 torch.save(content, temporary)
             card = {"films": len(cache), "steps": step + 1}
-            networks.save_weights(asked.out / "detector.safetensors", average.module, "detector", {}, bits=16, **card)
+            networks.save_weights(asked.out / "detector.safetensors", average.module, "detector", {}, bits=8, **card)
     pd.DataFrame(rows, columns=["step", "centre_loss", "level_loss", "seconds"]).to_csv(asked.out / "curve.csv")
 
 
