@@ -13,7 +13,7 @@ from transvert.clinical.autofill import usual_spacing
 from transvert.clinical.detector import LEVELS, Candidate
 from transvert.io import InputError
 
-CLEAR, FAINT = 3.0, -1.0
+CLEAR = 3.0
 USUAL = [n for n in levels.VERTEBRAE if n not in levels.RARE]
 
 
@@ -35,7 +35,7 @@ def candidate(
     if level is not None:
         scores = -sure * np.abs(np.arange(len(LEVELS)) - LEVELS.index(level)).astype(float)
     scores -= np.log(np.exp(scores).sum())
-    return Candidate(point, np.zeros((2, 2)), np.array([gain, gain]), scores, miss)
+    return Candidate(point, np.zeros((2, 2)), np.array([gain, gain]), scores)
 
 
 def sort(candidates: list[Candidate]) -> list[Candidate]:
@@ -54,11 +54,11 @@ def test_a_clear_spine_is_named_and_false_candidates_are_left_out() -> None:
     points = spine(between("T3", "L5"))
     random = np.random.default_rng(0)
     true = [candidate(p + random.normal(0, 1.5, 3), n) for n, p in points.items()]
-    beside = [candidate(p + [60.0, 5.0, 8.0], n, FAINT, miss=9.0) for n, p in points.items()]
+    beside = [candidate(p + [60.0, 5.0, 8.0], n, -4.0) for n, p in points.items()]
     found = chain.name_vertebrae(sort(true + beside))
     assert named(found) == between("T3", "L5")
     assert all(found.found[n] in true for n in points)
-    assert found.certainty > 0.95
+    assert found.certainty > 0.7
 
 
 def test_one_sure_vertebra_names_the_others() -> None:
@@ -103,7 +103,7 @@ def test_unusual_numbers_of_vertebrae() -> None:
     both = candidate(points[7], None)
     scores = np.full(len(LEVELS), -30.0)
     scores[[LEVELS.index(19), LEVELS.index(20)]] = np.log(0.5)
-    given.append(Candidate(points[7], both.pixels, both.centre, scores, 1.0))
+    given.append(Candidate(points[7], both.pixels, both.centre, scores))
     assert named(chain.name_vertebrae(sort(given))) == thirteen
 
 

@@ -1,7 +1,6 @@
 """Names the vertebrae that a detector found: the most likely chain of levels through candidates in space.
 
-Dynamic programming over candidates and levels (Viterbi). A candidate gains by its probabilities in both films and loses by the
-distance between its rays; a level loses by how much less likely the pictures make it than the likeliest one; a step loses by
+Dynamic programming over candidates and levels (Viterbi). A candidate gains by its probabilities in both films; a level loses by how much less likely the pictures make it than the likeliest one; a step loses by
 its difference from usual steps (`tables/spacing.csv`), scaled to the person. T12 may be absent, and T13 or L6 present, at the
 odds below. How certain the names are follows from the best chains that are named otherwise.
 """
@@ -25,15 +24,14 @@ from transvert.io import InputError
 ORDER = tuple(levels.NAMES)  # C1 to sacrum, with T13 and L6.
 FEWEST = 5  # Vertebrae of a spine.
 # This companion's choices, tried on people held out (benchmarks/detector).
-BIAS = 1.0  # Added to the mean logit of a candidate, so that a faint vertebra between clear ones is kept.
-MISS_SD_MM = 4.0
+BIAS = 2.2  # Added to the mean logit of a candidate: from a probability of a tenth on it is worth including.
 STEP_SD = 0.18  # Relative standard deviation of a step's length before the person's size is known; later 0.6 of it.
-LEAN_SD_DEG = 22.0  # Standard deviation of a step's direction from usual.
+LEAN_SD_DEG = 18.0  # Standard deviation of a step's direction from usual.
 SKIPPED = 7.0  # Cost of a vertebra that no candidate shows.
-LEVEL_WEIGHT = 0.7  # Neighbouring candidates see much of the same picture.
+LEVEL_WEIGHT = 1.0  # Neighbouring candidates see much of the same picture.
 # Negative log odds of unusual numbers of vertebrae: 11 or 13 thoracic, 6 lumbar. Each has a few per cent of people.
 VARIANTS = {("T11", "L1"): 3.5, ("T12", "T13"): 4.5, ("L5", "L6"): 3.2}
-EVIDENCE = 0.5  # Share of the chains' difference in score that counts as evidence for a name.
+EVIDENCE = 0.1  # Share of the chains' difference in score that counts as evidence for a name.
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class _Scores:
     def __init__(self, candidates: Sequence[Candidate], size: float, sd: float):
         self.candidates, self.sd = candidates, sd
         self.points = np.array([c.point for c in candidates])
-        gains = [c.centre.mean() + BIAS - 0.5 * (c.miss_mm / MISS_SD_MM) ** 2 for c in candidates]
+        gains = [c.centre.mean() + BIAS for c in candidates]
         self.gain = np.clip(gains, -6, 4)
         self.level = LEVEL_WEIGHT * np.array([level_scores(c) for c in candidates]).clip(-12, 0)
         self.edges = list(self._edges(size))
@@ -219,7 +217,6 @@ class _Scores:
 
 CERTAIN = 0.9  # Names less certain than this are asked about.
 FAINT = 0.3  # Mean probability of the vertebrae in the clearer film below which there may be no spine.
-DISAGREE_MM = 5.0  # Mean distance of the two films' rays above which the films may not belong together.
 
 
 @dataclass(frozen=True)
@@ -282,12 +279,6 @@ def _doubt(chain: Chain | None, *, named: bool) -> str:
     seen = np.mean([1 / (1 + np.exp(-c.centre.max())) for c in found])
     if seen < FAINT:
         return "The films show vertebrae too faintly to find them: mark them by hand."
-    miss = float(np.mean([c.miss_mm for c in found]))
-    if miss > DISAGREE_MM:
-        return (
-            f"The vertebrae of the two films differ in height by {miss:.0f} mm: check that both are of one patient in one posture, "
-            "and their pixel sizes and distances."
-        )
     if chain.certainty < CERTAIN and not named:
         lowest = levels.name(chain.vertebrae[-1])
         return (

@@ -1,7 +1,7 @@
 """Finds vertebrae on films: a network over the whole film, and the points that both films agree on.
 
 The network sees a film at `PIXEL_MM` in the patient's plane and gives, at twice that pitch, the probability of a body's centre and
-of each level. Where a peak of the AP film and one of the lateral film have one height through the films' geometry, they are a
+of each level. Where the likeliest places of the AP film and of the lateral film have one height through the films' geometry, they are a
 candidate in space. `chain` chooses among the candidates and names them.
 """
 
@@ -29,10 +29,8 @@ WEIGHTS = PACKAGE / "weights" / "detector.safetensors"
 PIXEL_MM = 1.5  # Of the network's input, in the patient's plane; its output has twice that.
 LEVELS = (*(n for n in levels.VERTEBRAE if n not in levels.RARE), 26)
 """The levels that the network tells apart: C1 to L5 and the sacrum."""
-LEAST_PEAK = 0.03  # Probability of a body's centre below which a peak is no candidate.
-APART_MM = 8.0  # Of two peaks of a film that are nearer, the lower one is dropped.
-HEIGHT_MM = 14.0  # Rays that miss each other by more are not of one vertebra.
-MOST_PEAKS = 60
+LEAST_CENTRE = 0.03  # Probability of a body's centre below which a place is no candidate.
+LEAST_PARTNER = 0.001  # The same, of its partner on the other film.
 DEPTH_MM = 250.0  # How far a spine may lie from the isocentre.
 LOCAL = 19  # Pixels of the square that local contrast is relative to: a vertebra.
 _PAD = 32  # The network halves its input this often.
@@ -102,14 +100,12 @@ class Candidate:
         pixels: (2, 2) row and column on the AP and on the lateral film.
         centre: (2,) logits of a body's centre on both films.
         level: (25,) sum of both films' log probabilities of `LEVELS`.
-        miss_mm: by how many mm the two rays miss each other.
     """
 
     point: np.ndarray
     pixels: np.ndarray
     centre: np.ndarray
     level: np.ndarray
-    miss_mm: float
 
 
 @functools.cache
@@ -172,45 +168,42 @@ def find_centres(
     return Maps(centre, torch.log_softmax(found[1:], 0).numpy(), 2 * scale)
 
 
-def find_peaks(maps: Maps) -> np.ndarray:
-    """(N, 2) places on the maps where a body's centre is most likely, to a fraction of a pixel, most likely first."""
-    size = 2 * round(APART_MM / (2 * PIXEL_MM)) - 1
-    peak = (maps.centre == ndimage.maximum_filter(maps.centre, size)) & (maps.centre > LEAST_PEAK)
-    places = np.argwhere(peak)
-    places = places[np.argsort(-maps.centre[peak], kind="stable")][:MOST_PEAKS]
-    return np.array([_centroid(maps.centre, place) for place in places]).reshape(-1, 2)
+def find_ridge(maps: Maps) -> np.ndarray:
+    """(N, 2) places on the maps: of each row the one where a body's centre is most likely, to a fraction of a column.
+
+    Between two centres the ridge is lower than at them, and `chain` finds the centres along it.
+    """
+    best = maps.centre.argmax(axis=1)
+    rows = np.flatnonzero(maps.centre.max(axis=1) > LEAST_CENTRE)
+    return np.array([[row, _middle(maps.centre[row], best[row])] for row in rows], float).reshape(-1, 2)
 
 
-def _centroid(centre: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """The centre of mass within two pixels of a peak (2,)."""
-    low = np.maximum(place - 2, 0)
-    block = centre[low[0] : place[0] + 3, low[1] : place[1] + 3]
-    grid = np.indices(block.shape)
-    return low + (grid * block).sum((1, 2)) / block.sum()
+def _middle(line: np.ndarray, place: int) -> float:
+    """The centre of mass within two pixels of the highest one of a line."""
+    low = max(place - 2, 0)
+    part = line[low : place + 3]
+    return low + float((np.arange(len(part)) * part).sum() / part.sum())
 
 
 def find_candidates(views: Sequence[View], maps: Sequence[Maps], point: np.ndarray) -> list[Candidate]:
     """Points in space that both films may show, from the head down.
 
-    A peak of one film joins each peak of the other that has its height; and the most likely place of the other film at
-    that height, where no peak need be: in the AP film many vertebrae are faint. `point` (3,) RAS mm is in the patient.
+    A place on the ridge of one film joins the most likely place of its height on the other: in the AP film many vertebrae are
+    faint. `point` (3,) RAS mm is in the patient.
     """
-    peaks = [find_peaks(m) for m in maps]
-    pairs = [(a, b) for a in peaks[0] for b in peaks[1]]
+    pairs = []
     for own in (0, 1):
-        for place in peaks[own]:
+        for place in find_ridge(maps[own]):
             partner = _partner(views, maps, own, place, point)
             if partner is not None:
                 pairs.append((place, partner) if own == 0 else (partner, place))
     found = []
     for places in pairs:
         pixels = np.array([m.film_pixel(p) for m, p in zip(maps, places, strict=True)])
-        point, miss = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
-        if miss > HEIGHT_MM:
-            continue
+        point, _ = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
         seen = [m.at(p) for m, p in zip(maps, places, strict=True)]
         centre = np.array([np.clip(p, 1e-4, 1 - 1e-4) for p, _ in seen])
-        found.append(Candidate(point, pixels, np.log(centre / (1 - centre)), seen[0][1] + seen[1][1], miss))
+        found.append(Candidate(point, pixels, np.log(centre / (1 - centre)), seen[0][1] + seen[1][1]))
     return sorted(found, key=lambda c: -c.point[2])
 
 
@@ -227,12 +220,9 @@ def _partner(
         return None
     columns = np.arange(seen.centre.shape[1])
     ends = ends[np.argsort(ends[:, 1])]
-    rows = np.rint(np.interp(columns, ends[:, 1], ends[:, 0])).astype(int)
-    best, most = None, 1e-3
-    for shift in (-1, 0, 1):
-        inside = (rows + shift >= 0) & (rows + shift < len(seen.centre))
-        if inside.any():
-            line = np.where(inside, seen.centre[np.clip(rows + shift, 0, len(seen.centre) - 1), columns], 0)
-            if line.max() > most:
-                most, best = float(line.max()), np.array([rows[line.argmax()] + shift, line.argmax()])
-    return None if best is None else _centroid(seen.centre, best)
+    rows = np.interp(columns, ends[:, 1], ends[:, 0])
+    line = ndimage.map_coordinates(seen.centre, [rows, columns], order=1, mode="constant")
+    if line.max() < LEAST_PARTNER:
+        return None
+    column = _middle(line, int(line.argmax()))
+    return np.array([np.interp(column, columns, rows), column])
