@@ -151,7 +151,7 @@ def test_a_reconstruction_leaves_the_patient_out(
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
         *("spine.nii.gz", "spine.stl", "spine.glb", "surface_sd.png", "report.json", "report.html"),
-        *("spine.seg.nrrd", "spine.seg.dcm", "centroids.mrk.json", "landmarks.json"),
+        *("spine.seg.nrrd", "centroids.mrk.json", "landmarks.json"),
         *("overlay.png", "spine.png", "posture.json", "posture.csv", "posture_measures.csv"),
         *(f"surfaces/{level}.{kind}" for level in ("L1", "L2", "L3") for kind in ("stl", "ply", "glb")),
     }

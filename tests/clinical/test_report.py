@@ -94,7 +94,6 @@ def test_the_files_hold_the_reconstruction(found: Reconstruction, folder: Path) 
     assert files == {
         *(
             "spine.seg.nrrd",
-            "spine.seg.dcm",
             "centroids.mrk.json",
             "spine.nii.gz",
             "spine.stl",

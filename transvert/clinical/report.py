@@ -89,14 +89,13 @@ def write_reconstruction(
 def write_spine(found: Reconstruction, out: str | Path) -> dict[int, trimesh.Trimesh]:
     """Writes a spine's shapes and posture into a folder, and returns level to the surface that was written.
 
-    `spine.nii.gz`, `spine.seg.nrrd` and `spine.seg.dcm`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and
+    `spine.nii.gz` and `spine.seg.nrrd`; `surfaces/` with an STL, a PLY and a GLB per vertebra; `spine.stl` and
     `spine.glb`; `centroids.mrk.json`; `posture.json`, `posture.csv` and `posture_measures.csv`; and `landmarks.json`, as given or
     found.
     """
     out = Path(out)
     volume.write_volume(found.labels, out / "spine.nii.gz")
     exports.write_segmentation(found.labels, out / "spine.seg.nrrd")
-    exports.write_dicom_segmentation(found.labels, out / "spine.seg.dcm")
     exports.write_markups(out / "centroids.mrk.json", {v.level: v.centroid_ras for v in found.vertebrae})
     write_landmarks(out / "landmarks.json", found.landmarks)
     meshes = surfaces(found)
