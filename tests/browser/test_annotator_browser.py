@@ -66,8 +66,6 @@ class Tool:
         self.stages = {which: page.locator(f".tv-stage[data-view='{which}']") for which in ("ap", "lateral")}
         for stage in self.stages.values():
             page.locator(f".tv-stage[data-view='{stage.get_attribute('data-view')}'][data-ready='yes']").wait_for()
-        for box in page.get_by_label("local contrast", exact=True).all():
-            box.uncheck()  # Its halos look like dots.
 
     def dots(self, which: str) -> np.ndarray:
         """(N, 2) x and y on the page of all dark spots in bright surroundings, from the top."""

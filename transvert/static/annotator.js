@@ -119,7 +119,7 @@ class Marks {
 // One film: its picture, its marks, and the pointer's actions.
 class Pane {
   constructor(app, film) {
-    Object.assign(this, { app, film, viewName: film.view, next: film.next, centre: 128, width: 256, inverted: false, local: true });
+    Object.assign(this, { app, film, viewName: film.view, next: film.next, centre: 128, width: 256, inverted: false, local: false });
     this.canvas = element("canvas");
     this.overlay = element("svg", { role: "group", "aria-label": `marks on ${film.title}` });
     this.stage = element("div", { class: "tv-stage", tabindex: 0, "data-view": this.viewName }, this.canvas, this.overlay);
