@@ -20,7 +20,7 @@ from PIL import Image
 from browser.conftest import Lab, open_notebook, run_all
 from transvert import runs, workflow
 
-RUN_S = 400.0
+RUN_S = 900.0
 SEEN_S = 60.0
 
 
