@@ -258,6 +258,14 @@ def test_entries_are_added_to_a_card_and_the_weights_stay(tmp_path: Path) -> Non
     assert path.read_bytes() == b"none of ours"
 
 
+@pytest.mark.parametrize("key", ["name", "known"])
+def test_an_option_of_a_file_can_t_take_the_place_of_an_argument(key: str, tmp_path: Path) -> None:
+    made = networks.build_network("transvert", width=8)
+    path = networks.save_weights(tmp_path / "w.safetensors", made, "transvert", {"width": 8, key: "transvert"})
+    with pytest.raises(InputError, match="can't be built"):
+        networks.load_weights(path)
+
+
 def test_weights_of_8_bits_are_a_quarter_as_large_and_give_nearly_the_same(tmp_path: Path) -> None:
     made = networks.build_network("transvert_hull", width=32).eval()
     images = torch.rand(1, 2, 4, 64, 64, generator=torch.Generator().manual_seed(0))

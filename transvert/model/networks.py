@@ -337,7 +337,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"transvert": TransVert, "transvert_hull"
 """The paper's form and this companion's own. `benchmarks.studies.comparison_networks` adds those to compare with."""
 
 
-def build_network(name: str, known: Mapping[str, type[nn.Module]] = NETWORKS, **options: Any) -> nn.Module:
+def build_network(name: str, known: Mapping[str, type[nn.Module]] = NETWORKS, /, **options: Any) -> nn.Module:
     """Builds an untrained network by its name among the known, with the channels last; an InputError if it can't."""
     if name not in known:
         raise InputError(f"'{name}' is not a network; use one of {', '.join(known)}.")
@@ -403,7 +403,7 @@ def load_weights(path: str | Path, known: Mapping[str, type[nn.Module]] = NETWOR
 def load_network(weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a trained network and its card from a file, or the shipped one for None, "" or "shipped".
 
-    "research" loads the one that learned from research-only data too. Whoever shows results shows the card's `licence`.
+    "research" loads the one that learned from research-only data too: show its card's `licence` beside every result.
     """
     named = {"": SHIPPED_WEIGHTS, "shipped": SHIPPED_WEIGHTS, "research": RESEARCH_WEIGHTS}
     return load_weights(named.get(str(weights or "")) or Path(str(weights)))
