@@ -184,11 +184,9 @@ def hide_names(text: str, parameters: Mapping[str, Any]) -> str:
     for key in OWN_FILES:
         if path := parameters.get(key):
             neutral = f"{key}-{hashlib.sha256(path.encode()).hexdigest()[:8]}{Path(path).suffix}"
-            names = (path, Path(path).name)
-            for name in (
-                *names,
-                *(name.encode("unicode_escape").decode() for name in names),
-            ):  # The latter as papermill writes them.
+            names = [path, Path(path).name]
+            names += [name.encode("unicode_escape").decode() for name in names]  # As papermill writes them.
+            for name in names:
                 text = text.replace(json.dumps(name, ensure_ascii=False)[1:-1], neutral)
     return text
 

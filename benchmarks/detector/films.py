@@ -34,7 +34,6 @@ from transvert.progress import progress_bar
 
 PIXEL_MM = 1.5  # In the patient's plane.
 PAINT_MM = 1.0  # Coarser, the thin shells of the bodies fade, and with them their endplates.
-SMALLEST_MM = 250.0  # Least height of a film.
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def join_people(people: Sequence[list[Bone]], random: np.random.Generator) -> li
             piece = piece[-int(random.integers(3, 12)) :] if up else piece[: int(random.integers(3, 12))]
             ratio = _size(chain) / _size(piece)
             pair = (wanted, end.level) if up else (end.level, wanted)
-            step = usual_spacing().mean[pair] * ratio_of_height(chain)
+            step = usual_spacing().mean[pair] * _relative_height(chain)
             joint = end.centre - step if up else end.centre + step
             start = piece[-1] if up else piece[0]
             moved = [_scale(b, ratio, start.centre, joint) for b in piece]
@@ -96,7 +95,7 @@ def _size(bones: Sequence[Bone]) -> float:
     return float(np.median(sizes or [1.0]))
 
 
-def ratio_of_height(bones: Sequence[Bone]) -> float:
+def _relative_height(bones: Sequence[Bone]) -> float:
     """A person's steps from level to level relative to the usual ones."""
     pairs = [(a, b) for a, b in itertools.pairwise(bones) if (a.level, b.level) in usual_spacing().mean]
     ratios = [
@@ -271,7 +270,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--alone", action="store_true", help="each film of one person's vertebrae alone")
     parser.add_argument("--without", nargs="*", default=[], help="subjects to leave out")
     parser.add_argument("--cts", type=int, default=0, help="films of each real CT")
@@ -279,7 +277,7 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     found = [s for s in find_subjects(asked.sources) if s.name not in asked.without and not s.problem]
     people = [bones for s in found if len(bones := read_bones(s)) >= (4 if asked.alone else 1)]
-    for n in progress_bar(range(asked.first, asked.first + asked.count), "films"):
+    for n in progress_bar(range(asked.count), "films"):
         path = asked.folder / f"{n:05d}.npz"
         if not path.exists():
             write_films(path, draw_films(people, n, joined=not asked.alone))

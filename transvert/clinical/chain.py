@@ -1,14 +1,15 @@
 """Names the vertebrae that a detector found: the most likely chain of levels through candidates in space.
 
-Dynamic programming over candidates and levels (Viterbi). A candidate gains by its probabilities in both films; a level loses by how much less likely the pictures make it than the likeliest one; a step loses by
-its difference from usual steps (`tables/spacing.csv`), scaled to the person. T12 may be absent, and T13 or L6 present, at the
-odds below. How certain the names are follows from the best chains that are named otherwise.
+Dynamic programming over candidates and levels (Viterbi). A candidate gains by its probabilities in both films. A level loses by
+how much less likely the pictures make it than the likeliest one. A step loses by its difference from usual steps
+(`tables/spacing.csv`), scaled to the person. T12 may be absent, and T13 or L6 present, at the odds below. How certain the names
+are follows from the best chains that are named otherwise.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,12 @@ from transvert.io import InputError
 
 ORDER = tuple(levels.NAMES)  # C1 to sacrum, with T13 and L6.
 FEWEST = 5  # Vertebrae of a spine.
-# This companion's choices, tried on people held out (benchmarks/detector).
+# This companion's choices, tried on films of the detector's training (benchmarks/detector).
 BIAS = 2.2  # Added to the mean logit of a candidate: from a probability of a tenth on it is worth including.
 STEP_SD = 0.18  # Relative standard deviation of a step's length before the person's size is known; later 0.6 of it.
 LEAN_SD_DEG = 18.0  # Standard deviation of a step's direction from usual.
 SKIPPED = 7.0  # Cost of a vertebra that no candidate shows.
-LEVEL_WEIGHT = 1.0  # Neighbouring candidates see much of the same picture.
+LEVEL_WEIGHT = 1.0  # Of the levels against the centres and the steps.
 # Negative log odds of unusual numbers of vertebrae: 11 or 13 thoracic, 6 lumbar. Each has a few per cent of people.
 VARIANTS = {("T11", "L1"): 3.5, ("T12", "T13"): 4.5, ("L5", "L6"): 3.2}
 EVIDENCE = 0.1  # Share of the chains' difference in score that counts as evidence for a name.
@@ -42,13 +43,11 @@ class Chain:
         found: level to its candidate, head to tail; the sacrum (26) too if it was found.
         certainty: probability that all names are right, and not all one or more levels off.
         other: the second likeliest name of the lowest vertebra.
-        score: the chain's score; more is better.
     """
 
     found: dict[int, Candidate]
     certainty: float
     other: str
-    score: float
 
     @property
     def vertebrae(self) -> list[int]:
@@ -66,7 +65,7 @@ def name_vertebrae(candidates: Sequence[Candidate], lowest: int | None = None) -
     size = 1.0
     for sd in (STEP_SD, 0.6 * STEP_SD):
         scores = _Scores(candidates, size, sd)
-        path, score = scores.best_path()
+        path = scores.best_path()
         if len(path) < 2:
             return None
         size = _person_size(candidates, path)
@@ -77,7 +76,7 @@ def name_vertebrae(candidates: Sequence[Candidate], lowest: int | None = None) -
     likeliest = max((n for n in weights if n), key=lambda n: weights[n])
     last = [place for _, place in path if ORDER[place] != 26][-1]
     other = levels.name(ORDER[int(np.clip(last + likeliest, 0, len(ORDER) - 2))])
-    return Chain({ORDER[place]: candidates[i] for i, place in path}, 1 / sum(weights.values()), other, score)
+    return Chain({ORDER[place]: candidates[i] for i, place in path}, 1 / sum(weights.values()), other)
 
 
 def level_scores(candidate: Candidate) -> np.ndarray:
@@ -121,15 +120,16 @@ class _Scores:
     """Scores of nodes and steps for a person's size."""
 
     def __init__(self, candidates: Sequence[Candidate], size: float, sd: float):
-        self.candidates, self.sd = candidates, sd
+        self.sd = sd
         self.points = np.array([c.point for c in candidates])
         gains = [c.centre.mean() + BIAS for c in candidates]
         self.gain = np.clip(gains, -6, 4)
         self.level = LEVEL_WEIGHT * np.array([level_scores(c) for c in candidates]).clip(-12, 0)
-        self.edges = list(self._edges(size))
+        # Upper place, lower place, and the (N, N) scores of such a step from each candidate to each other.
+        self.moves = [(a, b, self._step_scores(step) - cost) for a, b, cost, step in self._edges(size)]
 
     @staticmethod
-    def _edges(size: float):
+    def _edges(size: float) -> Iterator[tuple[int, int, float, np.ndarray]]:
         """The possible steps: upper place, lower place, cost, usual step (3,)."""
         number = {levels.name(n): i for i, n in enumerate(ORDER)}
         usual = [i for i, n in enumerate(ORDER) if n not in levels.RARE]
@@ -144,7 +144,7 @@ class _Scores:
         yield number["T13"], number["L1"], 0.0, size * _usual_step(number["T12"], number["L1"])
         yield number["L6"], number["sacrum"], 0.0, size * _usual_step(number["L5"], number["sacrum"])
 
-    def step_scores(self, usual: np.ndarray) -> np.ndarray:
+    def _step_scores(self, usual: np.ndarray) -> np.ndarray:
         """(N, N): the score of a step from each candidate to each lower one; -inf to one that is not lower."""
         steps = self.points[None] - self.points[:, None]
         lengths, expected = np.linalg.norm(steps, axis=2), float(np.linalg.norm(usual))
@@ -154,29 +154,26 @@ class _Scores:
         lean = (np.degrees(np.arccos(np.clip(cosine, -1, 1))) / LEAN_SD_DEG) ** 2
         return np.where(steps[..., 2] < -2.0, -0.5 * (off + lean), -np.inf)
 
-    def best_path(self) -> tuple[list[tuple[int, int]], float]:
-        """Pairs of candidate and place in `ORDER`, from the head down, and the score."""
-        count, places = len(self.candidates), len(ORDER)
+    def best_path(self) -> list[tuple[int, int]]:
+        """Pairs of candidate and place in `ORDER`, from the head down."""
+        count, places = len(self.points), len(ORDER)
         best = self.gain[:, None] + self.level  # Of the best chain that ends here.
         origin = np.full((count, places, 2), -1)
-        moves = {id(e): self.step_scores(e[3]) - e[2] for e in self.edges}
         for place in range(places):
             own = self.gain + self.level[:, place]
-            for edge in self.edges:
-                if edge[1] != place:
-                    continue
-                total = best[:, edge[0], None] + moves[id(edge)]
+            for upper, _, move in (m for m in self.moves if m[1] == place):
+                total = best[:, upper, None] + move
                 source = total.argmax(axis=0)
                 value = total[source, np.arange(count)] + own
                 better = value > best[:, place]
                 best[better, place] = value[better]
-                origin[better, place] = np.stack([source[better], np.full(better.sum(), edge[0])], axis=1)
+                origin[better, place] = np.stack([source[better], np.full(better.sum(), upper)], axis=1)
         at = np.unravel_index(int(best.argmax()), best.shape)
-        score, path = float(best[at]), [(int(at[0]), int(at[1]))]
+        path = [(int(at[0]), int(at[1]))]
         while origin[path[-1]][0] >= 0:
             i, place = origin[path[-1]]
             path.append((int(i), int(place)))
-        return path[::-1], score
+        return path[::-1]
 
     def renamed(self, path: Sequence[tuple[int, int]], shift: int) -> float:
         """The score of the path's candidates with the lowest one named `shift` levels further down."""
@@ -194,10 +191,10 @@ class _Scores:
         score = np.full(len(ORDER), -np.inf)
         score[lowest] = self.gain[order[-1]] + self.level[order[-1], lowest]
         below = []
-        for upper, lower in itertools.pairwise(order[::-1]):
+        for lower, upper in itertools.pairwise(order[::-1]):
             fresh, origin = np.full(len(ORDER), -np.inf), np.full(len(ORDER), -1)
-            for a, b, cost, step in self.edges:
-                value = score[b] + self._one_step(lower, upper, step) - cost + self.gain[lower] + self.level[lower, a]
+            for a, b, move in self.moves:
+                value = score[b] + move[upper, lower] + self.gain[upper] + self.level[upper, a]
                 if value > fresh[a]:
                     fresh[a], origin[a] = value, b
             score = fresh
@@ -207,12 +204,6 @@ class _Scores:
         for origin in below[::-1]:
             places.append(int(origin[places[-1]]))
         return list(zip(order, places, strict=True)), float(score.max())
-
-    def _one_step(self, upper: int, lower: int, usual: np.ndarray) -> float:
-        step = self.points[lower] - self.points[upper]
-        length, expected = float(np.linalg.norm(step)), float(np.linalg.norm(usual))
-        lean = np.degrees(np.arccos(np.clip(step @ usual / (length * expected), -1, 1)))
-        return -0.5 * ((np.log(length / expected) / self.sd) ** 2 + (lean / LEAN_SD_DEG) ** 2)
 
 
 CERTAIN = 0.9  # Names less certain than this are asked about.
@@ -259,8 +250,8 @@ def detect_landmarks(
     setup = setup or empty_landmarks()
     views = setup.view("ap", ap), setup.view("lateral", lateral)
     maps = [
-        find_centres(film.pixels, view, setup.isocentre, lateral=film is lateral)
-        for film, view in zip((ap, lateral), views, strict=True)
+        find_centres(film.pixels, view, setup.isocentre, lateral=name == "lateral")
+        for name, film, view in zip(VIEWS, (ap, lateral), views, strict=True)
     ]
     candidates = find_candidates(views, maps, setup.isocentre)
     chain = name_vertebrae(candidates, levels.number(lowest) if lowest else None)

@@ -200,10 +200,10 @@ def find_candidates(views: Sequence[View], maps: Sequence[Maps], point: np.ndarr
     found = []
     for places in pairs:
         pixels = np.array([m.film_pixel(p) for m, p in zip(maps, places, strict=True)])
-        point, _ = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
+        met, _ = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
         seen = [m.at(p) for m, p in zip(maps, places, strict=True)]
         centre = np.array([np.clip(p, 1e-4, 1 - 1e-4) for p, _ in seen])
-        found.append(Candidate(point, pixels, np.log(centre / (1 - centre)), seen[0][1] + seen[1][1]))
+        found.append(Candidate(met, pixels, np.log(centre / (1 - centre)), seen[0][1] + seen[1][1]))
     return sorted(found, key=lambda c: -c.point[2])
 
 

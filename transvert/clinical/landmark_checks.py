@@ -21,7 +21,7 @@ from transvert.io import InputError
 SCALE_LIMIT = 0.08  # If the heights on the two films differ by a larger share, one pixel spacing is wrong.
 SCALE_WARNING = 0.03  # A smaller share may be real: the films are then only doubted.
 SIZES = (0.6, 1.35)  # From small children to tall people, relative to the adults of the spacing table.
-ADULTS = (0.8, 1.25)  # The limits where nobody measured the pixel size.
+ADULTS = (0.8, 1.25)  # Narrower limits, for films whose pixel size comes from their dpi and was not measured.
 LEAST_GAP_MM = {"ap": 80.0, "lateral": 130.0}  # From the spine of a slim adult to the detector behind the patient.
 ONE_EXPOSURE_MM = 600.0  # Most detectors are 430 mm high; higher films are rarely of one exposure.
 SIDE_REMINDER = (

@@ -13,8 +13,8 @@ One JSON file holds both views, here with every kind of mark; all but the centro
                    "s1_endplate": {"anterior": [981.5, 420.0], "posterior": [970.0, 465.5]}}}}
 
 The "projection" is "cone" (the default), "parallel", or "slot" for a slot scanner such as EOS, which needs both
-"source_to_detector_mm" and "source_to_isocentre_mm". A pixel is `[row, column]` of the upright picture, as `radiograph.read_radiograph` turns it and the annotator shows it.
-"centroids_of" is "body" for the middles of vertebral bodies, or "vertebra" (the default) for the centres of mass of whole
+"source_to_detector_mm" and "source_to_isocentre_mm". A pixel is `[row, column]` of the upright picture, as
+`radiograph.read_radiograph` turns it and the annotator shows it. "centroids_of" is "body" for the middles of vertebral bodies, or "vertebra" (the default) for the centres of mass of whole
 vertebrae, arch and processes included, which lie 8 to 18 mm behind. Proposed centroids were filled in and not confirmed.
 """
 

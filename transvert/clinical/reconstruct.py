@@ -102,12 +102,8 @@ def reconstruct(
             raise InputError(f"{detection.doubt} `transvert detect` writes what was found, for the annotator.")
         marks = detection.landmarks
     if not marks.levels:
-        source = (
-            "This"
-            if isinstance(landmarks, Landmarks) or landmarks is None
-            else f"The landmark file {Path(landmarks).name}"
-        )
-        raise InputError(f"{source} marks no vertebra in both views.")
+        given_as = f"landmark file {Path(landmarks).name}" if isinstance(landmarks, str | Path) else "set of landmarks"
+        raise InputError(f"The {given_as} marks no vertebra in both views.")
     given = marks
     if not isinstance(network, nn.Module):
         network, card = networks.load_network(network)

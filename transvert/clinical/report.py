@@ -48,8 +48,10 @@ def write_reconstruction(
     `surface_sd.png`; `report.json`; and the page `report.html`. Returns level to the surface that was written.
     """
     out = Path(out)
-    meshes = meshes or write_spine(found, out)
-    write_posture(out / "posture.json", found.posture)
+    if meshes:  # Written before the draws, so without their spread.
+        write_posture(out / "posture.json", found.posture)
+    else:
+        meshes = write_spine(found, out)
     named = {levels.name(level): surface for level, surface in meshes.items()}
     titles = [f"{name} film" + (" (simulated)" if simulated else "") for name in ("AP", "lateral")]
     pixels, overlays = [film.pixels for film in found.films], silhouettes(found)

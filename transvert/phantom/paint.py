@@ -27,7 +27,7 @@ BONE_JITTER = 0.08  # Relative standard deviation of the material between the ve
 MARGIN_MM = 66.0  # Smallest margin above the first and below the last centre of mass; stored patches end within it.
 
 
-def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0, margin_mm: float = MARGIN_MM) -> Volume:
+def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0) -> Volume:
     """Paints a CT-like volume around the vertebrae of a label mask.
 
     Args:
@@ -36,17 +36,17 @@ def paint_phantom(mask: Volume, seed: int, spacing_mm: float = 1.0, margin_mm: f
 
     Returns:
         (X, Y, Z) float32, HU, with voxels of `spacing_mm`, axis-aligned: the whole trunk around the mask's whole vertebrae,
-        at least `margin_mm` above and below their centres of mass.
+        at least `MARGIN_MM` above and below their centres of mass.
 
     Raises:
         InputError: as `column.build_column`.
     """
     random = np.random.default_rng(seed)
-    return paint_column(column.build_column(mask, random, margin_mm + column.BEYOND_MM), random, spacing_mm, margin_mm)
+    return paint_column(column.build_column(mask, random, MARGIN_MM + column.BEYOND_MM), random, spacing_mm, MARGIN_MM)
 
 
 def paint_column(spine: Column, random: np.random.Generator, spacing_mm: float, margin_mm: float) -> Volume:
-    """Paints a CT-like volume around a column; see `paint_phantom`."""
+    """Paints a CT-like volume around a column that reaches beyond the margin; otherwise as `paint_phantom`."""
     known = [bone for bone in spine.bones if not bone.copied]
     middles = [float(bone.part.world(np.argwhere(bone.part.data).mean(0))[2]) for bone in known]
     heights = np.concatenate([bone.part.corners()[:, 2] for bone in known])
