@@ -38,7 +38,11 @@ TOTALSEGMENTATOR: dict[int, int] = {
 }
 """TotalSegmentator v2 label to VerSe level (sacrum and S1 both become the sacrum)."""
 
-CONVENTIONS: dict[str, dict[int, int]] = {"verse": {n: n for n in NAMES}, "totalsegmentator": TOTALSEGMENTATOR}
+CONVENTIONS: dict[str, dict[int, int]] = {
+    "verse": {n: n for n in NAMES},
+    "totalsegmentator": TOTALSEGMENTATOR,
+    "totalsegmentator_v1": {n - 9: level for n, level in TOTALSEGMENTATOR.items() if level != 26},
+}
 
 
 def name(level: int) -> str:

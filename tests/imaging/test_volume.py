@@ -351,6 +351,7 @@ def _column(numbers: list[int], path: Path, speck: int = 0) -> Path:
         (list(range(50, 25, -1)), "totalsegmentator"),
         ([31], "totalsegmentator"),
         ([30, 29, 1, 2, 3], "totalsegmentator"),  # organs
+        (list(range(41, 17, -1)), "totalsegmentator_v1"),
     ],
 )
 def test_vertebrae_that_stand_head_to_tail_are_read(numbers: list[int], convention: str, tmp_path: Path) -> None:
@@ -387,10 +388,17 @@ def test_a_few_voxels_in_the_wrong_place_are_ignored(tmp_path: Path) -> None:
         ([21, 20], "verse", "L2 above L1 by the 'verse'"),
         ([17, 2, 9, 4, 13, 3], "verse", ".* above .* by the 'verse' .*; its numbers are wrong"),
         ([*range(32, 26, -1), 25], "verse", r"T13 and L6 by the 'verse' .*; its numbers look like 'totalsegmentator'"),
-        ([*range(32, 26, -1)], "verse", r"T13 by the 'verse' .*; its numbers look like 'totalsegmentator': state"),
+        (
+            [*range(32, 26, -1)],
+            "verse",
+            r"T13 by the 'verse' .*; its numbers look like 'totalsegmentator' or 'totalsegmentator_v1': state",
+        ),
         ([31], "verse", r"no vertebra by the 'verse' .*; its numbers look like 'totalsegmentator'"),
         ([20, 21, 22], "totalsegmentator", r"no vertebra by the 'totalsegmentator' .*; its numbers look like 'verse'"),
         ([31, 32, 33], "totalsegmentator", "T12 above T11 by"),
+        (list(range(41, 17, -1)), "totalsegmentator", r"T3 and T4 and .* look like 'totalsegmentator_v1'"),
+        ([27, 26, 25, 24], "totalsegmentator", r"L5 by the 'totalsegmentator' .* look like 'totalsegmentator_v1'"),
+        ([27, 26, 25, 24], "verse", r".* by the 'verse' .* look like 'totalsegmentator_v1'"),
     ],
 )
 def test_label_numbers_of_another_convention_get_its_name(

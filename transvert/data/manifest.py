@@ -87,7 +87,7 @@ class _Entry(_Model):
     """The keys that files and patterns share. `levels` and `without` hold VerSe numbers."""
 
     role: Role
-    convention: Literal["", "verse", "totalsegmentator"] = ""
+    convention: Literal["", "verse", "totalsegmentator", "totalsegmentator_v1"] = ""
     frame: Annotated[str, AfterValidator(_check_frame)] = ""
     unit: Literal["", "mm", "cm", "m", "voxel", "pixel", "unstated"] = ""
     view: Literal["", "ap", "lateral"] = ""

@@ -288,13 +288,15 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
     """Raises InputError unless the labels (VerSe levels) of a file's values are vertebrae in order from head to tail."""
     heights = _heights(labels)
     wrong, pairs = _out_of_order(heights), len(heights) - 1
-    if 3 * len(wrong) <= pairs and len(heights) > 2:
+    spine = 3 * len(wrong) <= pairs and len(heights) > 2
+    if spine and convention == "verse":  # TotalSegmentator's two numberings run the same way, VerSe's the other.
         return
-    # A mask may have only one or two vertebrae; then another convention must fit much better to count.
-    least = 1 if not heights else 2 if wrong else len(heights) + 3
+    # A convention in which a mask has a few vertebrae in order is right, unless another one fits much better.
+    fits = bool(heights) and (spine or not wrong)
+    least = 1 if not heights else len(heights) + 3 if fits else 2
     others = ((other, _heights(levels.to_verse(values, other))) for other in levels.CONVENTIONS if other != convention)
     better = [other for other, found in others if len(found) >= least and not _out_of_order(found)]
-    if heights and not wrong and not better:
+    if fits and not better:
         return
     numbers = [f"{v:g}" for v in np.unique(values)]
     held = ", ".join(numbers[:8] + ["..."] * (len(numbers) > 8))
@@ -303,8 +305,7 @@ def _check_convention(values: np.ndarray, labels: np.ndarray, convention: str, n
     else:
         said = " and ".join(map(levels.name, heights)) or "no vertebra"
     if better:
-        hint = f"its numbers look like '{better[0]}': state that convention in its data manifest"
-        hint += " (version 2's; renumber version 1's)" * (better[0] == "totalsegmentator")
+        hint = f"its numbers look like {' or '.join(map(repr, better))}: state that convention in its data manifest"
     elif wrong:
         hint = "its numbers are wrong or it is upside down: renumber its labels or correct its affine"
     else:
