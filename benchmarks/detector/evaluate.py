@@ -14,21 +14,28 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.detector.films import read_films
-from benchmarks.detector.train import expose
 from transvert import levels, runs
 from transvert.clinical import chain, detector, landmarks
 from transvert.clinical.radiograph import Radiograph
-from transvert.drr.geometry import VIEWS
+from transvert.drr import exposure
+from transvert.drr.geometry import VIEWS, View
 from transvert.model import networks
 
 FOUND_MM = 10.0
 
 
+def expose(integral: np.ndarray, view: View, seed: int) -> np.ndarray:
+    """A film with 2.5 uGy behind the densest parts, as an exposure control gives it."""
+    integral = integral.astype(np.float32)
+    open_ugy = 2.5 / float(np.percentile(exposure.transmit(integral), 10))
+    photons = exposure.photons_per_pixel(open_ugy, view.pixel_mm)
+    return exposure.expose(integral, pixel_mm=view.pixel_mm, seed=seed, photons=photons, scatter=0.02)
+
+
 def measure(path: Path, seed: int) -> tuple[list[dict], dict]:
     """Rows of the vertebrae of a pair of films, and a row of the pair."""
     films = read_films(path)
-    random = np.random.default_rng(seed)
-    shown = [expose(p.astype(np.float32), random).astype(np.float32) for p in films.pictures]
+    shown = [expose(p, v, 2 * seed + i) for i, (p, v) in enumerate(zip(films.pictures, films.views, strict=True))]
     setup = landmarks.project_landmarks(*films.views, films.isocentre, {})
     made = [Radiograph(p, v.pixel_mm) for p, v in zip(shown, films.views, strict=True)]
     found = chain.detect_landmarks(made[0], made[1], setup)

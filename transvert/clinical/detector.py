@@ -49,14 +49,14 @@ class Detector(nn.Module):
         self.deep = nn.Sequential(Residual(widths[-1], 2), *deep)
         self.up = nn.ModuleList(SubpixelUpsample(b, a, 2) for a, b in pairs)
         self.join = nn.ModuleList(nn.Sequential(networks.norm_act(a, 2), Residual(a, 2)) for a, _ in pairs)
-        self.centre = nn.Conv2d(widths[0], 1, 1)
+        self.centre = nn.Conv2d(widths[0], 2, 1)
         self.level = nn.Sequential(conv(widths[2], 2 * widths[2], 2), nn.Conv2d(2 * widths[2], len(LEVELS), 1))
 
     def forward(self, films: Tensor) -> Tensor:
         """Films (B, 4, H, W) of `stack_input`; sides are multiples of 32.
 
         Returns:
-            (B, 1 + 25, H / 2, W / 2): the logit of a body's centre, and the scores of `LEVELS`.
+            (B, 2 + 25, H / 2, W / 2): the logits of a body's centre and of a disc's, and the scores of `LEVELS`.
         """
         features = [self.stem(films)]
         for stage in self.down:
@@ -165,7 +165,7 @@ def find_centres(
         found = (network or shipped_detector())(torch.from_numpy(film[None]))[0]
     inside = film[1, ::2, ::2] > 0.5
     centre = torch.sigmoid(found[0]).numpy() * inside
-    return Maps(centre, torch.log_softmax(found[1:], 0).numpy(), 2 * scale)
+    return Maps(centre, torch.log_softmax(found[2:], 0).numpy(), 2 * scale)
 
 
 def find_ridge(maps: Maps) -> np.ndarray:
