@@ -187,10 +187,12 @@ def evaluate(
 @app.command()
 def calibrate(
     store: Store,
-    folds: Annotated[Path, typer.Argument(help="Output folder of `transvert train STORE --split folds:K` or loso.")],
+    folds: Annotated[
+        Path, typer.Argument(help="A weights file, or the output folder of `transvert train STORE --split folds:K`.")
+    ],
     out: Out,
 ) -> None:
-    """Calibrate the error estimates of cross-validated networks on held-out subjects: calibration.json and tables.
+    """Calibrate the error estimates of networks on people they did not learn from: calibration.json and tables.
 
     In Python, transvert.model.networks.add_to_card writes a calibration into a weights file.
     """

@@ -1,13 +1,14 @@
-"""Measures the package's anatomical tables: `python -m benchmarks.tables.anatomy STORE FOLDS`.
+"""Measures the package's anatomical tables: `python -m benchmarks.tables.anatomy STORE WEIGHTS`.
 
-Writes endplate_tilts.csv, body_offsets.csv and centroid_shifts.csv to transvert/tables. anatomy.md says what they hold.
+Writes endplate_tilts.csv, body_offsets.csv, centroid_shifts.csv and alignment.csv to transvert/tables. anatomy.md says what
+they hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from benchmarks.standing_phantom import reference_pose
 from benchmarks.standing_phantom.reference_pose import Bone
 from transvert import levels
 from transvert.clinical import endplates
-from transvert.clinical.vertebra import AXES, REGIONS, Vertebra, body_region, centroid_offset_mm, shift_share
+from transvert.clinical.vertebra import (
+    AXES,
+    OUT_OF_LINE,
+    REGIONS,
+    Vertebra,
+    body_region,
+    centroid_offset_mm,
+    runs_of_five,
+)
 from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SPACING_MM
 from transvert.data.samples import Samples
@@ -51,36 +60,40 @@ LEAST_DEG = {
     "chord_below": 3.0,
 }
 """Lower limits of the standard deviations, since few people were measured and all were lying."""
-CLICKS, CLICK_MM = 8, 3.0
+CLICKS, CLICK_MM = 4, 3.0
 """Simulated clicks per vertebra, and their standard deviation."""
-LEAST, LEAST_MM = 5, 1.0
-"""Fewest vertebrae of a region, and the lower limit of a standard deviation, in centroid_shifts.csv."""
+LEAST_MM = 1.0
+"""Lower limit of a standard deviation in centroid_shifts.csv."""
 PLANES = {"sagittal": endplates.SAGITTAL, "coronal": endplates.CORONAL}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description="Measure the package's anatomical tables.")
     options.add_argument("store", help="samples with the full field of view, from `transvert synthesize`")
-    options.add_argument("folds", help="folder of `transvert train STORE --split folds:4`")
-    options.add_argument("--out", type=Path, default=endplates.TABLE.parent, help="folder of the three tables")
+    options.add_argument(
+        "weights", help='a weights file, "shipped", or a folder of `transvert train STORE --split folds:4`'
+    )
+    options.add_argument("--out", type=Path, default=endplates.TABLE.parent, help="folder of the four tables")
     chosen = options.parse_args()
     rows: list[dict[str, Any]] = []
     bodies: list[dict[str, Any]] = []
     followed: list[dict[str, Any]] = []
-    for _, network, _, person in tqdm(iterate_unseen(chosen.store, chosen.folds), unit="person"):
+    bent: list[dict[str, Any]] = []
+    for _, network, _, person in tqdm(iterate_unseen(chosen.store, chosen.weights), unit="person"):
         rows += off(person, predict(network, person.images(), mirror=True))
-        followed += follow(network, person, "folds")
-    for _, network, _, person in tqdm(iterate_unseen(chosen.store, "shipped"), unit="person"):
-        followed += follow(network, person, "shipped")
+        followed += follow(network, person)
+        bent += steps_out(dict(zip(person.levels.tolist(), person.centroids, strict=True)))
     for name, person in tqdm(RESTING, unit="person"):
         (subject,) = fetch_subjects(name, subjects=[person])
         bones = reference_pose.open_bones(subject)
         rows += at_rest(bones, person not in SYMMETRIC)
         bodies += behind(bones)
+        bent += steps_out({bone.level: bone.centroid for bone in bones})
     made = {
         "endplate_tilts": summarise(pd.DataFrame(rows)),
         "body_offsets": summarise_bodies(pd.DataFrame(bodies)),
         "centroid_shifts": summarise_centring(pd.DataFrame(followed)),
+        "alignment": summarise_alignment(pd.DataFrame(bent)),
     }
     for name, table in made.items():
         write_table(chosen.out / f"{name}.csv", table)
@@ -104,11 +117,11 @@ def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
             yield _row("shape_wedge", name, level, wedge - true_wedge)
 
 
-def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[dict[str, Any]]:
+def follow(network: torch.nn.Module, person: Samples) -> Iterator[dict[str, Any]]:
     """Offsets of predicted shapes in their cubes when landmarks are off: one row per vertebra, click and axis.
 
     Yields:
-        `weights`, region, axis, offset of the vertebra from its clicked place (`strayed_mm`) and offset of the predicted
+        region, axis, offset of the vertebra from its clicked place (`strayed_mm`) and offset of the predicted
         shape (`seen_mm`), mm.
     """
     images = torch.from_numpy(person.images())
@@ -121,7 +134,7 @@ def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[
             offset = centroid_offset_mm(shape, SPACING_MM)
             if offset is not None:
                 for axis, strayed, seen in zip(AXES, beside.tolist(), offset.tolist(), strict=True):
-                    here = {"weights": weights, "region": levels.region(level), "axis": axis}
+                    here = {"region": levels.region(level), "axis": axis}
                     yield {**here, "strayed_mm": strayed, "seen_mm": seen}
 
 
@@ -177,26 +190,35 @@ def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
-    """Fits a line by region and axis: the constant offset of a shape, and the share of a click's error that it undoes.
+    """Fits a line by region and axis: the constant offset of a shape, and the share of a click's error that it shows.
 
     By symmetry there is no constant offset to the right. Outliers are common, so the standard deviation is that of normal
-    errors with the same mean size. Of several weights, those that move a vertebra less are used.
+    errors with the same mean size.
     """
-    made: dict[tuple[str, str], dict[str, Any]] = {}
-    for (weights, region, axis), part in rows.groupby(["weights", "region", "axis"]):
-        if len(part) < LEAST * CLICKS:
-            continue
-        undone, off_mm = np.polyfit(part["strayed_mm"], part["seen_mm"], 1)
-        undone, off_mm = max(undone, 0.0), off_mm * (axis != "right")
-        left = np.abs(part["seen_mm"] - off_mm - undone * part["strayed_mm"]).mean() * np.sqrt(np.pi / 2)
-        left = max(LEAST_MM, left)
-        row = {"region": region, "axis": axis, "offset_mm": off_mm, "share": undone, "sd_mm": left}
-        row |= {"count": len(part) // CLICKS, "weights": weights}
-        made[region, axis] = min(
-            (row, made.get((region, axis), row)),
-            key=lambda row: shift_share(CLICK_MM, row["share"], row["sd_mm"]),
-        )
-    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, AXES)]).round(3)
+    made = []
+    for region, axis in itertools.product(metrics.REGIONS, AXES):
+        part = rows[(rows["region"] == region) & (rows["axis"] == axis)]
+        share, off_mm = np.polyfit(part["strayed_mm"], part["seen_mm"], 1)
+        share, off_mm = max(share, 0.0), off_mm * (axis != "right")
+        left = np.abs(part["seen_mm"] - off_mm - share * part["strayed_mm"]).mean() * np.sqrt(np.pi / 2)
+        row = {"region": region, "axis": axis, "offset_mm": off_mm, "share": share, "sd_mm": max(LEAST_MM, left)}
+        made.append(row | {"count": len(part) // CLICKS})
+    return pd.DataFrame(made).round(3)
+
+
+def steps_out(centres: Mapping[int, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """How far each vertebra's centre of mass (3,) RAS mm is out of line with the two above and the two below."""
+    for five in runs_of_five(centres):
+        for axis, mm in zip(AXES, OUT_OF_LINE @ np.array([centres[n] for n in five]), strict=True):
+            yield {"region": levels.region(five[2]), "axis": axis, "mm": mm}
+
+
+def summarise_alignment(rows: pd.DataFrame) -> pd.DataFrame:
+    """Standard deviations by region and axis, around 0, that of normal errors with the same mean size."""
+    groups = rows.assign(mm=rows["mm"].abs()).groupby(["region", "axis"], sort=False)["mm"]
+    table = groups.agg(sd_mm="mean", count="size")
+    table["sd_mm"] *= np.sqrt(np.pi / 2)
+    return table.reindex([*itertools.product(metrics.REGIONS, AXES)]).round(2).reset_index()
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

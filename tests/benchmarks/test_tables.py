@@ -53,13 +53,27 @@ def test_bones_at_rest_give_wedges_discs_and_tilts() -> None:
 
 
 @pytest.mark.parametrize(("sees", "undone"), [(True, 1.0), (False, 0.0)], ids=str)
-def test_a_shape_that_follows_the_films_undoes_the_whole_error(sees: bool, undone: float) -> None:
+def test_a_shape_that_follows_the_films_undoes_the_whole_error(
+    sees: bool, undone: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anatomy, "CLICKS", 8)
     steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     spot = np.exp(-((np.hypot(steps[:, None], steps) / 5) ** 2)).astype(np.float32)
     images = np.broadcast_to(spot, (3, 2, 2, SIZE, SIZE)).copy()
-    images, levels = np.repeat(images, anatomy.LEAST, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), anatomy.LEAST)
+    images, levels = np.repeat(images, 5, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), 5)
     person: Any = SimpleNamespace(images=lambda: images, levels=levels)
-    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
+    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person)))
     assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in AXES]
     assert table["share"].tolist() == pytest.approx([undone] * 9, abs=0.2)
-    assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
+    assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == 5).all()
+
+
+def test_alignment_is_how_far_a_vertebra_is_out_of_line() -> None:
+    line = {n: np.array([0.0, 0.0, -20.0 * n]) for n in range(10, 20)}
+    assert all(row["mm"] == pytest.approx(0) for row in anatomy.steps_out(line))
+    out = pd.DataFrame(anatomy.steps_out(line | {15: line[15] + [0.0, 4.0, 0.0]}))
+    front = out[out["axis"] == "front"]["mm"].tolist()
+    assert front == pytest.approx([0.0, 1.0, -4.0, 6.0, -4.0, 1.0]) and not out[out["axis"] == "up"]["mm"].any()
+    table = anatomy.summarise_alignment(out).set_index(["region", "axis"])
+    assert len(table) == 3 * len(AXES)
+    assert table.loc["T", "front"]["sd_mm"] == pytest.approx(np.sqrt(np.pi / 2) * 16 / 6, abs=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def candidate(
     if level is not None:
         scores = -sure * np.abs(np.arange(len(LEVELS)) - LEVELS.index(level)).astype(float)
     scores -= np.log(np.exp(scores).sum())
-    return Candidate(point, np.zeros((2, 2)), np.array([gain, gain]), scores)
+    return Candidate(point, np.zeros((2, 2)), np.array([gain, gain]), np.array([scores, scores]) / 2)
 
 
 def sort(candidates: list[Candidate]) -> list[Candidate]:
@@ -103,7 +104,7 @@ def test_unusual_numbers_of_vertebrae() -> None:
     both = candidate(points[7], None)
     scores = np.full(len(LEVELS), -30.0)
     scores[[LEVELS.index(19), LEVELS.index(20)]] = np.log(0.5)
-    given.append(Candidate(points[7], both.pixels, both.centre, scores))
+    given.append(Candidate(points[7], both.pixels, both.centre, np.array([scores, scores]) / 2))
     assert named(chain.name_vertebrae(sort(given))) == thirteen
 
 
@@ -113,3 +114,17 @@ def test_nothing_and_impossible_names() -> None:
     given = [candidate(p, n) for n, p in spine(between("C3", "T4")).items()]
     with pytest.raises(InputError, match="can't end at C3"):
         chain.name_vertebrae(sort(given), 3)
+
+
+def test_films_of_different_parts_do_not_belong_together() -> None:
+    points = spine(between("T3", "L1"))
+    given = [candidate(p, n) for n, p in points.items()]
+    together = [replace(c, level=c.level - np.log(np.exp(c.level).sum(1, keepdims=True))) for c in given]
+    moved = [np.array([c.level[0], np.roll(c.level[1], 4)]) for c in together]
+    apart = [replace(c, level=level) for c, level in zip(together, moved, strict=True)]
+    found = chain.Chain(dict(zip(points, together, strict=True)), 1.0, "T12")
+    assert chain._doubt(found, named=False) == ""
+    found = replace(found, found=dict(zip(points, apart, strict=True)))
+    assert "do not belong together" in chain._doubt(found, named=True) and "4 levels lower" in chain._doubt(
+        found, named=True
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Patient, Seeing, ball
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal, assert_array_less
 from scipy.spatial.transform import Rotation
 
 from transvert.clinical import film_checks, landmarks, vertebra
@@ -235,3 +235,45 @@ def test_a_cube_that_stands_askew_is_assembled_where_its_axes_put_it() -> None:
     assert_allclose(np.ptp(own, axis=0), np.ptp(given, axis=1) + SPACING_MM, atol=1.5)
     assert len(own) == pytest.approx(box.sum() * SPACING_MM**3, rel=0.02)
     assert_allclose(volume.world(np.argwhere(volume.data == T12)).mean(0), [30, -80, 270], atol=0.05)
+
+
+def _curve(cobb_deg: float) -> dict[int, np.ndarray]:
+    """T3 to L4 along an even curve to the side, 25 mm apart."""
+    turns = np.radians(np.linspace(-cobb_deg / 2, cobb_deg / 2, 14))
+    steps = 25.0 * np.stack([np.sin(turns), np.full(14, 0.1), -np.cos(turns)], axis=1)
+    return dict(zip(range(10, 24), np.cumsum(steps, axis=0), strict=True))
+
+
+def test_places_in_line_gain_and_their_stated_error_is_right() -> None:
+    true, random, sd = _curve(0.0), np.random.default_rng(0), {n: np.array([1.0, 2.0, 1.5]) for n in range(10, 24)}
+    errors, before, stated = [], [], []
+    for _ in range(40):
+        given = {n: at + random.normal(0, sd[n]) for n, at in true.items()}
+        found, left = vertebra.align_places(given, sd)
+        errors.append([found[n] - true[n] for n in true])
+        before.append([given[n] - true[n] for n in true])
+        stated.append([left[n] for n in true])
+    assert np.square(errors).mean() < 0.7 * np.square(before).mean()
+    # People's vertebrae are not perfectly in line, so on a perfect line the stated error is not the smaller one.
+    assert_array_less(np.sqrt(np.square(errors).mean((0, 1))), 1.05 * np.mean(stated, (0, 1)))
+    assert_array_less(np.mean(stated, (0, 1)), [1.0, 2.0, 1.5])
+
+
+def test_no_curve_is_flattened_and_a_slipped_vertebra_stays_where_the_films_show_it() -> None:
+    sd = {n: np.full(3, 1.5) for n in range(10, 24)}
+    true = _curve(60.0)
+    found, _ = vertebra.align_places(true, sd)
+    assert_allclose([found[n] for n in true], list(true.values()), atol=0.1)
+    slipped = true | {22: true[22] + [0.0, 15.0, 0.0]}
+    found, _ = vertebra.align_places(slipped, sd)
+    assert abs(found[22][1] - slipped[22][1]) < 3.0
+
+
+def test_few_places_and_gaps_stay() -> None:
+    sd = {n: np.full(3, 1.5) for n in range(10, 24)}
+    for levels_ in ([10, 11, 12, 13], [10, 11, 13, 14, 15]):
+        given = {n: np.random.default_rng(n).normal(size=3) for n in levels_}
+        found, left = vertebra.align_places(given, sd)
+        for n in levels_:
+            assert_allclose(found[n], given[n])
+            assert_allclose(left[n], sd[n])

@@ -81,7 +81,8 @@ def name_vertebrae(candidates: Sequence[Candidate], lowest: int | None = None) -
 
 def level_scores(candidate: Candidate) -> np.ndarray:
     """(26,) by `ORDER`: log probabilities of the levels relative to the likeliest; T13 and L6 are between their neighbours."""
-    usual = dict(zip(LEVELS, candidate.level - candidate.level.max(), strict=True))
+    both = candidate.level.sum(0)
+    usual = dict(zip(LEVELS, both - both.max(), strict=True))
     between = {28: (19, 20), 25: (24, 26)}
     pairs = {n: [usual[m] for m in near] for n, near in between.items()}
     return np.array([usual[n] if n in usual else float(np.logaddexp(*pairs[n]) - np.log(2)) for n in ORDER])
@@ -207,6 +208,7 @@ class _Scores:
 
 
 CERTAIN = 0.9  # Names less certain than this are asked about.
+APART = 2.5  # Levels by which the two films may differ, on average.
 FAINT = 0.3  # Mean probability of the vertebrae in the clearer film below which there may be no spine.
 
 
@@ -270,10 +272,22 @@ def _doubt(chain: Chain | None, *, named: bool) -> str:
     seen = np.mean([1 / (1 + np.exp(-c.centre.max())) for c in found])
     if seen < FAINT:
         return "The films show vertebrae too faintly to find them: mark them by hand."
+    apart = np.mean([np.diff(_expected_place(c)) for c in found])
+    if abs(apart) > APART:
+        return (
+            f"The films do not belong together: by what they show, the vertebrae on the lateral film are {abs(apart):.0f} "
+            f"levels {'lower' if apart > 0 else 'higher'} than those at their height on the AP film."
+        )
     if chain.certainty < CERTAIN and not named:
         lowest = levels.name(chain.vertebrae[-1])
         return (
             f"The vertebrae may be named one level off (certainty {chain.certainty:.0%}): the lowest one was taken for "
-            f"{lowest}, and may be {chain.other}. Say which it is with --lowest, or correct the landmarks."
+            f"{lowest}, and may be {chain.other}. Name it (`transvert detect --lowest {lowest}`, or `lowest` in notebook 04), or "
+            "correct the landmarks."
         )
     return ""
+
+
+def _expected_place(candidate: Candidate) -> np.ndarray:
+    """(2,) the mean place along the spine (`levels.place`) that the AP and the lateral film give a candidate."""
+    return np.exp(candidate.level) @ [levels.place(n) for n in LEVELS]

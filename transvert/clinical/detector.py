@@ -99,7 +99,7 @@ class Candidate:
         point: (3,) RAS mm.
         pixels: (2, 2) row and column on the AP and on the lateral film.
         centre: (2,) logits of a body's centre on both films.
-        level: (25,) sum of both films' log probabilities of `LEVELS`.
+        level: (2, 25) log probabilities of `LEVELS` on both films.
     """
 
     point: np.ndarray
@@ -203,7 +203,7 @@ def find_candidates(views: Sequence[View], maps: Sequence[Maps], point: np.ndarr
         met, _ = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
         seen = [m.at(p) for m, p in zip(maps, places, strict=True)]
         centre = np.array([np.clip(p, 1e-4, 1 - 1e-4) for p, _ in seen])
-        found.append(Candidate(met, pixels, np.log(centre / (1 - centre)), seen[0][1] + seen[1][1]))
+        found.append(Candidate(met, pixels, np.log(centre / (1 - centre)), np.array([level for _, level in seen])))
     return sorted(found, key=lambda c: -c.point[2])
 
 

@@ -9,7 +9,7 @@ its body, 8 to 18 mm in front of that (`tables/body_offsets.csv`). benchmarks/ta
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,9 @@ REGIONS = {
 SHARE_SD = 0.15
 """Standard deviation between networks of the share that a shape shows: weights trained five times as long showed that much
 more than those of the table. It keeps a shift from overshooting where landmarks are very uncertain."""
+OUT_OF_LINE = np.array([0.25, -1.0, 1.5, -1.0, 0.25])
+"""Weights of five neighbouring places: 0 on a straight line and on an even curve, so that no curve is flattened."""
+_FREEDOM = 4.0
 WARN_SD = 2.5  # A shift of more standard deviations of the landmark than this is reported.
 
 Points = Mapping[int, np.ndarray]  # Level to (3,).
@@ -132,6 +135,45 @@ def refine_centroid(vertebra: Vertebra, sd_mm: np.ndarray) -> tuple[np.ndarray, 
     return vertebra.centroid_ras + vertebra.axes @ (factor * (found - offset)), sd_mm * np.sqrt(1 - factor * share)
 
 
+@functools.cache
+def alignment_sd_mm() -> dict[str, np.ndarray]:
+    """By region "C", "T" or "L": (3,) standard deviation in mm of how far vertebrae are out of line (`OUT_OF_LINE`)."""
+    rows = {(row["region"], row["axis"]): row for row in read_rows(PACKAGE / "tables" / "alignment.csv")}
+    return {name: np.array([float(rows[name, axis]["sd_mm"]) for axis in AXES]) for name in metrics.REGIONS}
+
+
+def runs_of_five(found: Collection[int]) -> list[tuple[int, ...]]:
+    """Each five neighbouring levels below C2 of those found, head to tail."""
+    order = [n for n in levels.in_order(set(found)) if n not in levels.WITHOUT_BODY]
+    fives = [tuple(order[n : n + 5]) for n in range(len(order) - 4)]
+    return [five for five in fives if len(levels.between(five)) == 5]
+
+
+def align_places(points: Points, sd_mm: Points) -> tuple[Points, Points]:
+    """The likeliest places of vertebrae that stand in line as those of people do.
+
+    Places have errors of `sd_mm` to the right, front and head, all above 0. What is out of line by far more than people's
+    vertebrae are counts less (Student's t with `_FREEDOM` degrees of freedom), as where one has slipped. Returns the places
+    and their standard deviations.
+    """
+    order, fives = list(points), runs_of_five(points)
+    made, spread = np.empty((len(order), 3)), np.empty((len(order), 3))
+    for axis in range(3):
+        given = np.array([points[n][axis] for n in order])
+        certain = 1 / np.array([sd_mm[n][axis] for n in order]) ** 2
+        lines = np.zeros((len(fives), len(order)))
+        for row, five in zip(lines, fives, strict=True):
+            sd = alignment_sd_mm()[levels.region(five[2])][axis]
+            row[[order.index(n) for n in five]] = OUT_OF_LINE / sd
+        count, place = np.ones(len(fives)), given
+        for _ in range(5):
+            matrix = np.diag(certain) + lines.T @ (count[:, None] * lines)
+            place = np.linalg.solve(matrix, certain * given)
+            count = (_FREEDOM + 1) / (_FREEDOM + (lines @ place) ** 2)
+        made[:, axis], spread[:, axis] = place, np.sqrt(np.diag(np.linalg.inv(matrix)))
+    return dict(zip(order, made, strict=True)), dict(zip(order, spread, strict=True))
+
+
 def refine_centroids(
     films: Sequence[np.ndarray], views: Views, pixels: Pixels, points: Points, sd_mm: Points, predict: Predict
 ) -> tuple[Points, Points, Pixels]:
@@ -144,9 +186,10 @@ def refine_centroids(
         return points, sd_mm, pixels
     vertebrae = predict_vertebrae(films, views, pixels, points, predict)
     refined = {v.level: refine_centroid(v, sd_mm[v.level]) for v in vertebrae}
-    moved = {level: point for level, (point, _) in refined.items()}
+    moved, sds = ({level: pair[i] for level, pair in refined.items()} for i in (0, 1))
+    moved, sds = align_places(moved, sds)
     projected = {w: {n: view.project(at) for n, at in moved.items()} for w, view in zip(VIEWS, views, strict=True)}
-    return moved, {level: sd for level, (_, sd) in refined.items()}, projected
+    return moved, sds, projected
 
 
 def warn_of_shifts(points: Points, moved: Points, sd_mm: Points) -> list[str]:
