@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from transvert import levels
 from transvert.clinical.autofill import usual_spacing
-from transvert.clinical.detector import LEVELS, Candidate, find_candidates, find_centres
+from transvert.clinical.detector import LEVELS, Candidate, find_candidates, find_centres, refine_candidate
 from transvert.clinical.landmarks import BODY, Landmarks, empty_landmarks
 from transvert.clinical.radiograph import Radiograph
 from transvert.drr.geometry import VIEWS
@@ -257,6 +257,8 @@ def detect_landmarks(
     ]
     candidates = find_candidates(views, maps, setup.isocentre)
     chain = name_vertebrae(candidates, levels.number(lowest) if lowest else None)
+    if chain is not None:
+        chain = replace(chain, found={n: refine_candidate(views, maps, c) for n, c in chain.found.items()})
     found = {n: chain.found[n] for n in chain.vertebrae} if chain else {}
     centroids = {name: {n: c.pixels[i] for n, c in found.items()} for i, name in enumerate(VIEWS)}
     proposed = {name: frozenset(found) for name in VIEWS}

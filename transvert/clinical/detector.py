@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,6 +83,20 @@ class Maps:
     def film_pixel(self, place: np.ndarray) -> np.ndarray:
         """Rows and columns (..., 2) on the film of places on the maps."""
         return (np.asarray(place) + 0.5) * self.scale - 0.5
+
+    def map_place(self, pixel: np.ndarray) -> np.ndarray:
+        """The inverse of `film_pixel`."""
+        return (np.asarray(pixel) + 0.5) / self.scale - 0.5
+
+    def peak(self, place: np.ndarray) -> np.ndarray:
+        """The centre of mass (2,) of the probability of a centre around its highest place within 2 pixels of a place (2,)."""
+        padded = np.pad(self.centre, 5)
+        for reach in (2, 1, 2):  # Towards the highest place, then around it.
+            row, column = np.rint(place).astype(int).clip(0, np.array(self.centre.shape) - 1) + 5
+            near = padded[row - reach : row + reach + 1, column - reach : column + reach + 1] ** 2 + 1e-12
+            grid = np.indices(near.shape) - reach
+            place = np.array([row, column]) - 5 + (grid * near).sum((1, 2)) / near.sum()
+        return place
 
     def at(self, place: np.ndarray) -> tuple[float, np.ndarray]:
         """The highest probability of a centre within a pixel of a place (2,), and the levels' log probabilities (25,) there."""
@@ -199,12 +213,24 @@ def find_candidates(views: Sequence[View], maps: Sequence[Maps], point: np.ndarr
                 pairs.append((place, partner) if own == 0 else (partner, place))
     found = []
     for places in pairs:
-        pixels = np.array([m.film_pixel(p) for m, p in zip(maps, places, strict=True)])
-        met, _ = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
         seen = [m.at(p) for m, p in zip(maps, places, strict=True)]
         centre = np.array([np.clip(p, 1e-4, 1 - 1e-4) for p, _ in seen])
-        found.append(Candidate(met, pixels, np.log(centre / (1 - centre)), np.array([level for _, level in seen])))
+        logits, level = np.log(centre / (1 - centre)), np.array([level for _, level in seen])
+        found.append(Candidate(*_place(views, maps, places), logits, level))
     return sorted(found, key=lambda c: -c.point[2])
+
+
+def refine_candidate(views: Sequence[View], maps: Sequence[Maps], candidate: Candidate) -> Candidate:
+    """The candidate at the peaks of both maps near it, which are not bound to a row."""
+    places = [m.peak(m.map_place(pixel)) for m, pixel in zip(maps, candidate.pixels, strict=True)]
+    point, pixels = _place(views, maps, places)
+    return replace(candidate, point=point, pixels=pixels)
+
+
+def _place(views: Sequence[View], maps: Sequence[Maps], places: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The point (3,) RAS mm of a place on each map, and its pixels (2, 2)."""
+    pixels = np.array([m.film_pixel(p) for m, p in zip(maps, places, strict=True)])
+    return geometry.triangulate(views[0], pixels[0], views[1], pixels[1])[0], pixels
 
 
 def _partner(
@@ -215,7 +241,7 @@ def _partner(
     other, seen = views[1 - own], maps[1 - own]
     middle = start + along * ((point - start) @ along)
     ends = np.array([other.project(middle + along * mm) for mm in (-DEPTH_MM, DEPTH_MM)])
-    ends = (ends + 0.5) / seen.scale - 0.5
+    ends = seen.map_place(ends)
     if not np.isfinite(ends).all() or ends[0, 1] == ends[1, 1]:
         return None
     columns = np.arange(seen.centre.shape[1])
