@@ -31,6 +31,7 @@ LEVELS = (*(n for n in levels.VERTEBRAE if n not in levels.RARE), 26)
 """The levels that the network tells apart: C1 to L5 and the sacrum."""
 LEAST_CENTRE = 0.03  # Probability of a body's centre below which a place is no candidate.
 LEAST_PARTNER = 0.001  # The same, of its partner on the other film.
+MOST_APART_MM = 4.0  # Between the rays of one vertebra's peaks on both films.
 DEPTH_MM = 250.0  # How far a spine may lie from the isocentre.
 LOCAL = 19  # Pixels of the square that local contrast is relative to: a vertebra.
 _PAD = 32  # The network halves its input this often.
@@ -216,21 +217,34 @@ def find_candidates(views: Sequence[View], maps: Sequence[Maps], point: np.ndarr
         seen = [m.at(p) for m, p in zip(maps, places, strict=True)]
         centre = np.array([np.clip(p, 1e-4, 1 - 1e-4) for p, _ in seen])
         logits, level = np.log(centre / (1 - centre)), np.array([level for _, level in seen])
-        found.append(Candidate(*_place(views, maps, places), logits, level))
+        found.append(Candidate(*_place(views, maps, places)[:2], logits, level))
     return sorted(found, key=lambda c: -c.point[2])
 
 
 def refine_candidate(views: Sequence[View], maps: Sequence[Maps], candidate: Candidate) -> Candidate:
-    """The candidate at the peaks of both maps near it, which are not bound to a row."""
+    """The candidate at the peaks of both maps near it, which are not bound to a row.
+
+    Where their heights disagree, the clearer peak counts, and the other film's place is the most likely one of its height.
+    """
     places = [m.peak(m.map_place(pixel)) for m, pixel in zip(maps, candidate.pixels, strict=True)]
-    point, pixels = _place(views, maps, places)
+    point, pixels, apart_mm = _place(views, maps, places)
+    if apart_mm > MOST_APART_MM:
+        own = int(candidate.centre.argmax())
+        partner = _partner(views, maps, own, places[own], candidate.point)
+        if partner is None:
+            return candidate
+        places[1 - own] = partner
+        point, pixels, _ = _place(views, maps, places)
     return replace(candidate, point=point, pixels=pixels)
 
 
-def _place(views: Sequence[View], maps: Sequence[Maps], places: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The point (3,) RAS mm of a place on each map, and its pixels (2, 2)."""
+def _place(
+    views: Sequence[View], maps: Sequence[Maps], places: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The point (3,) RAS mm of a place on each map, its pixels (2, 2), and the distance of its two rays, mm."""
     pixels = np.array([m.film_pixel(p) for m, p in zip(maps, places, strict=True)])
-    return geometry.triangulate(views[0], pixels[0], views[1], pixels[1])[0], pixels
+    point, apart_mm = geometry.triangulate(views[0], pixels[0], views[1], pixels[1])
+    return point, pixels, apart_mm
 
 
 def _partner(
