@@ -115,7 +115,7 @@ def test_levels_are_those_that_the_network_gives() -> None:
     assert [levels.name(n) for n in detector.LEVELS[-2:]] == ["L5", "sacrum"]
     made = networks.build_network("detector", {"detector": detector.Detector}).eval()
     with torch.inference_mode():
-        assert made(torch.zeros(1, 4, 64, 96)).shape == (1, 26, 32, 48)
+        assert made(torch.zeros(1, 4, 64, 96)).shape == (1, 27, 32, 48)
 
 
 def test_an_unknown_level_is_refused() -> None:
