@@ -186,8 +186,7 @@ def refine_centroids(
         return points, sd_mm, pixels
     vertebrae = predict_vertebrae(films, views, pixels, points, predict)
     refined = {v.level: refine_centroid(v, sd_mm[v.level]) for v in vertebrae}
-    moved, sds = ({level: pair[i] for level, pair in refined.items()} for i in (0, 1))
-    moved, sds = align_places(moved, sds)
+    moved, sds = align_places(*({level: pair[i] for level, pair in refined.items()} for i in (0, 1)))
     projected = {w: {n: view.project(at) for n, at in moved.items()} for w, view in zip(VIEWS, views, strict=True)}
     return moved, sds, projected
 
