@@ -269,6 +269,16 @@ def test_no_curve_is_flattened_and_a_slipped_vertebra_stays_where_the_films_show
     assert abs(found[22][1] - slipped[22][1]) < 3.0
 
 
+def test_exact_axes_of_a_place_stay() -> None:
+    """As with exact landmarks of bodies, whose depth alone is uncertain."""
+    random, sd = np.random.default_rng(0), {n: np.array([0.0, 2.0, 1.0]) for n in range(10, 24)}
+    given = {n: at + random.normal(0, 2, 3) for n, at in _curve(20.0).items()}
+    found, _ = vertebra.align_places(given, sd)
+    moved = np.array([found[n] - given[n] for n in given])
+    assert_allclose(moved[:, 0], 0, atol=1e-3)
+    assert (np.abs(moved[:, 1:]).max(0) > 0.1).all()
+
+
 def test_few_places_and_gaps_stay() -> None:
     sd = {n: np.full(3, 1.5) for n in range(10, 24)}
     for levels_ in ([10, 11, 12, 13], [10, 11, 13, 14, 15]):

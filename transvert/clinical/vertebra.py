@@ -41,6 +41,7 @@ more than those of the table. It keeps a shift from overshooting where landmarks
 OUT_OF_LINE = np.array([0.25, -1.0, 1.5, -1.0, 0.25])
 """Weights of five neighbouring places: 0 on a straight line and on an even curve, so that no curve is flattened."""
 _FREEDOM = 4.0
+_EXACT_MM = 1e-3  # A smaller standard deviation counts as this.
 WARN_SD = 2.5  # A shift of more standard deviations of the landmark than this is reported.
 
 Points = Mapping[int, np.ndarray]  # Level to (3,).
@@ -152,7 +153,7 @@ def runs_of_five(found: Collection[int]) -> list[tuple[int, ...]]:
 def align_places(points: Points, sd_mm: Points) -> tuple[Points, Points]:
     """The likeliest places of vertebrae that stand in line as those of people do.
 
-    Places have errors of `sd_mm` to the right, front and head, all above 0. What is out of line by far more than people's
+    Places have errors of `sd_mm` to the right, front and head; one of 0 mm stays. What is out of line by far more than people's
     vertebrae are counts less (Student's t with `_FREEDOM` degrees of freedom), as where one has slipped. Returns the places
     and their standard deviations.
     """
@@ -160,7 +161,7 @@ def align_places(points: Points, sd_mm: Points) -> tuple[Points, Points]:
     made, spread = np.empty((len(order), 3)), np.empty((len(order), 3))
     for axis in range(3):
         given = np.array([points[n][axis] for n in order])
-        certain = 1 / np.array([sd_mm[n][axis] for n in order]) ** 2
+        certain = 1 / np.maximum([sd_mm[n][axis] for n in order], _EXACT_MM) ** 2
         lines = np.zeros((len(fives), len(order)))
         for row, five in zip(lines, fives, strict=True):
             sd = alignment_sd_mm()[levels.region(five[2])][axis]
