@@ -132,7 +132,8 @@ def test_totalsegmentator_counts_up_from_the_sacrum() -> None:
 def test_labels_beyond_a_byte_and_below_zero_are_no_vertebra() -> None:
     labels = np.array([-1, -236, 20, 27, 276, 100_000])
     np.testing.assert_array_equal(levels.to_verse(labels, "verse"), [0, 0, 20, 0, 0, 0])
-    with pytest.raises(InputError, match="'spineweb' is not a known label convention; use verse or totalseg"):
+    known = "verse or totalsegmentator or totalsegmentator_v1"
+    with pytest.raises(InputError, match=f"'spineweb' is not a known label convention; use {known}"):
         levels.to_verse(labels, "spineweb")
 
 

@@ -1,4 +1,4 @@
-"""Measures the package's anatomical tables: `python -m benchmarks.tables.anatomy STORE WEIGHTS`.
+"""Measures the package's anatomical tables: `python -m benchmarks.tables.anatomy STORE FOLDS`.
 
 Writes endplate_tilts.csv, body_offsets.csv, centroid_shifts.csv and alignment.csv to transvert/tables. anatomy.md says what
 they hold.
@@ -29,6 +29,7 @@ from transvert.clinical.vertebra import (
     body_region,
     centroid_offset_mm,
     runs_of_five,
+    shift_share,
 )
 from transvert.data.fetch import fetch_subjects
 from transvert.data.patches import SPACING_MM
@@ -60,29 +61,29 @@ LEAST_DEG = {
     "chord_below": 3.0,
 }
 """Lower limits of the standard deviations, since few people were measured and all were lying."""
-CLICKS, CLICK_MM = 4, 3.0
+CLICKS, CLICK_MM = 8, 3.0
 """Simulated clicks per vertebra, and their standard deviation."""
-LEAST_MM = 1.0
-"""Lower limit of a standard deviation in centroid_shifts.csv."""
+LEAST, LEAST_MM = 5, 1.0
+"""Fewest vertebrae of a region, and the lower limit of a standard deviation, in centroid_shifts.csv."""
 PLANES = {"sagittal": endplates.SAGITTAL, "coronal": endplates.CORONAL}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description="Measure the package's anatomical tables.")
     options.add_argument("store", help="samples with the full field of view, from `transvert synthesize`")
-    options.add_argument(
-        "weights", help='a weights file, "shipped", or a folder of `transvert train STORE --split folds:4`'
-    )
+    options.add_argument("folds", help="folder of `transvert train STORE --split folds:4`")
     options.add_argument("--out", type=Path, default=endplates.TABLE.parent, help="folder of the four tables")
     chosen = options.parse_args()
     rows: list[dict[str, Any]] = []
     bodies: list[dict[str, Any]] = []
     followed: list[dict[str, Any]] = []
     bent: list[dict[str, Any]] = []
-    for _, network, _, person in tqdm(iterate_unseen(chosen.store, chosen.weights), unit="person"):
+    for _, network, _, person in tqdm(iterate_unseen(chosen.store, chosen.folds), unit="person"):
         rows += off(person, predict(network, person.images(), mirror=True))
-        followed += follow(network, person)
+        followed += follow(network, person, "folds")
         bent += steps_out(dict(zip(person.levels.tolist(), person.centroids, strict=True)))
+    for _, network, _, person in tqdm(iterate_unseen(chosen.store, "shipped"), unit="person"):
+        followed += follow(network, person, "shipped")
     for name, person in tqdm(RESTING, unit="person"):
         (subject,) = fetch_subjects(name, subjects=[person])
         bones = reference_pose.open_bones(subject)
@@ -117,11 +118,11 @@ def off(person: Samples, made: np.ndarray) -> Iterator[dict[str, Any]]:
             yield _row("shape_wedge", name, level, wedge - true_wedge)
 
 
-def follow(network: torch.nn.Module, person: Samples) -> Iterator[dict[str, Any]]:
+def follow(network: torch.nn.Module, person: Samples, weights: str) -> Iterator[dict[str, Any]]:
     """Offsets of predicted shapes in their cubes when landmarks are off: one row per vertebra, click and axis.
 
     Yields:
-        region, axis, offset of the vertebra from its clicked place (`strayed_mm`) and offset of the predicted
+        `weights`, region, axis, offset of the vertebra from its clicked place (`strayed_mm`) and offset of the predicted
         shape (`seen_mm`), mm.
     """
     images = torch.from_numpy(person.images())
@@ -134,7 +135,7 @@ def follow(network: torch.nn.Module, person: Samples) -> Iterator[dict[str, Any]
             offset = centroid_offset_mm(shape, SPACING_MM)
             if offset is not None:
                 for axis, strayed, seen in zip(AXES, beside.tolist(), offset.tolist(), strict=True):
-                    here = {"region": levels.region(level), "axis": axis}
+                    here = {"weights": weights, "region": levels.region(level), "axis": axis}
                     yield {**here, "strayed_mm": strayed, "seen_mm": seen}
 
 
@@ -190,20 +191,26 @@ def summarise_bodies(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise_centring(rows: pd.DataFrame) -> pd.DataFrame:
-    """Fits a line by region and axis: the constant offset of a shape, and the share of a click's error that it shows.
+    """Fits a line by region and axis: the constant offset of a shape, and the share of a click's error that it undoes.
 
     By symmetry there is no constant offset to the right. Outliers are common, so the standard deviation is that of normal
-    errors with the same mean size.
+    errors with the same mean size. Of several weights, those that move a vertebra less are used.
     """
-    made = []
-    for region, axis in itertools.product(metrics.REGIONS, AXES):
-        part = rows[(rows["region"] == region) & (rows["axis"] == axis)]
-        share, off_mm = np.polyfit(part["strayed_mm"], part["seen_mm"], 1)
-        share, off_mm = max(share, 0.0), off_mm * (axis != "right")
-        left = np.abs(part["seen_mm"] - off_mm - share * part["strayed_mm"]).mean() * np.sqrt(np.pi / 2)
-        row = {"region": region, "axis": axis, "offset_mm": off_mm, "share": share, "sd_mm": max(LEAST_MM, left)}
-        made.append(row | {"count": len(part) // CLICKS})
-    return pd.DataFrame(made).round(3)
+    made: dict[tuple[str, str], dict[str, Any]] = {}
+    for (weights, region, axis), part in rows.groupby(["weights", "region", "axis"]):
+        if len(part) < LEAST * CLICKS:
+            continue
+        undone, off_mm = np.polyfit(part["strayed_mm"], part["seen_mm"], 1)
+        undone, off_mm = max(undone, 0.0), off_mm * (axis != "right")
+        left = np.abs(part["seen_mm"] - off_mm - undone * part["strayed_mm"]).mean() * np.sqrt(np.pi / 2)
+        left = max(LEAST_MM, left)
+        row = {"region": region, "axis": axis, "offset_mm": off_mm, "share": undone, "sd_mm": left}
+        row |= {"count": len(part) // CLICKS, "weights": weights}
+        made[region, axis] = min(
+            (row, made.get((region, axis), row)),
+            key=lambda row: shift_share(CLICK_MM, row["share"], row["sd_mm"]),
+        )
+    return pd.DataFrame([made[key] for key in itertools.product(metrics.REGIONS, AXES)]).round(3)
 
 
 def steps_out(centres: Mapping[int, np.ndarray]) -> Iterator[dict[str, Any]]:

@@ -53,19 +53,16 @@ def test_bones_at_rest_give_wedges_discs_and_tilts() -> None:
 
 
 @pytest.mark.parametrize(("sees", "undone"), [(True, 1.0), (False, 0.0)], ids=str)
-def test_a_shape_that_follows_the_films_undoes_the_whole_error(
-    sees: bool, undone: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(anatomy, "CLICKS", 8)
+def test_a_shape_that_follows_the_films_undoes_the_whole_error(sees: bool, undone: float) -> None:
     steps = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING_MM
     spot = np.exp(-((np.hypot(steps[:, None], steps) / 5) ** 2)).astype(np.float32)
     images = np.broadcast_to(spot, (3, 2, 2, SIZE, SIZE)).copy()
-    images, levels = np.repeat(images, 5, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), 5)
+    images, levels = np.repeat(images, anatomy.LEAST, axis=0), np.repeat(np.array([7, 19, 20], np.uint8), anatomy.LEAST)
     person: Any = SimpleNamespace(images=lambda: images, levels=levels)
-    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person)))
+    table = anatomy.summarise_centring(pd.DataFrame(anatomy.follow(Seeing(sees), person, "some")))
     assert table[["region", "axis"]].values.tolist() == [[r, a] for r in "CTL" for a in AXES]
     assert table["share"].tolist() == pytest.approx([undone] * 9, abs=0.2)
-    assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == 5).all()
+    assert table["offset_mm"].abs().max() < 0.4 and (table["count"] == anatomy.LEAST).all()
 
 
 def test_alignment_is_how_far_a_vertebra_is_out_of_line() -> None:

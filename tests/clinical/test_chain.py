@@ -125,6 +125,5 @@ def test_films_of_different_parts_do_not_belong_together() -> None:
     found = chain.Chain(dict(zip(points, together, strict=True)), 1.0, "T12")
     assert chain._doubt(found, named=False) == ""
     found = replace(found, found=dict(zip(points, apart, strict=True)))
-    assert "do not belong together" in chain._doubt(found, named=True) and "4 levels lower" in chain._doubt(
-        found, named=True
-    )
+    doubt = chain._doubt(found, named=True)
+    assert "do not belong together" in doubt and "4 levels lower" in doubt

@@ -132,7 +132,9 @@ def test_the_convention_named_in_the_sentence_is_the_right_one(typed: Type, two:
     _renumber(_paths(two)[1], {L1: 31, L2: 30, L3: 29})
     place = two.parent / "store"
     _, out, _ = typed("synthesize", two, "--out", place)
-    convention = re.search(r"its numbers look like '(\w+)'(?: or '\w+')*: state that convention in its data manifest", out)
+    convention = re.search(
+        r"its numbers look like '(\w+)' or 'totalsegmentator_v1': state that convention in its data manifest", out
+    )
     assert convention
     layout = [{"role": "ct", "path": "sub-{subject}/*_ct.nii.gz"}]
     layout += [{"role": "mask", "path": "sub-{subject}/*_msk.nii.gz", "convention": convention[1]}]
