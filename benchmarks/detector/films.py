@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -255,13 +255,18 @@ def draw_films(people: Sequence[list[Bone]], seed: int, *, joined: bool = True) 
     raise InputError("No posture could be drawn.")
 
 
-def iterate_cts(sources: Sequence[str]) -> Iterator[tuple[str, Volume, dict[int, np.ndarray]]]:
-    """Real CTs with the centres of their vertebrae."""
-    for subject in find_subjects(sources):
-        if subject.ct is not None:
-            ct, mask, _ = load_subject(subject)
-            parts = masks.clean_mask(mask).parts
-            yield subject.name, ct, {n: column.measure_bone(n, *parts[n], mask).centre for n in parts}
+def cast_ct(subject: Subject, seed: int) -> Films:
+    """A pair of films of a real CT, cut to its whole vertebrae: no film shows one that has no label."""
+    ct, mask, _ = load_subject(subject, seed=seed)
+    parts = masks.clean_mask(mask).parts
+    centres = {n: column.measure_bone(n, *parts[n], mask).centre for n in parts}
+    ends = [at[2] for at in centres.values()]
+    height = ct.affine[2, 3] + ct.affine[2, 2] * np.arange(ct.data.shape[2])
+    inside = np.flatnonzero((height > min(ends) - 14) & (height < max(ends) + 14))
+    affine = ct.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * inside[0]
+    cut = Volume(np.ascontiguousarray(ct.data[..., inside[0] : inside[-1] + 1]), affine)
+    return cast_pair(cut, centres, np.random.default_rng(seed))
 
 
 def main() -> None:
@@ -281,11 +286,8 @@ def main() -> None:
         path = asked.folder / f"{n:05d}.npz"
         if not path.exists():
             write_films(path, draw_films(people, n, joined=not asked.alone))
-    if asked.cts:
-        for name, ct, centres in iterate_cts(asked.sources):
-            if name not in asked.without:
-                for n in range(asked.cts):
-                    write_films(asked.folder / f"{name}-{n}.npz", cast_pair(ct, centres, np.random.default_rng(n)))
+    for subject, n in itertools.product([s for s in found if s.ct is not None], range(asked.cts)):
+        write_films(asked.folder / f"{subject.name}-{n}.npz", cast_ct(subject, n))
 
 
 if __name__ == "__main__":

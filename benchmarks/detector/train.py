@@ -192,7 +192,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-2)
-    parser.add_argument("--start", type=Path)
+    parser.add_argument(
+        "--start", type=Path, help="weights to go on from, with whole and spoilt films from the first step"
+    )
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -221,11 +223,11 @@ def main() -> None:
         if step % 50 == 0 or not cache:
             cache |= {path: read_films(path) for path in sorted(asked.films.glob("*.npz")) if path not in cache}
         random = np.random.default_rng([asked.seed, step])
-        first = step < FIRST * asked.steps
+        first = not asked.start and step < FIRST * asked.steps
         shape, count = (FIRST_SHAPE, 2 * asked.batch) if first else (SHAPE, asked.batch)
         drawn = []
         for _ in range(count):
-            plain = bool(random.random() > step / (HARDER * asked.steps))
+            plain = not asked.start and bool(random.random() > step / (HARDER * asked.steps))
             drawn.append(draw_film(list(cache.values())[random.integers(len(cache))], random, shape, plain=plain))
         made = [targets(at, number, shape) for _, at, number in drawn]
         images = torch.from_numpy(np.stack([film for film, _, _ in drawn])).contiguous(

@@ -99,6 +99,48 @@ def test_a_blank_film_and_one_with_unexposed_parts_give_finite_maps() -> None:
     assert (maps.centre[:, : int(35 / maps.scale[1])] == 0).all()
 
 
+class FrontOfLateral(nn.Module):
+    """Centres where the upper left of a lateral film is bright; none on an AP film."""
+
+    def forward(self, films: Tensor) -> Tensor:
+        seen = functional.avg_pool2d(films[:, :1], 2) * films[:, 2:3, ::2, ::2]
+        height, width = seen.shape[2:]
+        inside = torch.zeros_like(seen)
+        inside[:, :, : height // 2, : width // 2] = 1
+        return torch.cat([12 * seen * inside - 12, torch.zeros(len(seen), len(detector.LEVELS), height, width)], 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "lateral", "fault"),
+    [
+        ((1, 1), True, ""),
+        ((1, -1), True, "mirrored, with the front on the right"),
+        ((-1, 1), True, "upside down"),
+        ((-1, -1), True, "turned by 180 degrees"),
+        ((1, 1), False, "like a lateral one"),
+    ],
+)
+def test_a_film_that_lies_wrongly_is_told(steps: tuple[int, int], lateral: bool, fault: str) -> None:
+    view = geometry.covering_view("left_lateral", ENDS, detector.PIXEL_MM)
+    film = np.zeros(view.shape, np.float32)
+    film[10:76, 10:50] = 1.0
+    given = film[:: steps[0], :: steps[1]]
+    assert detector.film_fault(given, view, np.zeros(3), lateral, FrontOfLateral()) == fault
+
+
+def test_a_film_without_vertebrae_lies_as_well_one_way_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = pair(cone=True)
+    for film in (np.zeros(views[1].shape), np.random.default_rng(0).random(views[1].shape)):
+        assert detector.film_fault(film.astype(np.float32), views[1], np.zeros(3), lateral=True) == ""
+    monkeypatch.setattr(detector, "shipped_detector", FrontOfLateral)
+    flat = geometry.covering_view("left_lateral", ENDS, detector.PIXEL_MM)
+    lateral = np.zeros(flat.shape, np.float32)
+    lateral[10:76, -50:-10] = 1.0
+    films = [Radiograph(np.zeros(views[0].shape, np.float32), views[0].pixel_mm), Radiograph(lateral, flat.pixel_mm)]
+    found = chain.detect_landmarks(*films, project_landmarks(views[0], flat, np.zeros(3), {}))
+    assert found.doubt.startswith("By the pictures, the lateral film looks mirrored, with the front on the right:")
+
+
 def test_films_without_a_spine_are_doubted() -> None:
     views = pair(cone=True)
     setup = project_landmarks(*views, np.zeros(3), {})

@@ -16,7 +16,15 @@ import numpy as np
 
 from transvert import levels
 from transvert.clinical.autofill import usual_spacing
-from transvert.clinical.detector import LEVELS, Candidate, find_candidates, find_centres, refine_candidate
+from transvert.clinical.detector import (
+    FAINT,
+    LEVELS,
+    Candidate,
+    film_fault,
+    find_candidates,
+    find_centres,
+    refine_candidate,
+)
 from transvert.clinical.landmarks import BODY, Landmarks, empty_landmarks
 from transvert.clinical.radiograph import Radiograph
 from transvert.drr.geometry import VIEWS
@@ -209,7 +217,6 @@ class _Scores:
 
 CERTAIN = 0.9  # Names less certain than this are asked about.
 APART = 2.5  # Levels by which the two films may differ, on average.
-FAINT = 0.3  # Mean probability of the vertebrae in the clearer film below which there may be no spine.
 
 
 @dataclass(frozen=True)
@@ -251,10 +258,12 @@ def detect_landmarks(
     """
     setup = setup or empty_landmarks()
     views = setup.view("ap", ap), setup.view("lateral", lateral)
-    maps = [
-        find_centres(film.pixels, view, setup.isocentre, lateral=name == "lateral")
-        for name, film, view in zip(VIEWS, (ap, lateral), views, strict=True)
+    shown = [
+        (film.pixels, view, setup.isocentre, i == 1)
+        for i, (film, view) in enumerate(zip((ap, lateral), views, strict=True))
     ]
+    maps = [find_centres(*film) for film in shown]
+    faults = dict(zip(("AP", "lateral"), (film_fault(*film) for film in shown), strict=True))
     candidates = find_candidates(views, maps, setup.isocentre)
     chain = name_vertebrae(candidates, levels.number(lowest) if lowest else None)
     if chain is not None:
@@ -263,7 +272,9 @@ def detect_landmarks(
     centroids = {name: {n: c.pixels[i] for n, c in found.items()} for i, name in enumerate(VIEWS)}
     proposed = {name: frozenset(found) for name in VIEWS}
     landmarks = Landmarks(setup.setups, centroids, setup.isocentre, centroids_of=BODY, proposed=proposed)
-    return Detection(landmarks, chain, _doubt(chain, named=bool(lowest)))
+    looks = [f"the {name} film looks {fault}" for name, fault in faults.items() if fault]
+    doubt = f"By the pictures, {' and '.join(looks)}: give each film upright and in its place." if looks else ""
+    return Detection(landmarks, chain, doubt or _doubt(chain, named=bool(lowest)))
 
 
 def _doubt(chain: Chain | None, *, named: bool) -> str:

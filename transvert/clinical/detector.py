@@ -34,6 +34,8 @@ LEAST_PARTNER = 0.001  # The same, of its partner on the other film.
 MOST_APART_MM = 4.0  # Between the rays of one vertebra's peaks on both films.
 DEPTH_MM = 250.0  # How far a spine may lie from the isocentre.
 LOCAL = 19  # Pixels of the square that local contrast is relative to: a vertebra.
+FAINT = 0.3  # Mean probability of the vertebrae in the clearer film below which there may be no spine.
+CLEARER = 0.02  # By how much more probable centres must be in another orientation of a film, for a doubt.
 _PAD = 32  # The network halves its input this often.
 
 
@@ -175,12 +177,39 @@ def find_centres(
 ) -> Maps:
     """What the network sees on a film (rows, columns) of a view; `point` (3,) RAS mm is in the patient's plane."""
     scale = PIXEL_MM * view.magnification(point) / np.array(view.pixel_mm)
-    film = prepare_film(pixels, scale, lateral)
+    centre, level = _see(prepare_film(pixels, scale, lateral), network)
+    return Maps(centre, torch.log_softmax(level, 0).numpy(), 2 * scale)
+
+
+def _see(film: np.ndarray, network: nn.Module | None) -> tuple[np.ndarray, Tensor]:
+    """The probability (H / 2, W / 2) of a body's centre on a prepared film (4, H, W), and the scores (25, ...) of levels."""
     with torch.inference_mode():
-        found = (network or shipped_detector())(torch.from_numpy(film[None]))[0]
-    inside = film[1, ::2, ::2] > 0.5
-    centre = torch.sigmoid(found[0]).numpy() * inside
-    return Maps(centre, torch.log_softmax(found[2:], 0).numpy(), 2 * scale)
+        found = (network or shipped_detector())(torch.from_numpy(np.ascontiguousarray(film[None])))[0]
+    return torch.sigmoid(found[0]).numpy() * (film[1, ::2, ::2] > 0.5), found[2:]
+
+
+def film_fault(
+    pixels: np.ndarray, view: View, point: np.ndarray, lateral: bool, network: nn.Module | None = None
+) -> str:
+    """What a film looks like instead, such as "upside down"; "" where it shows vertebrae most clearly as it is.
+
+    Arguments as for `find_centres`. An AP film that is mirrored can't be told.
+    """
+    film = prepare_film(pixels, PIXEL_MM * view.magnification(point) / np.array(view.pixel_mm), lateral)
+    other = film * np.array([1, 1, -1, 1], np.float32)[:, None, None]
+    shown = {
+        "": film,
+        "like an AP film" if lateral else "like a lateral one": other,
+        "upside down": film[:, ::-1],
+        "turned by 180 degrees": film[:, ::-1, ::-1],
+    }
+    if lateral:
+        shown["mirrored, with the front on the right"] = film[..., ::-1]
+    # Of the rows with the most probable centres: a spine of 120 mm.
+    rows = round(120 / (2 * PIXEL_MM))
+    clear = {words: float(np.sort(_see(f, network)[0].max(axis=1))[-rows:].mean()) for words, f in shown.items()}
+    best = max(clear, key=lambda words: clear[words])
+    return best if clear[best] > max(clear[""] + CLEARER, FAINT) else ""
 
 
 def find_ridge(maps: Maps) -> np.ndarray:
