@@ -126,6 +126,8 @@ def test_a_film_that_lies_wrongly_is_told(steps: tuple[int, int], lateral: bool,
     film[10:76, 10:50] = 1.0
     given = film[:: steps[0], :: steps[1]]
     assert detector.film_fault(given, view, np.zeros(3), lateral, FrontOfLateral()) == fault
+    if not fault:
+        assert detector.film_fault(-given, view, np.zeros(3), lateral, FrontOfLateral()).startswith("like a negative")
 
 
 def test_a_film_without_vertebrae_lies_as_well_one_way_as_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,9 @@ class _Scores:
 
     def __init__(self, candidates: Sequence[Candidate], size: float, sd: float):
         self.sd = sd
-        self.points = np.array([c.point for c in candidates])
+        points = np.array([c.point for c in candidates])
+        self.steps = points[None] - points[:, None]
+        self.lengths = np.linalg.norm(self.steps, axis=2)
         gains = [c.centre.mean() + BIAS for c in candidates]
         self.gain = np.clip(gains, -6, 4)
         self.level = LEVEL_WEIGHT * np.array([level_scores(c) for c in candidates]).clip(-12, 0)
@@ -155,17 +157,16 @@ class _Scores:
 
     def _step_scores(self, usual: np.ndarray) -> np.ndarray:
         """(N, N): the score of a step from each candidate to each lower one; -inf to one that is not lower."""
-        steps = self.points[None] - self.points[:, None]
-        lengths, expected = np.linalg.norm(steps, axis=2), float(np.linalg.norm(usual))
+        expected = float(np.linalg.norm(usual))
         with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = np.nan_to_num(steps @ usual / (lengths * expected))
-            off = (np.log(lengths / expected) / self.sd) ** 2
+            cosine = np.nan_to_num(self.steps @ usual / (self.lengths * expected))
+            off = (np.log(self.lengths / expected) / self.sd) ** 2
         lean = (np.degrees(np.arccos(np.clip(cosine, -1, 1))) / LEAN_SD_DEG) ** 2
-        return np.where(steps[..., 2] < -2.0, -0.5 * (off + lean), -np.inf)
+        return np.where(self.steps[..., 2] < -2.0, -0.5 * (off + lean), -np.inf)
 
     def best_path(self) -> list[tuple[int, int]]:
         """Pairs of candidate and place in `ORDER`, from the head down."""
-        count, places = len(self.points), len(ORDER)
+        count, places = len(self.gain), len(ORDER)
         best = self.gain[:, None] + self.level  # Of the best chain that ends here.
         origin = np.full((count, places, 2), -1)
         for place in range(places):

@@ -193,18 +193,19 @@ def film_fault(
 ) -> str:
     """What a film looks like instead, such as "upside down"; "" where it shows vertebrae most clearly as it is.
 
-    Arguments as for `find_centres`. An AP film that is mirrored can't be told.
+    Arguments as for `find_centres`. Whether an AP film is mirrored can't be told.
     """
     film = prepare_film(pixels, PIXEL_MM * view.magnification(point) / np.array(view.pixel_mm), lateral)
-    other = film * np.array([1, 1, -1, 1], np.float32)[:, None, None]
-    shown = {
-        "": film,
-        "like an AP film" if lateral else "like a lateral one": other,
-        "upside down": film[:, ::-1],
-        "turned by 180 degrees": film[:, ::-1, ::-1],
-    }
+    other, negative = (film * np.array(signs, np.float32)[:, None, None] for signs in ((1, 1, -1, 1), (-1, 1, 1, -1)))
+    shown = {"": film, "upside down": film[:, ::-1], "like a negative, with black bone": negative}
     if lateral:
-        shown["mirrored, with the front on the right"] = film[..., ::-1]
+        shown |= {
+            "like an AP film": other,
+            "mirrored, with the front on the right": film[..., ::-1],
+            "turned by 180 degrees": film[:, ::-1, ::-1],
+        }
+    else:
+        shown["like a lateral one"] = other
     # Of the rows with the most probable centres: a spine of 120 mm.
     rows = round(120 / (2 * PIXEL_MM))
     clear = {words: float(np.sort(_see(f, network)[0].max(axis=1))[-rows:].mean()) for words, f in shown.items()}

@@ -309,9 +309,10 @@ def assemble_spine(vertebrae: Sequence[Vertebra]) -> Volume:
         higher = here > best[block]
         best[block][higher] = here[higher]
         labels[block][higher] = vertebra.level
-    for vertebra in vertebrae:
-        own = labels == vertebra.level
-        labels[own & ~largest_part(own)] = 0
+    for level, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            own = labels[box] == level
+            labels[box][own & ~largest_part(own)] = 0
     return Volume(labels, grid)
 
 
