@@ -103,7 +103,7 @@ class FrontOfLateral(nn.Module):
     """Centres where the upper left of a lateral film is bright; none on an AP film."""
 
     def forward(self, films: Tensor) -> Tensor:
-        seen = functional.avg_pool2d(films[:, :1], 2) * films[:, 2:3, ::2, ::2]
+        seen = functional.avg_pool2d(films[:, :1], 2) * films[:, 2:3, ::2, ::2].clamp(0)
         height, width = seen.shape[2:]
         inside = torch.zeros_like(seen)
         inside[:, :, : height // 2, : width // 2] = 1
