@@ -82,7 +82,10 @@ def test_a_disk_that_fills_up_ends_in_one_sentence(
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert capsys.readouterr().err == "[Errno 28] No space left on device: 'a.csv'\n"
+    assert capsys.readouterr().err == (
+        "a.csv can't be written (No space left on device); what was written before is incomplete. "
+        "Make room and run this again.\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["embedded", "public_samples"])

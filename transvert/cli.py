@@ -287,8 +287,16 @@ def main() -> None:
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in UNWRITABLE:
             raise
-        typer.echo(str(error), err=True)
+        typer.echo(_describe(error), err=True)
         sys.exit(2)
+
+
+def _describe(error: InputError | OSError) -> str:
+    """One sentence."""
+    if isinstance(error, InputError):
+        return str(error)
+    what = error.filename or "The output"
+    return f"{what} can't be written ({error.strerror}); what was written before is incomplete. Make room and run this again."
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ CHANGES: dict[str, tuple[Callable[[Pair], Pair], str]] = {
         "lateral film shows nothing like vertebrae .* give the right film, or correct the landmarks",
     ),
     "inverted": (lambda films: [-film for film in films], "AP film shows bone darker .* invert the grey values"),
+    "one inverted": (lambda films: [films[0], -films[1]], "lateral film shows bone darker .* invert the grey values"),
     "exchanged": (lambda films: films[::-1], "the AP film looks like a lateral one, or the landmarks are exchanged"),
     "one view twice": (lambda films: [films[0]] * 2, "the lateral film looks like an AP one"),
     "upside down": (lambda films: [film[::-1] for film in films], "look upside down: give each film upright"),

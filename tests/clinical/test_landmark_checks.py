@@ -204,6 +204,7 @@ STATED = {"source_to_detector_mm": 1800.0, "source_to_patient_mm": 1500.0}
             "the patient is 54 mm before the detector, .* they end at the stand",
         ),
         (STATED | {"source_to_patient_mm": 1746.0}, {"source_to_isocentre_mm": 1600.0}, ""),
+        (STATED | {"source_to_patient_mm": 1746.0}, {"projection": "slot"}, "they end at the stand"),
         (STATED | {"pixel_mm_from": BY_DPI}, {}, "The {} film's pixels of 0.5 mm come from the picture's resolution"),
         (STATED | {"pixel_mm_from": BY_DPI}, {"pixel_mm": (0.5, 0.5)}, ""),
     ],
@@ -211,7 +212,8 @@ STATED = {"source_to_detector_mm": 1800.0, "source_to_patient_mm": 1500.0}
 def test_how_films_were_taken_is_doubted(acquisition: dict, setup: dict, warning: str) -> None:
     marks = _marks()
     marks = replace(marks, setups={name: ViewSetup(name=marks.setups[name].name, **setup) for name in VIEWS})
-    marks = replace(marks, setups={n: s.model_copy(update={"projection": "cone"}) for n, s in marks.setups.items()})
+    rays = {"projection": setup.get("projection", "cone")}
+    marks = replace(marks, setups={n: s.model_copy(update=rays) for n, s in marks.setups.items()})
     films = [Radiograph(np.zeros(SHAPES[name]), (0.5, 0.5), Acquisition(**acquisition)) for name in VIEWS]
     found = _check(marks, films=films)
     assert len(found) == 2 * bool(warning)

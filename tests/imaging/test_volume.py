@@ -272,11 +272,11 @@ BAD_VOLUMES = {
     ),
     "not packed": (
         lambda f: _save(_ct(), f / "a.nii").rename(f / "a.nii.gz"),
-        r"^a\.nii\.gz is not a NIfTI file .*; by its content its name must end in \.nii\.$",
+        r"^a\.nii\.gz may be a NIfTI file under a wrong name: rename it to end in \.nii\.$",
     ),
     "packed": (
         lambda f: _save(_ct(), f / "a.nii.gz").rename(f / "a.nii"),
-        r"^a\.nii is not a NIfTI file .*; by its content its name must end in \.nii\.gz\.$",
+        r"^a\.nii may be a NIfTI file under a wrong name: rename it to end in \.nii\.gz\.$",
     ),
     "empty": (lambda f: _bytes(f, "a.nii", b""), r"a\.nii is not a NIfTI file"),
     "other format": (_other_format, r"a\.mgz is a MGHImage, not a NIfTI volume"),
@@ -427,6 +427,8 @@ def test_different_grids_get_a_sentence_and_rounding_none() -> None:
     volume.check_same_grid(ct, near)
     shifted = Volume(_ct(), _affine() + np.array([[0, 0, 0, 0.1]] * 3 + [[0] * 4]))
     with pytest.raises(InputError, match=r"The CT \(6 x 5 x 4 voxels of 0\.8 x 1\.5 x 2\.5 mm\) and the mask"):
+        volume.check_same_grid(ct, shifted)
+    with pytest.raises(InputError, match=r"lie on different grids, 0\.1 mm apart; resample"):
         volume.check_same_grid(ct, shifted)
     with pytest.raises(InputError, match="lie on different grids; resample the mask to the CT's grid"):
         volume.check_same_grid(ct, Volume(_ct((6, 5, 5)), _affine()))

@@ -62,16 +62,21 @@ def check_films(films: Sequence[np.ndarray], views: Views, points: Mapping[int, 
             "the films look turned by 180 degrees": (usual[:, ::-1, ::-1, ::-1], both),
             "the lateral film looks mirrored, with the front on the right": (usual[..., ::-1], 1),
         }
+    judged = {"AP film shows": 0, "lateral film shows": 1} if enough else {"two films show": both}
     found = []
     for words, (expected, rows) in others.items():
         score = float(fit(expected)[rows].mean())
         gain = score - float(own[rows].mean())
         if score > UNSURE and gain > 0:
             found.append((gain, words))
+    for words, rows in judged.items():
+        if (score := float(own[rows].mean())) < INVERTED and not any(gain > -2 * score for gain, _ in found):
+            raise InputError(
+                f"The {words} bone darker than what is around it: invert the grey values, so that bone is white."
+            )
     if found and max(found)[0] > CLEARLY:
         raise InputError(f"By the pictures, {max(found)[1]}: give each film upright and in its place.")
     doubts = [f"By the pictures, {words}: make sure that this is not so." for _, words in found]
-    judged = {"AP film shows": 0, "lateral film shows": 1} if enough else {"two films show": both}
     return _judge(own, judged) + doubts + blank
 
 
@@ -80,10 +85,6 @@ def _judge(own: np.ndarray, films: Mapping[str, int | slice]) -> list[str]:
     found = []
     for words, rows in films.items():
         score = float(own[rows].mean())
-        if score < INVERTED:
-            raise InputError(
-                f"The {words} bone darker than what is around it: invert the grey values, so that bone is white."
-            )
         if score < NOTHING:
             raise InputError(
                 f"The {words} nothing like vertebrae where they are marked (agreement {score:.2f}, usually above 0.3): give the "

@@ -161,13 +161,13 @@ def _acquisition_warnings(landmarks: Landmarks, name: str, film: Radiograph) -> 
             "without a measurement: state pixel_mm if you know it."
         )
     detector, isocentre = setup.source_distances(taken)
-    cone = setup.rays_of(taken) == "cone"
-    if cone and not (setup.source_to_detector_mm or taken.source_to_detector_mm):
+    rays = setup.rays_of(taken)
+    if rays == "cone" and not (setup.source_to_detector_mm or taken.source_to_detector_mm):
         found.append(
             f"The {_FILM[name]} film's distance from source to detector is not known, {detector:.0f} mm was taken: state it, "
             'and "projection": "slot" if a slot scanner (such as EOS) took it.'
         )
-    elif cone and not setup.source_to_isocentre_mm and detector - isocentre < LEAST_GAP_MM[name]:
+    elif rays != "parallel" and not setup.source_to_isocentre_mm and detector - isocentre < LEAST_GAP_MM[name]:
         found.append(
             f"By the {_FILM[name]} film's distances the patient is {detector - isocentre:.0f} mm before the detector, less "
             "than the spine can be, so they end at the stand and sizes are wrong: state source_to_isocentre_mm."

@@ -167,8 +167,9 @@ def check_same_grid(ct: Volume, mask: Volume, names: tuple[str, str] = ("CT", "m
     """Raises InputError unless both volumes have one shape and affines that agree within 0.01 mm at the corners."""
     if ct.data.shape == mask.data.shape and np.abs(ct.corners() - mask.corners()).max() < 1e-2:
         return
+    apart = f", {np.abs(ct.corners() - mask.corners()).max():.3g} mm apart" if _grid(ct) == _grid(mask) else ""
     raise InputError(
-        f"The {names[0]} ({_grid(ct)}) and the {names[1]} ({_grid(mask)}) lie on different grids; "
+        f"The {names[0]} ({_grid(ct)}) and the {names[1]} ({_grid(mask)}) lie on different grids{apart}; "
         "resample the mask to the CT's grid with nearest neighbours."
     )
 
@@ -200,8 +201,11 @@ def _read(path: str | Path, dtype: type | None) -> Volume:
     except ImageFileError:
         with path.open("rb") as file:
             found = {b"\x1f\x8b": ".nii.gz", b"\x5c\1": ".nii", b"\0\0": ".nii"}.get(file.read(2), path.suffix)
-        hint = "" if found.endswith(path.suffix) else f"; by its content its name must end in {found}"
-        raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz){hint}.") from None
+        if not found.endswith(path.suffix):
+            raise InputError(
+                f"{path.name} may be a NIfTI file under a wrong name: rename it to end in {found}."
+            ) from None
+        raise InputError(f"{path.name} is not a NIfTI file (.nii or .nii.gz).") from None
     except MemoryError:
         raise InputError(f"{path.name} needs more memory than available; resample or crop it.") from None
     except (ArithmeticError, EOFError, OSError, zlib.error, nibabel.spatialimages.HeaderDataError, ValueError) as error:

@@ -105,7 +105,7 @@ def evaluate_subjects(
             print(note)
         notes += found
     if not tables:
-        raise InputError("No subject could be evaluated. " + " ".join(notes))
+        raise InputError(" ".join(["No subject could be evaluated.", *notes[:1]]))  # All of them were printed.
     table = pd.concat(tables, ignore_index=True)
     runs.write_table(out / "metrics.csv", table)
     with atomic_path(out / "skipped.txt") as temporary:
