@@ -77,17 +77,22 @@ def test_corners_lie_half_a_voxel_beyond_the_outer_centres() -> None:
     assert_allclose(corners.max(0), [-11 + 5.5 * 0.8, 7 + 4.5 * 1.5, 300 + 3.5 * 2.5])
 
 
-@pytest.mark.parametrize("mirrored", [True, False])
-def test_a_sform_and_a_qform_that_exchange_left_and_right_are_refused(mirrored: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signs", "sides"),
+    [((-1, 1, 1), "left and right"), ((1, -1, 1), "front and back"), ((1, 1, -1), "head and feet"), ((1, 1, 1), "")],
+)
+def test_a_sform_and_a_qform_that_exchange_sides_are_refused(
+    signs: tuple[int, ...], sides: str, tmp_path: Path
+) -> None:
     path, affine = tmp_path / "ct.nii.gz", np.diag([-1.0, -1.0, 2.0, 1.0])
     image = nibabel.Nifti1Image(np.resize(np.array([-1000, 1000], np.int16), (4, 5, 6)), affine)
     image.set_sform(affine, 1)
-    image.set_qform(np.diag([-1.0 if mirrored else 1.0, 1, 1, 1]) @ affine, 1)
+    image.set_qform(np.diag([*signs, 1.0]) @ affine, 1)
     nibabel.save(image, path)
-    if not mirrored:
+    if not sides:
         assert volume.read_ct(path).data.shape == (4, 5, 6)
         return
-    with pytest.raises(InputError, match="sform and a qform that exchange the patient's left and right"):
+    with pytest.raises(InputError, match=f"sform and a qform that exchange the patient's {sides}; correct one"):
         volume.read_ct(path)
 
 

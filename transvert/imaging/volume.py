@@ -28,6 +28,7 @@ AIR_HU = -1000.0
 FINEST_MM, LONGEST_MM, FARTHEST_MM = 0.01, 5e3, 1e5  # A plausible voxel, volume, and distance from the origin.
 
 _PACKED = {".nii": 1, ".gz": 1032}  # Largest ratio of content to file size; 1032 is the limit of deflate.
+_OPPOSITE = {frozenset("LR"): "left and right", frozenset("AP"): "front and back", frozenset("IS"): "head and feet"}
 _AT_ONCE = 2**20  # Voxels that are read and scaled at a time, in whole slices.
 _MOST_ZEROS = 0.1  # Share of a CT's voxels at exactly 0 HU. Real CTs have 0.01.
 _MOST_TOUCHING = (
@@ -269,10 +270,10 @@ def _check_header(image: nibabel.Nifti1Image, path: Path) -> None:
     ):  # A qform that is broken, beside a good sform.
         if image.header["sform_code"] and image.header["qform_code"]:
             forms = tuple(nibabel.aff2axcodes(form) for form in (image.get_sform(), image.get_qform()))
-    if any({one, other} == {"L", "R"} for one, other in zip(*forms, strict=True)):
-        raise InputError(
-            f"{path.name} has a sform and a qform that exchange the patient's left and right; correct one."
-        )
+    for pair in zip(*forms, strict=True):
+        if frozenset(pair) in _OPPOSITE:
+            sides = _OPPOSITE[frozenset(pair)]
+            raise InputError(f"{path.name} has a sform and a qform that exchange the patient's {sides}; correct one.")
     matrix, origin = image.affine[:3, :3], image.affine[:3, 3]
     spacing = np.linalg.norm(matrix, axis=0) if image.header["sform_code"] else header["pixdim"][1:4]
     sized = (
