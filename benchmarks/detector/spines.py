@@ -26,8 +26,7 @@ from transvert.data.manifest import Subject
 from transvert.data.patches import SIZE, SPACING_MM
 from transvert.data.subjects import find_subjects, load_subject
 from transvert.imaging.volume import Volume, cut_cube
-from transvert.model import networks
-from transvert.model.metrics import dice
+from transvert.model import metrics, networks
 from transvert.progress import progress_bar
 
 Truth = Mapping[int, tuple[np.ndarray, np.ndarray]]
@@ -58,7 +57,7 @@ def score_spine(vertebrae: list[Vertebra], true: Truth) -> dict[int, float]:
     for v in (v for v in vertebrae if v.level in true):
         at, mask = true[v.level]
         here = cut_cube(Volume(v.probability, v.affine), at, SIZE, SPACING_MM, order=1, fill=0).data > 0.5
-        scores[v.level] = dice(here, mask)
+        scores[v.level] = metrics.compare(here, mask, SPACING_MM)["dice"]
     return scores
 
 
