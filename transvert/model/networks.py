@@ -86,7 +86,9 @@ class CrossViewAttention(nn.Module):
 
     def __init__(self, channels: int, side: int = 8):
         super().__init__()
-        self.places = nn.Parameter(0.02 * torch.randn(channels, side, 2 * side))
+        self.places = nn.Parameter(torch.empty(channels, side, 2 * side))
+        if not self.places.is_meta:  # There torch would import its compiler, which takes seconds (`load_weights`).
+            nn.init.normal_(self.places, std=0.02)
         self.attention = Attention(channels)
 
     def forward(self, ap: Tensor, lateral: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +206,9 @@ class LevelEmbedding(nn.Module):
     def __init__(self, channels: int, centres: int = 13):
         super().__init__()
         self.centres: Tensor
-        self.register_buffer("centres", torch.linspace(1, 25, centres), persistent=False)
+        # torch.linspace would import the compiler too.
+        places = [1 + 24 * i / (centres - 1) for i in range(centres)]
+        self.register_buffer("centres", torch.tensor(places), persistent=False)
         self.project = nn.Linear(centres, channels)
 
     def forward(self, code: Tensor) -> Tensor:
