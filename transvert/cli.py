@@ -28,7 +28,8 @@ Weights = Annotated[
 ]
 Scheduler = Annotated[str, typer.Option(help="Address of a Dask scheduler. Default: this computer's cores.")]
 Store = Annotated[str, typer.Argument(help="Sample store: a folder, or an address such as s3://bucket/store.")]
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 SOURCES = "Folders in VerSe's layout, folders of TotalSegmentator output, names of data manifests, or YAML files"
 
 
@@ -293,7 +294,7 @@ def main() -> None:
 
 def _describe(error: InputError | OSError) -> str:
     """One sentence."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) or error.errno not in FULL:  # Others may come from a file that can't be read.
         return str(error)
     what = error.filename or "The output"
     return f"{what} can't be written ({error.strerror}); what was written before is incomplete. Make room and run this again."

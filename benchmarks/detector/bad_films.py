@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.detector.evaluate import expose
+from benchmarks.detector.evaluate import expose_pair
 from benchmarks.detector.films import Films, read_films
 from transvert import runs
 from transvert.clinical import chain, film_checks, landmark_checks, landmarks, vertebra
@@ -80,10 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     every = [read_films(path) for path in sorted(asked.films.glob("*.npz"))]
-    shown = [
-        tuple(expose(p, v, 2 * n + i) for i, (p, v) in enumerate(zip(films.pictures, films.views, strict=True)))
-        for n, films in enumerate(every)
-    ]
+    shown = [expose_pair(films, n) for n, films in enumerate(every)]
     rows = []
     for n, films in enumerate(progress_bar(every, "pairs")):
         for kind, pair in spoil(shown[n], shown[(n + 5) % len(every)][1], films, n).items():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.detector.films import read_films
+from benchmarks.detector.films import Films, read_films
 from transvert import levels, runs
 from transvert.clinical import chain, detector, landmarks
 from transvert.clinical.radiograph import Radiograph
@@ -34,10 +34,16 @@ def expose(integral: np.ndarray, view: View, seed: int) -> np.ndarray:
     return exposure.expose(integral, pixel_mm=view.pixel_mm, seed=seed, photons=photons, scatter=0.02)
 
 
+def expose_pair(films: Films, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both films of a pair, exposed."""
+    ap, lateral = (expose(p, v, 2 * seed + i) for i, (p, v) in enumerate(zip(films.pictures, films.views, strict=True)))
+    return ap, lateral
+
+
 def measure(path: Path, seed: int) -> tuple[list[dict], dict]:
     """Rows of the vertebrae of a pair of films, and a row of the pair."""
     films = read_films(path)
-    shown = [expose(p, v, 2 * seed + i) for i, (p, v) in enumerate(zip(films.pictures, films.views, strict=True))]
+    shown = expose_pair(films, seed)
     setup = landmarks.project_landmarks(*films.views, films.isocentre, {})
     made = [Radiograph(p, v.pixel_mm) for p, v in zip(shown, films.views, strict=True)]
     found = chain.detect_landmarks(made[0], made[1], setup)

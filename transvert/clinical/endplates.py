@@ -230,9 +230,8 @@ def _solid_body(vertebra: Vertebra) -> tuple[Volume, Volume]:
     half = np.diag([0.5, 0.5, 0.5, 1.0])
     half[:3, 3] = -0.25
     coarse = torch.from_numpy(values.astype(np.float32))[None, None]
-    fine = functional.interpolate(coarse, scale_factor=2, mode="trilinear")[
-        0, 0
-    ].numpy()  # Six times as fast as scipy's.
+    # In a sixth of scipy's time.
+    fine = functional.interpolate(coarse, scale_factor=2, mode="trilinear")[0, 0].numpy()
     return Volume(solid, affine), Volume(ndimage.gaussian_filter(fine, 1.0), affine @ half)
 
 

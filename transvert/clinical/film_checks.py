@@ -69,6 +69,7 @@ def check_films(films: Sequence[np.ndarray], views: Views, points: Mapping[int, 
         gain = score - float(own[rows].mean())
         if score > UNSURE and gain > 0:
             found.append((gain, words))
+    # An inverted film would score minus what it does; a change that explains more is the likelier one.
     for words, rows in judged.items():
         if (score := float(own[rows].mean())) < INVERTED and not any(gain > -2 * score for gain, _ in found):
             raise InputError(
